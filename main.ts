@@ -7,7 +7,7 @@ import { clientDoctor } from "./client/doctor.ts";
 import { lbDoctor } from "./lb/doctor.ts";
 import { proxyDoctor } from "./proxy/doctor.ts";
 import { connectCommand, forwardCommand, socksCommand } from "./client/command.ts";
-import { loginCommand } from "./client/login.ts";
+import { loginCommand, logoutCommand } from "./client/login.ts";
 import type { Subcommand } from "./shared/cli/command.ts";
 import { SERVICES } from "./services.ts";
 import { inviteCommand } from "./proxy/invite.ts";
@@ -39,6 +39,7 @@ await run({
       tunnelsCommand as Subcommand,
       topCommand as Subcommand,
       loginCommand as Subcommand,
+      logoutCommand as Subcommand,
       inviteCommand(stateDirectory) as Subcommand,
       {
         name: "doctor",

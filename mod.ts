@@ -69,7 +69,7 @@ export { createNativeNet, type NativeNetOptions } from "./shared/net/native/bind
 export type * from "./shared/net/types.ts";
 export { createMemoryStore, type MemoryStoreOptions } from "./shared/store/memory.ts";
 export { type Store, StoreError } from "./shared/store/store.ts";
-export { TunnelFailure, type TunnelFailureKind } from "./client/tunnel.ts";
+export { TunnelFailure, type TunnelFailureKind } from "./client/tunnel_failure.ts";
 export type { Agent, AgentEvents, AgentOptions, ClientOptions, LoadBalancer, LoadBalancerOptions, Proxy, ProxyOptions };
 
 /** Hooks and dependencies of a proxy. */

@@ -775,6 +775,22 @@ export interface ClientOptions {
   token?: string;
   /** `--token-command`: Command for the shell that prints the client's token, run for each connection, instead of token. */
   tokenCommand?: string;
+  /** `--issuer`: URL of the OpenID Connect issuer at which reverse-http login signs in, instead of a token; https, or http to this machine. By default none. */
+  issuer?: string;
+  /** `--client-id`: Id of this program at the issuer, which must permit the device grant for it. */
+  clientId?: string;
+  /** `--client-secret`: Secret of this program at the issuer, or file:NAME, if the issuer requires one; by default none. */
+  clientSecret?: string;
+  /** `--scopes`: Scopes that the issuer is asked for; offline_access is for tokens that renew themselves. Default: `["openid","profile","offline_access"]`. */
+  scopes?: string[];
+  /** `--audience`: Parameter audience for the issuer, if it needs one for the access token; by default none. */
+  audience?: string;
+  /** `--resource`: Parameter resource (RFC 8707) for the issuer, if it needs one for the access token; by default none. */
+  resource?: string;
+  /** `--token-kind`: Which of the issuer's tokens the proxy gets: the ID token, whose audience is client-id, or the access token. Default: `"id"`. */
+  tokenKind?: "id" | "access";
+  /** `--session-file`: File in which reverse-http login keeps the issuer's tokens, which are renewed there; by default beside the profile. */
+  sessionFile?: string;
   /** `--connect-timeout`: Timeout for a tunnel to be open: connection to the proxy and its response together. In milliseconds. Default: `30000`. */
   connectTimeout?: number;
   /** `--tls.*` */

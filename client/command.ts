@@ -13,7 +13,8 @@ import { LiveMonitor } from "./live_monitor.ts";
 import { type ClientOptions, clientOptions, connectOptions, forwardOptions, forwardProfile, socksProfile } from "./options.ts";
 import { parseRoute } from "./routes.ts";
 import { parseListen, serveSocks } from "./socks.ts";
-import { type Access, checkAccess, openTunnel, parseDestination, TunnelFailure, type TunnelFailureKind } from "./tunnel.ts";
+import { type Access, checkAccess, openTunnel, parseDestination } from "./tunnel.ts";
+import { TunnelFailure, type TunnelFailureKind } from "./tunnel_failure.ts";
 
 /** Exit codes of `connect`; 0: the tunnel has ended, 1: it broke, 2: invalid configuration. */
 const EXIT_CODES: Readonly<Record<TunnelFailureKind, number>> = { "proxy": 3, "denied": 4, "no-agent": 5, "refused": 6, "unreachable": 7 };

@@ -10,16 +10,8 @@ import type { Net } from "../shared/net/types.ts";
 import { tlsAdvice } from "../shared/tls/advice.ts";
 import { expandJoin } from "./join.ts";
 import { type ClientOptions, clientOptions } from "./options.ts";
-import {
-  type Access,
-  checkAccess,
-  checkFiles,
-  connectToProxy,
-  openTunnel,
-  parseDestination,
-  readCredentials,
-  TunnelFailure,
-} from "./tunnel.ts";
+import { type Access, checkAccess, checkFiles, connectToProxy, openTunnel, parseDestination, readCredentials } from "./tunnel.ts";
+import { TunnelFailure } from "./tunnel_failure.ts";
 
 export function clientDoctor(createNet: CreateNet): Subcommand<ClientOptions & ValuesOf<typeof diagnosisOptions>> {
   return {
@@ -114,7 +106,7 @@ async function checkTunnel(net: Net, access: Access, destination: Authority | un
       case "proxy":
         return [fail({ check: "proxy", target: access.proxy }, PROXY_REMEDY)];
       case "denied":
-        if (error.status !== 403) return [fail(credentials, CREDENTIALS_REMEDY)];
+        if (error.status !== 403) return [fail(credentials, access.issuer === undefined ? CREDENTIALS_REMEDY : SIGN_IN_REMEDY)];
         if (destination === undefined) {
           return [accepted, { ...way, result: "note", details: `${details}; check a destination that is allowed` }];
         }
@@ -134,4 +126,6 @@ async function checkTunnel(net: Net, access: Access, destination: Authority | un
 const PROXY_REMEDY = "correct --proxy: it must be the proxy's port for clients; with TLS there, set --tls.enable";
 const CREDENTIALS_REMEDY =
   "create a token with the key of this proxy, reverse-http invite --client; if it was just created, compare the clocks of both machines";
+const SIGN_IN_REMEDY =
+  "sign in again with reverse-http login; the proxy's log says why it refuses the token: compare --auth.oidc.issuer and --auth.oidc.audience there";
 const DESTINATION_REMEDY = "start the server there, or correct the destination: it is what the agent's machine can reach";

@@ -12,7 +12,8 @@ import type { ClientListener, Duplex, Net } from "../shared/net/types.ts";
 import type { ForwardState, Monitor } from "./forward_monitor.ts";
 import { type Forward, isUnix } from "./forwards.ts";
 import { toNodeStream } from "./node_stream.ts";
-import { type Access, checkFiles, openTunnel, reportUnreachableProxy, TunnelFailure } from "./tunnel.ts";
+import { type Access, checkFiles, openTunnel, reportUnreachableProxy } from "./tunnel.ts";
+import { TunnelFailure } from "./tunnel_failure.ts";
 import { joinStreams, listenUnix } from "./unix_socket.ts";
 
 /** Time in milliseconds that open connections get to end after a stop signal. */

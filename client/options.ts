@@ -3,6 +3,7 @@
 import { checkPins, NOT_GIVEN } from "../shared/config/common_options.ts";
 import { joinProblem } from "../shared/config/join.ts";
 import { CLIENT_ENV_PREFIX, defineOptions, type Options, type ValuesOf } from "../shared/config/option.ts";
+import { urlProblem } from "../shared/config/url.ts";
 import { checkRemote } from "../shared/address/host_port.ts";
 import { checkAgentSuffix } from "../shared/frontend/agent_names.ts";
 import { parseRoute } from "./routes.ts";
@@ -40,6 +41,52 @@ export const clientOptions = defineOptions({
     kind: "string",
     env: `${CLIENT_ENV_PREFIX}TOKEN_COMMAND`,
     description: "Command for the shell that prints the client's token, run for each connection, instead of token.",
+  },
+  "issuer": {
+    kind: "string",
+    env: `${CLIENT_ENV_PREFIX}ISSUER`,
+    description:
+      "URL of the OpenID Connect issuer at which reverse-http login signs in, instead of a token; https, or http to this machine. By default none.",
+    check: urlProblem,
+  },
+  "client-id": {
+    kind: "string",
+    env: `${CLIENT_ENV_PREFIX}CLIENT_ID`,
+    description: "Id of this program at the issuer, which must permit the device grant for it.",
+  },
+  "client-secret": {
+    kind: "string",
+    secret: true,
+    env: `${CLIENT_ENV_PREFIX}CLIENT_SECRET`,
+    description: "Secret of this program at the issuer, or file:NAME, if the issuer requires one; by default none.",
+  },
+  "scopes": {
+    kind: "list",
+    env: `${CLIENT_ENV_PREFIX}SCOPES`,
+    default: "openid,profile,offline_access",
+    description: "Scopes that the issuer is asked for; offline_access is for tokens that renew themselves.",
+  },
+  "audience": {
+    kind: "string",
+    env: `${CLIENT_ENV_PREFIX}AUDIENCE`,
+    description: "Parameter audience for the issuer, if it needs one for the access token; by default none.",
+  },
+  "resource": {
+    kind: "string",
+    env: `${CLIENT_ENV_PREFIX}RESOURCE`,
+    description: "Parameter resource (RFC 8707) for the issuer, if it needs one for the access token; by default none.",
+  },
+  "token-kind": {
+    kind: "string",
+    env: `${CLIENT_ENV_PREFIX}TOKEN_KIND`,
+    default: "id",
+    choices: ["id", "access"],
+    description: "Which of the issuer's tokens the proxy gets: the ID token, whose audience is client-id, or the access token.",
+  },
+  "session-file": {
+    kind: "file",
+    env: `${CLIENT_ENV_PREFIX}SESSION_FILE`,
+    description: "File in which reverse-http login keeps the issuer's tokens, which are renewed there; by default beside the profile.",
   },
   "connect-timeout": {
     kind: "duration",

@@ -15,7 +15,8 @@ import { toErrorType, TunnelError, type TunnelErrorType } from "../shared/tunnel
 import type { Dialer } from "../shared/tunnel/request.ts";
 import { ERRORS, limitErrors } from "./error_limit.ts";
 import { findAgent, type Route } from "./routes.ts";
-import { type Access, checkFiles, openTunnel, reportUnreachableProxy, TunnelFailure, type TunnelFailureKind } from "./tunnel.ts";
+import { type Access, checkFiles, openTunnel, reportUnreachableProxy } from "./tunnel.ts";
+import { TunnelFailure, type TunnelFailureKind } from "./tunnel_failure.ts";
 
 /** Time in milliseconds that open connections get to end after a stop signal. */
 const GRACE_MS = 5_000;

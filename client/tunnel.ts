@@ -19,35 +19,8 @@ import type { ClientTls, Duplex, Net } from "../shared/net/types.ts";
 import { openClientTls, refuseWithoutTls } from "../shared/tls/reloadable_tls.ts";
 import { MalformedRequestError } from "../shared/tunnel/errors.ts";
 import type { ClientOptions } from "./options.ts";
-
-/**
- * Why there is no tunnel. `proxy`: the proxy cannot be reached, or is none. `denied`: the credentials or the destination are not allowed.
- * `no-agent`: the agent is not connected. `refused`: nothing listens at the destination. `unreachable`: it cannot be reached, or its name
- * cannot be resolved.
- */
-export type TunnelFailureKind = "proxy" | "denied" | "no-agent" | "refused" | "unreachable";
-
-/** There is no tunnel. The message is one line, without secrets. */
-export class TunnelFailure extends Error {
-  /** Always `TunnelFailure`. */
-  override readonly name = "TunnelFailure";
-  /** The proxy's error type (RFC 9209 §2.3), such as `dns_error`; `undefined` if it gave none. */
-  readonly errorType?: string;
-  /** Status of the proxy's response; `undefined` without one. */
-  readonly status?: number;
-
-  /**
-   * Creates a failure.
-   * @param kind whose fault it is
-   * @param message one line
-   * @param options the cause, and the proxy's error type and status
-   */
-  constructor(readonly kind: TunnelFailureKind, message: string, options: ErrorOptions & { errorType?: string; status?: number } = {}) {
-    super(message, options);
-    this.errorType = options.errorType;
-    this.status = options.status;
-  }
-}
+import { checkSessionOptions, readSessionToken } from "./session.ts";
+import { TunnelFailure, type TunnelFailureKind } from "./tunnel_failure.ts";
 
 /** @throws {ConfigError} */
 export function parseDestination(text: string): Authority {
@@ -65,8 +38,12 @@ export type Access = ClientOptions & { readonly proxy: string };
 
 /** @throws {ConfigError} for missing options, and for those that depend on another */
 export function checkAccess(options: ClientOptions): Access {
-  const { proxy, tls, token, tokenCommand } = options;
-  if (token !== undefined && tokenCommand !== undefined) throw new ConfigError("Cannot use both --token and --token-command: set only one");
+  const { proxy, tls, token, tokenCommand, issuer } = options;
+  const given = [["token", token], ["token-command", tokenCommand], ["issuer", issuer]].flatMap(([name, value]) =>
+    value ? [`--${name}`] : []
+  );
+  if (given.length > 1) throw new ConfigError(`Cannot use both ${given.slice(0, 2).join(" and ")}: set only one`);
+  checkSessionOptions(options);
   if (proxy === undefined) throw new ConfigError("Cannot connect: --proxy is required, or proxy in the profile");
   if (!tls.enable) {
     refuseWithoutTls("tls", tls);
@@ -175,9 +152,13 @@ const FILE = "file:";
 /**
  * Reads what the client authenticates with. Without a token, the password is any text: the Go version needs one.
  * @throws {ConfigError} for a file or a command that gives no token
+ * @throws {TunnelFailure} `denied` if there is no valid token of the issuer
  */
-export async function readCredentials({ agentId, token, tokenCommand, connectTimeout }: Access): Promise<ClientCredentials | undefined> {
-  const text = tokenCommand !== undefined
+export async function readCredentials(access: Access): Promise<ClientCredentials | undefined> {
+  const { agentId, token, tokenCommand, connectTimeout } = access;
+  const text = access.issuer !== undefined
+    ? await readSessionToken(access)
+    : tokenCommand !== undefined
     ? await runTokenCommand(tokenCommand, connectTimeout)
     : token?.startsWith(FILE)
     ? await readToken(token.slice(FILE.length))

@@ -1,4 +1,5 @@
 // The command `invite`: prints the join string of an agent or a client, from the proxy's configuration and the private key of its tokens.
+import { printQrCode } from "../shared/cli/qr_code.ts";
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { decodeJwt } from "jose";
@@ -102,19 +103,12 @@ export function inviteCommand(stateDirectory: string | undefined): Subcommand<Va
   };
 }
 
-/** Most bytes in a QR code (ISO/IEC 18004, version 40 with correction level L). */
-const MAX_QR = 2_953;
-
 /** Prints the command and a QR code on a terminal, or else the string alone. */
-async function print(text: string, role: Invitation["role"], { write, report, columns }: Terminal): Promise<void> {
+async function print(text: string, role: Invitation["role"], terminal: Terminal): Promise<void> {
+  const { write, columns } = terminal;
   if (columns === undefined) return write(`${text}\n`);
   write(`reverse-http ${role === "agent" ? "agent" : "connect"} --join ${text}${role === "agent" ? "" : " HOST:PORT"}\n`);
-  if (text.length > MAX_QR) return report("it is too long for a QR code");
-  const { renderUnicodeCompact } = await import("uqr"); // most runs need none
-  const code = renderUnicodeCompact(text, { ecc: "L", border: 1 });
-  const width = code.split("\n")[0]!.length;
-  if (width <= columns) write(`\n${code}\n`);
-  else report(`its QR code needs a terminal with ${width} columns`);
+  await printQrCode(text, terminal);
 }
 
 interface Invited {

@@ -1,6 +1,7 @@
-// A small OpenID Connect issuer on loopback: discovery, a JWKS whose keys rotate, and signed tokens. It can be down.
+// A small OpenID Connect issuer on loopback: discovery, a JWKS whose keys rotate, signed tokens, and the grants for devices, refresh tokens
+// and clients. It can be down.
 import { randomUUID } from "node:crypto";
-import { createServer, type Server } from "node:http";
+import { createServer, type IncomingMessage, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
 import { calculateJwkThumbprint, exportJWK, generateKeyPair, type JWK, type JWTPayload, SignJWT } from "jose";
 
@@ -18,6 +19,24 @@ export class OidcIssuer implements AsyncDisposable {
   foreign: object[] = [];
   /** It answers 503. */
   isDown = false;
+  /** What the discovery document has besides issuer and keys. */
+  hasDeviceLogin = true;
+  hasRevocation = true;
+  /** Lifetime of the tokens that it issues, in seconds, and claims that they have. */
+  lifetimeS = 3_600;
+  claims: JWTPayload = {};
+  /** The secrets of clients; others are public. */
+  readonly secrets = new Map<string, string>();
+  /** Answers of the token endpoint to come, before those that it gives by itself: errors. */
+  readonly refusals: string[] = [];
+  /** Forms that the token endpoint got. */
+  readonly asked: Readonly<Record<string, string>>[] = [];
+  /** By device code: whether the person has agreed, or not yet. */
+  readonly #devices = new Map<string, { readonly userCode: string; answer?: "agreed" | "denied" }>();
+  /** Those that are valid. A used one revokes all (RFC 9700 §4.14). */
+  readonly #refreshTokens = new Set<string>();
+  readonly #usedTokens = new Set<string>();
+  #codes = 0;
   /** Requests for any document, and for the JWKS. */
   requests = 0;
   fetches = 0;
@@ -30,17 +49,104 @@ export class OidcIssuer implements AsyncDisposable {
     const server = createServer();
     await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
     const issuer = new OidcIssuer(server);
-    server.on("request", ({ url }, response) => {
+    server.on("request", async (request, response) => {
       issuer.requests++;
-      if (url === "/jwks") issuer.fetches++;
-      const body = issuer.isDown ? undefined : url === "/jwks" ? { keys: [...issuer.foreign, ...issuer.#keys.map(({ jwk }) => jwk)] } : {
-        issuer: issuer.url,
-        jwks_uri: issuer.jwksUrl,
-      };
-      response.writeHead(body === undefined ? 503 : 200, { "Content-Type": "application/json" }).end(JSON.stringify(body));
+      if (request.url === "/jwks") issuer.fetches++;
+      const [status, body] = issuer.isDown
+        ? [503]
+        : request.method === "POST"
+        ? await issuer.#post(request)
+        : [200, issuer.#document(request.url)];
+      response.writeHead(status, { "Content-Type": "application/json" }).end(JSON.stringify(body));
     });
     await issuer.rotate({ alg });
     return issuer;
+  }
+
+  /** The person agrees to a device login, or denies it. */
+  decide(userCode: string, answer: "agreed" | "denied" = "agreed"): void {
+    const device = [...this.#devices.values()].find((device) => device.userCode === userCode);
+    if (device === undefined) throw new Error(`There is no code ${userCode}`);
+    device.answer = answer;
+  }
+
+  /** Ends all sessions: no refresh token is valid any longer. */
+  endSessions(): void {
+    this.#refreshTokens.clear();
+  }
+
+  get sessions(): number {
+    return this.#refreshTokens.size;
+  }
+
+  #document(path = ""): object {
+    if (path === "/jwks") return { keys: [...this.foreign, ...this.#keys.map(({ jwk }) => jwk)] };
+    return {
+      issuer: this.url,
+      jwks_uri: this.jwksUrl,
+      id_token_signing_alg_values_supported: [...new Set(this.#keys.map(({ alg }) => alg))],
+      token_endpoint: `${this.url}/token`,
+      ...this.hasDeviceLogin && { device_authorization_endpoint: `${this.url}/device` },
+      ...this.hasRevocation && { revocation_endpoint: `${this.url}/revoke` },
+    };
+  }
+
+  async #post(request: IncomingMessage): Promise<[status: number, body: object]> {
+    let text = "";
+    for await (const part of request) text += part;
+    const form = Object.fromEntries(new URLSearchParams(text));
+    const [, basic = ""] = /^Basic (.*)$/.exec(request.headers.authorization ?? "") ?? [];
+    const [id = form.client_id!, secret = form.client_secret] = basic === "" ? [] : atob(basic).split(":").map(decodeURIComponent);
+    if (this.secrets.get(id) !== secret) return [401, { error: "invalid_client" }];
+    if (request.url === "/device") return [200, this.#startDevice()];
+    if (request.url === "/revoke") {
+      this.#refreshTokens.delete(form.token!);
+      return [200, {}];
+    }
+    this.asked.push(form);
+    const error = this.refusals.shift() ?? this.#refusalOf(form);
+    if (error !== undefined) return [error === "server_error" ? 500 : 400, { error }];
+    const isPerson = form.grant_type !== "client_credentials";
+    const refreshToken = randomUUID();
+    if (isPerson) this.#refreshTokens.add(refreshToken);
+    const exp = Math.floor(Date.now() / 1000) + this.lifetimeS;
+    const claims = { exp, ...isPerson ? {} : { sub: id, preferred_username: undefined, groups: undefined }, ...this.claims };
+    return [200, {
+      token_type: "Bearer",
+      expires_in: this.lifetimeS,
+      access_token: await this.sign(claims),
+      ...isPerson && { id_token: await this.sign({ aud: id, ...claims }), refresh_token: refreshToken },
+    }];
+  }
+
+  #startDevice(): object {
+    const [device, userCode] = [randomUUID(), `CODE-${++this.#codes}`];
+    this.#devices.set(device, { userCode });
+    const url = `${this.url}/activate`;
+    return {
+      device_code: device,
+      user_code: userCode,
+      verification_uri: url,
+      verification_uri_complete: `${url}?code=${userCode}`,
+      expires_in: 600,
+      interval: 1,
+    };
+  }
+
+  /** Why the token endpoint refuses, if it does. */
+  #refusalOf({ grant_type: type, device_code: code = "", refresh_token: token = "" }: Record<string, string>): string | undefined {
+    if (type === "client_credentials") return undefined;
+    if (type === "refresh_token") {
+      if (this.#usedTokens.has(token)) this.endSessions();
+      if (!this.#refreshTokens.delete(token)) return "invalid_grant";
+      this.#usedTokens.add(token);
+      return undefined;
+    }
+    const device = this.#devices.get(code);
+    if (device === undefined) return "expired_token";
+    if (device.answer === undefined) return "authorization_pending";
+    this.#devices.delete(code);
+    return device.answer === "denied" ? "access_denied" : undefined;
   }
 
   get url(): string {

@@ -42,7 +42,8 @@ export async function fetchText(fetch: Fetch, url: string, options: FetchOptions
   }
 }
 
-async function readBody({ body }: Response, maxBytes: number): Promise<string> {
+/** @throws {Error} if it has more than `maxBytes` */
+export async function readBody({ body }: Response, maxBytes: number): Promise<string> {
   if (body === null) return "";
   const [decoder, reader] = [new TextDecoder("utf-8"), body.getReader()];
   let [text, size] = ["", 0];

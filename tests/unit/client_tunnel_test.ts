@@ -2,7 +2,8 @@
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { describe, it } from "node:test";
-import { checkAccess, openTunnel, TunnelFailure, type TunnelFailureKind } from "../../client/tunnel.ts";
+import { checkAccess, openTunnel } from "../../client/tunnel.ts";
+import { TunnelFailure, type TunnelFailureKind } from "../../client/tunnel_failure.ts";
 import { clientOptions } from "../../client/options.ts";
 import { withDefaults } from "../../shared/config/defaults.ts";
 import { encodeErrorResponse, ProxyError } from "../../shared/http/status.ts";
