@@ -18,6 +18,7 @@ const ALLOWED = new Set([
   "ISC",
   "MIT",
   "MIT-0",
+  "PSF-2.0",
   "Unicode-3.0",
   "Unlicense",
   "Zlib",
