@@ -23,6 +23,22 @@ interface Check {
   group?: string;
   /** Reads the numbers of passed and failed tests from the output. Without it, the check counts as one test. */
   count?: (output: string) => [passed: number, failed: number];
+  /** Runs files that have failed once more, when nothing else runs. Missing: a failure is final. */
+  repetition?: Repetition;
+}
+
+/** How to run single test files of a check. */
+interface Repetition {
+  /** The files of the failed tests in the output. */
+  failedFiles(output: string): string[];
+  command(file: string): string[];
+}
+
+interface Result {
+  readonly check: Check;
+  readonly passed: number;
+  readonly failed: number;
+  readonly failedFiles: readonly string[];
 }
 
 /** Timeout of a check, in minutes. */
@@ -39,10 +55,32 @@ const bunCount: Check["count"] = (o) => [number(/^\s*(\d+) pass$/m.exec(o)), num
 const nodeCount: Check["count"] = (o) => [number(/^(?:#|ℹ) pass (\d+)$/m.exec(o)), number(/^(?:#|ℹ) fail (\d+)$/m.exec(o))];
 const cargoCount: Check["count"] = (o) => [number(/(\d+) passed;/.exec(o)), number(/; (\d+) failed;/.exec(o))];
 
+/** Finds the files of failures where a runner prints a file's name before its results. */
+function filesOf(output: string, heading: RegExp, failure: RegExp): string[] {
+  const files = new Set<string>();
+  let file = "";
+  for (const line of output.split("\n")) {
+    file = heading.exec(line)?.[1] ?? file;
+    if (failure.test(line)) files.add(file);
+  }
+  return [...files];
+}
+const bunFile: Repetition = {
+  // an error outside of tests has no line of its own
+  failedFiles: (output) => /^\s*\d+ errors?$/m.test(output) ? [] : filesOf(output, /^(tests\/\S+_test\.ts):$/, /^\(fail\) /),
+  command: (file) => [bun, "test", "--timeout=60000", `./${file}`],
+};
+const denoFile: Repetition = {
+  failedFiles: (output) => filesOf(output, /^running \d+ tests? from \.\/(tests\/\S+_test\.ts)$/, /\.\.\. FAILED/),
+  command: (file) => [deno, "test", "-A", "--quiet", "--no-check", file],
+};
+/** Failures in more files are no accident of a busy machine. */
+const MAX_REPEATED = 3;
+
 const crate = join(root, "native");
 const cargoEnv = { CARGO_TARGET_DIR: join(crate, "target") };
 const underBun = (suite: string): Check => (
-  { name: `${suite} (Bun)`, command: [bun, "test", "--timeout=60000", `./tests/${suite}/`], count: bunCount }
+  { name: `${suite} (Bun)`, command: [bun, "test", "--timeout=60000", `./tests/${suite}/`], count: bunCount, repetition: bunFile }
 );
 /** Half of the test files of a suite. */
 const halfUnderBun = (suite: string, half: 0 | 1): Check => {
@@ -51,10 +89,16 @@ const halfUnderBun = (suite: string, half: 0 | 1): Check => {
     name: `${suite} (Bun, ${half + 1} of 2)`,
     command: [bun, "test", "--timeout=60000", ...files.filter((_, at) => at % 2 === half).map((name) => `./tests/${suite}/${name}`)],
     count: bunCount,
+    repetition: bunFile,
   };
 };
 const underBoth = (suite: string): Check[] => [
-  { name: `${suite} (Deno)`, command: [deno, "test", "-A", "--quiet", "--no-check", `tests/${suite}/`], count: denoCount },
+  {
+    name: `${suite} (Deno)`,
+    command: [deno, "test", "-A", "--quiet", "--no-check", `tests/${suite}/`],
+    count: denoCount,
+    repetition: denoFile,
+  },
   underBun(suite),
 ];
 const conformance = join("tests", "conformance", "native_test.ts");
@@ -137,7 +181,8 @@ const CHECKS: Check[] = [
 ];
 
 /** Runs a check and prints its result. Never rejects. */
-async function run({ name, command: [file, ...args], cwd = root, env, count }: Check): Promise<[passed: number, failed: number]> {
+async function run(check: Check): Promise<Result> {
+  const { name, command: [file, ...args], cwd = root, env, count, repetition } = check;
   const started = Date.now();
   const { status, output } = await execute(file!, args, { cwd, env: { ...process.env, NO_COLOR: "1", ...env } });
   let [passed, failed] = count?.(output) ?? (status === 0 ? [1, 0] : [0, 1]);
@@ -148,7 +193,18 @@ async function run({ name, command: [file, ...args], cwd = root, env, count }: C
   );
   // what passed would hide the rest
   if (failed > 0) console.log(output.split("\n").filter((line) => !PASSED.test(line)).join("\n"));
-  return [passed, failed];
+  return { check, passed, failed, failedFiles: failed > 0 ? repetition?.failedFiles(output) ?? [] : [] };
+}
+
+/** Runs the failed files of a check again, one at a time, and returns what remains failed. */
+async function repeat({ check: { name, repetition, ...check }, failed, failedFiles }: Result): Promise<number> {
+  if (!repetition || failedFiles.length === 0 || failedFiles.length > MAX_REPEATED || failedFiles.includes("")) return failed;
+  for (const file of failedFiles) {
+    const again = await run({ ...check, name: `${name}, again: ${file}`, command: repetition.command(file) });
+    if (again.failed > 0) return failed;
+  }
+  console.log(`FLAKY ${name}: ${failed} failed beside other tests, and passed alone`);
+  return 0;
 }
 
 /** Resolves with the exit status and all output, standard output first; the status is `null` if the program did not start or was ended. */
@@ -165,22 +221,27 @@ function execute(file: string, args: string[], options: SpawnOptions): Promise<{
   return promise;
 }
 
-/** Runs the checks, a few side by side, and returns the sums of their results. */
+/** Runs the checks, a few side by side, then what has failed once more, and returns the sums of their results. */
 async function runAll(checks: readonly Check[]): Promise<[passed: number, failed: number]> {
   const running = new Set<Promise<void>>();
-  let [passed, failed] = [0, 0];
+  const results: Result[] = [];
   let group: string | undefined;
   for (const check of checks) {
     while (running.size >= (check.group === group ? lanesOf(group) : 1)) await Promise.race(running);
     group = check.group;
-    const ended = run(check).then(([p, f]) => {
-      passed += p;
-      failed += f;
+    const ended = run(check).then((result) => {
+      results.push(result);
       running.delete(ended);
     });
     running.add(ended);
   }
   await Promise.all(running);
+  let [passed, failed] = [0, 0];
+  for (const result of results) {
+    const remaining = await repeat(result);
+    passed += result.passed + result.failed - remaining;
+    failed += remaining;
+  }
   return [passed, failed];
 }
 
