@@ -1,6 +1,5 @@
 // What the admin server serves: liveness, readiness, metrics, agents and the dashboard's files to everyone, and the API to operators.
 import { Hono } from "hono";
-import { accepts } from "hono/accepts";
 import type { ApiEnv } from "./api/access.ts";
 import type { AgentState } from "./api/types.ts";
 import { serveDashboard } from "./dashboard/dashboard.ts";
@@ -8,7 +7,7 @@ import type { Health } from "./health.ts";
 import type { Handler, RequestOrigin } from "./http_server.ts";
 import type { Logger } from "../log/logger.ts";
 import type { Metrics } from "./metrics.ts";
-import { OPEN_METRICS_TYPE } from "./open_metrics.ts";
+import { OPEN_METRICS_TYPE, prefersOpenMetrics } from "./open_metrics.ts";
 
 export interface AdminRoutesOptions {
   readonly health: Health;
@@ -39,8 +38,9 @@ export function createAdminHandler({ health, metrics, agents, api, log }: AdminR
     return json({ ready, problems }, ready ? 200 : 503);
   });
   app.get("/metrics", async (c) => {
-    const type = accepts(c, { header: "Accept", supports: ["text/plain", OPEN_METRICS_TYPE], default: "text/plain" });
-    const [text, version] = type === OPEN_METRICS_TYPE ? [await metrics.formatOpen(), "1.0.0"] : [await metrics.format(), "0.0.4"];
+    const isOpen = prefersOpenMetrics(c.req.header("Accept"));
+    const [type, version] = isOpen ? [OPEN_METRICS_TYPE, "1.0.0"] : ["text/plain", "0.0.4"];
+    const text = await (isOpen ? metrics.formatOpen() : metrics.format());
     return new Response(text, { headers: { "Content-Type": `${type}; version=${version}; charset=utf-8`, "Vary": "Accept" } });
   });
   app.get("/agents", () => json(Array.from(agents()).filter(({ state }) => state !== "gone").map(reportOf)));

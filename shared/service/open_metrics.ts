@@ -4,6 +4,18 @@ import type { MetricObjectWithValues, MetricValue } from "prom-client";
 
 export const OPEN_METRICS_TYPE = "application/openmetrics-text";
 
+/** Whether a request's Accept names the format, and no other text with a higher weight (RFC 9110 §12.5.1). */
+export function prefersOpenMetrics(accept = ""): boolean {
+  const weightOf = (type: string): number => {
+    const weights = accept.toLowerCase().split(",").map((range) => range.split(";").map((part) => part.trim()))
+      .filter(([name]) => name === type)
+      .map(([, ...parameters]) => Number(parameters.find((parameter) => parameter.startsWith("q="))?.slice(2) ?? 1));
+    return Math.max(0, ...weights.filter((weight) => weight >= 0));
+  };
+  const weight = weightOf(OPEN_METRICS_TYPE);
+  return weight > 0 && weight >= weightOf("text/plain");
+}
+
 /** One observation of a bucket, to look up. */
 export interface Exemplar {
   /** 128 characters at most in all, with their names. */
