@@ -27,6 +27,8 @@ export interface IssueOptions {
   names: string[];
   /** Common name. Default: the first name. */
   commonName?: string;
+  /** Organizational units. Default: none. */
+  units?: string[];
   /** Validity in days; negative for an expired certificate. Default 1. */
   days?: number;
   /** Days until the certificate becomes valid. Default 0. */
@@ -53,10 +55,10 @@ export async function makeAuthority(name = "Test CA"): Promise<Authority> {
     cert: `${cert.toString("pem")}\n`,
     key: await exportKey(keys.privateKey),
     serialNumber: cert.serialNumber,
-    async issue({ names, commonName = names[0], days = 1, startsIn }) {
+    async issue({ names, commonName = names[0], units = [], days = 1, startsIn }) {
       const own = await crypto.subtle.generateKey(ALGORITHM, true, ["sign", "verify"]);
       const issued = await x509.X509CertificateGenerator.create({
-        subject: `CN=${commonName}`,
+        subject: [`CN=${commonName}`, ...units.map((unit) => `OU=${unit}`)].join(","),
         issuer: cert.subject,
         publicKey: own.publicKey,
         signingKey: keys.privateKey,

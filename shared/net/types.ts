@@ -159,8 +159,15 @@ export interface Incoming {
    * datagram for a destination. Missing with the {@link Preamble} `none`, and for other UDP peers.
    */
   readonly head?: string;
-  /** The name in a ClientHello (RFC 6066 §3), in lower case; missing if it has none, and where {@link Preamble} is not `client-hello`. */
+  /**
+   * The name in a ClientHello (RFC 6066 §3), in lower case, without a final dot; missing if it has none, and without TLS unless
+   * {@link Preamble} is `client-hello`.
+   */
   readonly serverName?: string;
+  /** The client's certificate, DER, verified as {@link ServerTls.clientCa} requires; missing if it presented none, and without TLS. */
+  readonly peerCertificate?: Uint8Array;
+  /** Whether it is a stream of HTTP/2; see {@link Preamble}. */
+  readonly isHttp2?: boolean;
   /**
    * The address at which the client has reached the listener, `host:port` or `[host]:port`. Missing for clients that speak HTTP, and for UDP
    * peers.
@@ -360,10 +367,11 @@ export interface AddressLimit {
  *   without a length is in chunks; an extended CONNECT (RFC 8441) has the form of an upgrade. What is written begins with a response head of
  *   HTTP/1.1, interim ones before it; the fields about the connection are left out, and the body that follows is not in chunks. A reset ends
  *   both directions, with CONNECT_ERROR in a tunnel. A connection without a stream for 3 minutes is closed; it counts as a pending head
+ * - `http-or-http2`: one or the other, as agreed by ALPN (RFC 7301); without TLS `http`
  * - `none`: nothing. It delivers a connection as soon as it is accepted and, with TLS, its handshake is complete, whether or not the client
  *   has sent anything
  */
-export type Preamble = "http" | "http2" | "socks5" | "http-or-socks5" | "client-hello" | "none";
+export type Preamble = "http" | "http2" | "http-or-http2" | "socks5" | "http-or-socks5" | "client-hello" | "none";
 
 /** Options of {@link Net.listenTcp}. */
 export interface ListenTcpOptions extends HeadOptions {
@@ -374,8 +382,8 @@ export interface ListenTcpOptions extends HeadOptions {
   /** `host:port`, `[host]:port`, or `:port` for every IPv4 and IPv6 address; port 0 lets the system choose. */
   address: string;
   /**
-   * Accept TLS; not with the preamble `client-hello`. Select `http/1.1` with a preamble that includes `http`, and `h2` with `http2`, if a client
-   * offers it by ALPN (RFC 7301). Default: plain TCP, and HTTP/2 with prior knowledge (RFC 9113 §3.3).
+   * Accept TLS; not with the preamble `client-hello`. Select `http/1.1` with a preamble that includes `http`, and `h2` with one that includes
+   * `http2`, `h2` first, if a client offers it by ALPN (RFC 7301). Default: plain TCP, and for `http2` prior knowledge (RFC 9113 §3.3).
    */
   tls?: ServerTls;
   /**
@@ -727,8 +735,28 @@ export interface ServerTls {
   key: string;
   /** Require client certificates issued by one of these authorities. Default: none required. */
   clientCa?: string;
+  /** Accept clients that present no certificate too; any that is presented must be valid. Default `false`. */
+  isClientOptional?: boolean;
   /** Reject client certificates on these revocation lists (RFC 5280 §5). Requires `clientCa`. */
   clientCrl?: string;
+  /**
+   * Settings for clients that ask a TCP listener for other names (SNI, RFC 6066 §3). An exact name precedes the zone with most labels, and that
+   * these settings. Default: all clients get these.
+   */
+  hosts?: readonly HostTls[];
+  /**
+   * Certificates by which a TCP listener answers the challenges of an ACME authority (RFC 8737), by name: to a client that offers
+   * `acme-tls/1`, and closes its connection. Default: none.
+   */
+  challenges?: readonly HostTls[];
+}
+
+/** TLS settings of a server for some names. */
+export interface HostTls {
+  /** Names, or `*.zone` for all names below a zone. */
+  readonly names: readonly string[];
+  /** The settings. Their `hosts` and `challenges` have no meaning. */
+  readonly tls: ServerTls;
 }
 
 /** TLS settings of a client, as PEM texts. The object must not be modified after its first use. */

@@ -358,7 +358,7 @@ export async function readPreamble(
   limit: number,
   socks: number[],
 ): Promise<string | null> {
-  if (preamble === "http") return await readHead(stream, limit);
+  if (preamble === "http" || preamble === "http-or-http2") return await readHead(stream, limit);
   const first = await stream.read();
   if (first === null) return null;
   stream.input.unread(first);

@@ -1,12 +1,17 @@
 // A listener for HTTP/2 (RFC 9113): each of its streams is one of the contract, with its ends, resets and backpressure, and what a client may
 // take is bounded.
 import assert from "node:assert/strict";
+import { Buffer } from "node:buffer";
+import { once } from "node:events";
 import { describe } from "node:test";
+import { connect as connectTls, type ConnectionOptions, type TLSSocket } from "node:tls";
 import {
   CONNECT_ERROR,
   CONTINUATION,
   DATA,
   encodeFields,
+  encodeFrame,
+  END_HEADERS,
   END_STREAM,
   ENHANCE_YOUR_CALM,
   GOAWAY,
@@ -28,6 +33,7 @@ import {
   bytes,
   dialTcp,
   fill,
+  HEAD,
   ignore,
   isPending,
   listenTcp,
@@ -85,6 +91,7 @@ export function http2Tests(suite: Suite): void {
     lifetimeTests(suite, connectOver(false));
     otherProtocolTests(suite);
   });
+  describe("a listener for HTTP/1.1 and HTTP/2", () => bothVersionsTests(suite));
 }
 
 function transferTests({ test }: Suite, connect: Connect): void {
@@ -483,5 +490,78 @@ function otherProtocolTests({ test, pki }: Suite): void {
       socket.write("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nGET / HTTP/1.1\r\n\r\n");
       assert.equal((await next())?.error?.code, "head-malformed");
     });
+  });
+}
+
+function bothVersionsTests({ test, pki }: Suite): void {
+  const preamble = "http-or-http2";
+  const open = async (port: number, options: ConnectionOptions): Promise<TLSSocket> => {
+    const socket = connectTls({ host: "127.0.0.1", port, rejectUnauthorized: false, servername: "a.test", ...options });
+    socket.on("error", () => {});
+    await within(once(socket, "secureConnect"));
+    return socket;
+  };
+
+  test("selects h2 before http/1.1, or none, and delivers the requests of either version", async (net) => {
+    const { tls } = await pki;
+    const { port, next } = await listenTcp(net, { preamble, tls });
+    const offers: [offered: string[] | undefined, picked: string | false][] = [
+      [["http/1.1", "h2"], "h2"],
+      [["h2"], "h2"],
+      [["http/1.1"], "http/1.1"],
+      [["http/1.0"], false],
+      [undefined, false],
+    ];
+    for (const [ALPNProtocols, picked] of offers) {
+      const socket = await open(port, { ALPNProtocols });
+      assert.equal(socket.alpnProtocol || false, picked, `${ALPNProtocols}`);
+      if (picked === "h2") {
+        const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+        const fields = encodeFields({ ":method": "GET", ":scheme": "https", ":authority": "a.test", ":path": "/x" });
+        socket.write(preface);
+        socket.write(encodeFrame(SETTINGS, 0, 0, new Uint8Array()));
+        socket.write(encodeFrame(HEADERS, END_STREAM | END_HEADERS, 1, fields));
+      } else socket.write(HEAD);
+      const incoming = await next();
+      assert.equal(incoming?.head, picked === "h2" ? "GET https://a.test/x HTTP/1.1\r\n\r\n" : HEAD);
+      assert.deepEqual([incoming.isHttp2 ?? false, incoming.serverName], [picked === "h2", "a.test"]);
+      incoming.stream.close();
+      socket.destroy();
+    }
+  });
+
+  test("knows the client's certificate in each stream of a connection", async (net) => {
+    const { tls, authority, client } = await pki;
+    const { port, next } = await listenTcp(net, { preamble: "http2", tls: { ...tls, clientCa: authority.cert } });
+    const connection = await Http2Client.open(await dialTcp(net, port, { tls: { ca: authority.cert, ...client } }));
+    for (const stream of [1, 3]) {
+      await connection.connect(stream);
+      const incoming = await next();
+      assert.equal(incoming?.isHttp2, true);
+      assert.ok(incoming.peerCertificate);
+      assert.equal(Buffer.from(incoming.peerCertificate).toString("base64"), client.cert.replace(/-----.*-----|\s/g, ""));
+    }
+  });
+
+  test("reports a client that agrees on h2 and speaks HTTP/1.1", async (net) => {
+    const { tls } = await pki;
+    const { port, next } = await listenTcp(net, { preamble, tls });
+    const socket = await open(port, { ALPNProtocols: ["h2", "http/1.1"] });
+    socket.write(HEAD);
+    const incoming = await next();
+    assert.equal(incoming?.error?.code, "not-http2");
+    incoming.stream.close();
+    socket.destroy();
+  });
+
+  test("is one for HTTP/1.1 without TLS", async (net) => {
+    const { port, next } = await listenTcp(net, { preamble });
+    const socket = await dialTcp(net, port);
+    await within(socket.write(bytes(HEAD)));
+    const incoming = await next();
+    assert.deepEqual([incoming?.head, incoming?.isHttp2 ?? false], [HEAD, false]);
+    const other = await dialTcp(net, port);
+    await within(other.write(bytes("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")));
+    assert.equal((await next())?.head, "PRI * HTTP/2.0\r\n\r\n"); // which the parser refuses
   });
 }

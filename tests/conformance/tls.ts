@@ -4,7 +4,7 @@ import { Buffer } from "node:buffer";
 import { createPrivateKey } from "node:crypto";
 import { once } from "node:events";
 import { describe } from "node:test";
-import { connect, type ConnectionOptions, createServer } from "node:tls";
+import { connect, type ConnectionOptions, createServer, type TLSSocket } from "node:tls";
 import type { NetErrorCode } from "../../shared/net/errors.ts";
 import type { AgentSession, ClientTls, Duplex, Net, ServerTls } from "../../shared/net/types.ts";
 import { type Issued, makeAuthority, makeSelfSignedAuthority, pinOf } from "../../testing/certificates.ts";
@@ -122,6 +122,8 @@ export function tlsTests(suite: Suite): void {
     helloTests(suite);
     wireTests(suite);
   });
+  describe("TLS over TCP, for several names", () => nameTests(suite));
+  describe("TLS over TCP, from the server's end", () => clientTests(suite));
   for (const sessions of sessionsOf(suite)) {
     describe(`TLS over ${sessions.name}, from both ends`, () => sessionCertificateTests(suite, sessions));
   }
@@ -628,6 +630,182 @@ function wireTests({ test, pki }: Suite): void {
       });
     });
   }
+}
+
+/** Connects with another implementation's client. */
+async function open(port: number, options: ConnectionOptions = {}): Promise<TLSSocket> {
+  const socket = connect({ host: "127.0.0.1", port, rejectUnauthorized: false, ...options });
+  socket.on("error", () => {});
+  await within(once(socket, "secureConnect"));
+  return socket;
+}
+
+function nameTests({ test, pki }: Suite): void {
+  /** The common name of the certificate that a client gets. */
+  const shown = async (port: number, servername: string | undefined) => {
+    const socket = await open(port, { servername });
+    const { subject } = socket.getPeerCertificate();
+    socket.destroy();
+    return subject.CN;
+  };
+  const settings = async (prefix = ""): Promise<ServerTls> => {
+    const { authority } = await pki;
+    const issue = async (name: string) => await authority.issue({ names: [], commonName: prefix + name });
+    return {
+      ...await issue("default"),
+      hosts: [
+        { names: ["a.example", "b.example"], tls: await issue("both") },
+        { names: ["*.Zone.example"], tls: await issue("zone") },
+        { names: ["*.low.zone.example", "x.zone.example"], tls: await issue("lower") },
+      ],
+    };
+  };
+  const ROWS: readonly [name: string | undefined, certificate: string][] = [
+    [undefined, "default"],
+    ["other.example", "default"],
+    ["a.example", "both"],
+    ["B.EXAMPLE", "both"],
+    ["x.zone.example", "lower"],
+    ["y.zone.example", "zone"],
+    ["y.x.zone.example", "zone"],
+    ["zone.example", "default"],
+    ["y.low.zone.example", "lower"],
+    ["low.zone.example", "zone"],
+    ["azone.example", "default"],
+  ];
+
+  test("presents the certificate of the name: an exact one, then that of the longest zone, then that for all others", async (net) => {
+    const { port } = await listenTcp(net, { tls: await settings() });
+    for (const [name, certificate] of ROWS) assert.equal(await shown(port, name), certificate, `${name}`);
+  });
+
+  test("presents renewed certificates of all names, and keeps all if one is invalid", async (net) => {
+    const { listener, port } = await listenTcp(net, { tls: await settings() });
+    const renewed = await settings("new ");
+    listener.setTls(renewed);
+    for (const [name, certificate] of ROWS.slice(0, 4)) assert.equal(await shown(port, name), `new ${certificate}`, `${name}`);
+    const [host] = renewed.hosts!;
+    const bad = { ...await settings(), hosts: [{ ...host!, tls: { ...host!.tls, key: (await pki).client.key } }] };
+    assert.throws(() => listener.setTls(bad), { name: "NetError", code: "tls" });
+    assert.throws(() => net.checkServerTls(bad), { name: "NetError", code: "tls" });
+    for (const [name, certificate] of ROWS.slice(0, 4)) assert.equal(await shown(port, name), `new ${certificate}`, `${name}`);
+  });
+
+  test("requires client certificates as each name does, also of a client that resumes the session of another name", async (net) => {
+    const { authority, client, tls } = await pki;
+    const host = { names: ["closed.example"], tls: { ...tls, clientCa: authority.cert } };
+    const { port, next } = await listenTcp(net, { tls: { ...tls, hosts: [host] } });
+    for (const maxVersion of ["TLSv1.2", "TLSv1.3"] as const) {
+      const socket = connect({ host: "127.0.0.1", port, servername: "open.example", rejectUnauthorized: false, maxVersion });
+      const [session] = await within(once(socket, "session")) as [Buffer];
+      socket.write(HEAD);
+      assert.equal((await next())?.error, undefined);
+      socket.destroy();
+      const other = connect({ host: "127.0.0.1", port, servername: "closed.example", rejectUnauthorized: false, maxVersion, session });
+      other.on("error", () => {});
+      assert.equal((await next())?.error?.code, "tls", maxVersion);
+      other.destroy();
+    }
+    const known = await open(port, { servername: "closed.example", cert: client.cert, key: client.key });
+    known.write(HEAD);
+    assert.equal((await next())?.head, HEAD);
+    known.destroy();
+  });
+
+  test("answers the challenges of an ACME authority, and other clients as without them", async (net) => {
+    const { authority, tls } = await pki;
+    const challenge = { names: ["proxy.example"], tls: await authority.issue({ names: ["proxy.example"], commonName: "challenge" }) };
+    // a challenge asks the authority for no certificate
+    const { listener, port, next } = await listenTcp(net, { tls: { ...tls, clientCa: authority.cert, challenges: [challenge] } });
+    const validator = await open(port, { servername: "proxy.example", ALPNProtocols: ["acme-tls/1"] });
+    assert.equal(validator.alpnProtocol, "acme-tls/1");
+    assert.equal(validator.getPeerCertificate().subject.CN, "challenge");
+    validator.resume();
+    await within(once(validator, "close"));
+    const { client } = await pki;
+    const visitor = { cert: client.cert, key: client.key };
+    const others = [["proxy.example", ["http/1.1"]], ["other.example", ["acme-tls/1"]], ["proxy.example", undefined]] as const;
+    for (const [servername, ALPNProtocols] of others) {
+      const socket = await open(port, { servername, ALPNProtocols: ALPNProtocols && [...ALPNProtocols], ...visitor });
+      assert.notEqual(socket.alpnProtocol, "acme-tls/1");
+      assert.equal(socket.getPeerCertificate().subject.CN, "localhost");
+      socket.write(HEAD);
+      assert.equal((await next())?.head, HEAD); // the validator was not delivered
+      socket.destroy();
+    }
+    listener.setTls({ ...tls, clientCa: authority.cert });
+    const late = await open(port, { servername: "proxy.example", ALPNProtocols: ["acme-tls/1"], ...visitor });
+    assert.notEqual(late.alpnProtocol, "acme-tls/1");
+    late.destroy();
+  });
+}
+
+function clientTests({ test, pki }: Suite): void {
+  test("gives the server the client's certificate and the name that it has asked for", async (net) => {
+    const { authority, client, tls } = await pki;
+    const { port, next } = await listenTcp(net, { tls: { ...tls, clientCa: authority.cert } });
+    for (const maxVersion of ["TLSv1.2", "TLSv1.3"] as const) {
+      for (const servername of ["Site.example", undefined]) {
+        const socket = await open(port, { servername, cert: client.cert, key: client.key, maxVersion });
+        socket.write(HEAD);
+        const incoming = await next();
+        assert.equal(incoming?.serverName, servername?.toLowerCase());
+        assert.equal(pinOfDer(incoming?.peerCertificate), pinOf(client.cert));
+        socket.destroy();
+      }
+    }
+  });
+
+  test("gives neither without TLS, and no certificate of a client that is not asked for one", async (net) => {
+    const { client, tls } = await pki;
+    const [plain, server] = [await listenTcp(net), await listenTcp(net, { tls })];
+    const tcp = await dialTcp(net, plain.port);
+    await within(tcp.write(bytes(HEAD)));
+    const first = await plain.next();
+    assert.deepEqual([first?.serverName, first?.peerCertificate], [undefined, undefined]);
+    const socket = await open(server.port, { servername: "a.example", cert: client.cert, key: client.key });
+    socket.write(HEAD);
+    const second = await server.next();
+    assert.deepEqual([second?.serverName, second?.peerCertificate], ["a.example", undefined]);
+    socket.destroy();
+  });
+
+  test("accepts clients without a certificate too if it is optional, but none with an invalid one", async (net) => {
+    const { authority, client, tls } = await pki;
+    const { port, next } = await listenTcp(net, { tls: { ...tls, clientCa: authority.cert, isClientOptional: true } });
+    const stranger = await (await makeAuthority("other")).issue({ names: ["client"] });
+    const expired = await authority.issue({ names: ["client"], days: -1 });
+    const rows = [[undefined, "none"], [client, "known"], [stranger, "tls"], [expired, "tls"]] as const;
+    for (const [given, outcome] of rows) {
+      const socket = connect({ host: "127.0.0.1", port, rejectUnauthorized: false, cert: given?.cert, key: given?.key });
+      socket.on("error", () => {});
+      socket.write(HEAD);
+      const incoming = await next();
+      const known = incoming?.peerCertificate && pinOfDer(incoming.peerCertificate) === pinOf(client.cert);
+      assert.equal(incoming?.error?.code ?? (known ? "known" : "none"), outcome);
+      socket.destroy();
+    }
+  });
+
+  test("knows the certificate of a client that resumes its session, and none if it had none", async (net) => {
+    const { authority, client, tls } = await pki;
+    const { port, next } = await listenTcp(net, { tls: { ...tls, clientCa: authority.cert, isClientOptional: true } });
+    for (const given of [client, undefined]) {
+      const options = { host: "127.0.0.1", port, servername: "localhost", rejectUnauthorized: false, cert: given?.cert, key: given?.key };
+      let session: Buffer | undefined;
+      for (const isResumed of [false, true]) {
+        const socket = connect({ ...options, session });
+        socket.on("error", () => {});
+        const tickets = isResumed ? undefined : once(socket, "session");
+        socket.write(HEAD);
+        const incoming = await next();
+        assert.equal(incoming?.peerCertificate && pinOfDer(incoming.peerCertificate), given && pinOf(given.cert), `${isResumed}`);
+        if (tickets) [session] = await within(tickets) as [Buffer];
+        else assert.ok(socket.isSessionReused());
+        socket.destroy();
+      }
+    }
+  });
 }
 
 function sessionCertificateTests({ test, pki }: Suite, sessions: Sessions): void {

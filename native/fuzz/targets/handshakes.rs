@@ -46,6 +46,7 @@ fn server_config(crl: bool) -> ServerConfig {
         key: der_of(&pki().server.key),
         client_ca: Some(vec![der_of(&pki().ca)]),
         client_crl: crl.then(|| vec![der_of(&pki().crl)]),
+        ..Default::default()
     };
     server(&tls, TCP_VERSIONS, &[]).unwrap()
 }

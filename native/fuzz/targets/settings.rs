@@ -42,6 +42,7 @@ pub fn der(data: &[u8]) {
         key: key.clone(),
         client_ca: given(&ca),
         client_crl: given(&crl),
+        ..Default::default()
     };
     check_error(server(&tls, TCP_VERSIONS, &alpn).err());
     let pin = String::from_utf8(pin.concat()).unwrap_or_default();

@@ -231,8 +231,7 @@ impl Default for TlsPair {
         let tls = ServerTls {
             cert: vec![der_of(&pki().server.cert)],
             key: der_of(&pki().server.key),
-            client_ca: None,
-            client_crl: None,
+            ..Default::default()
         };
         let mut config = server(&tls, TCP_VERSIONS, &[]).unwrap();
         config.send_tls13_tickets = 0;

@@ -13,7 +13,7 @@ use tokio::task::AbortHandle;
 use super::accept_queue::AcceptQueue;
 use super::completion_queue::{CallResult, CompletionQueue, Promise, Value};
 use crate::error::{NetError, Warn};
-use crate::http::head::Incoming;
+use crate::http::head::{Incoming, TlsPeer};
 use crate::net::resolver::config::Paths;
 use crate::net::resolver::Resolver;
 use crate::net::tcp;
@@ -239,12 +239,15 @@ impl EngineState {
         accept_queue.accept(promise, usize::MAX, move |items| state.add_incoming(items));
     }
 
-    /// A flat array with five values per item: stream, remote address, local address, head or server name, error.
+    /// A flat array with six values per item: stream, remote address, local address, head or server name, error, and what is known by TLS and
+    /// HTTP/2: server name, certificate, whether it is a stream of HTTP/2.
     pub fn add_incoming(&self, items: Vec<Incoming>) -> Value {
-        let mut out = Vec::with_capacity(items.len() * 5);
+        let mut out = Vec::with_capacity(items.len() * 6);
         for Incoming {
             halves,
             remote,
+            peer,
+            is_http2,
             local,
             head,
             error,
@@ -259,6 +262,15 @@ impl EngineState {
             out.push(local.map_or(Value::Undefined, Value::Text));
             out.push(head.map_or(Value::Undefined, Value::Latin1));
             out.push(error.as_ref().map_or(Value::Undefined, Value::from));
+            let TlsPeer { server_name, certificate } = peer;
+            out.push(match is_http2 || server_name.is_some() || certificate.is_some() {
+                false => Value::Undefined,
+                true => Value::Array(vec![
+                    server_name.map_or(Value::Undefined, Value::Text),
+                    certificate.map_or(Value::Undefined, Value::Bytes),
+                    Value::Bool(is_http2),
+                ]),
+            });
         }
         Value::Array(out)
     }

@@ -17,10 +17,21 @@ pub struct HeadLimits {
     pub pending_per_address: usize,
 }
 
+/// What the TLS handshake of a client has told.
+#[derive(Clone, Default)]
+pub struct TlsPeer {
+    /// The name that it has asked for, in lower case.
+    pub server_name: Option<String>,
+    /// Its certificate, DER, verified.
+    pub certificate: Option<Bytes>,
+}
+
 /// An accepted stream, with its head or the reason why it cannot be read.
 pub struct Incoming {
     pub halves: Option<Halves>,
     pub remote: String,
+    pub peer: TlsPeer,
+    pub is_http2: bool,
     /// The address at which the peer has reached a listener whose preamble is no head.
     pub local: Option<String>,
     /// What was read. Of a ClientHello, the server name that it has. With an error only the messages of a SOCKS client so far.
@@ -37,6 +48,8 @@ impl Incoming {
         Self {
             halves,
             remote,
+            peer: TlsPeer::default(),
+            is_http2: false,
             local: None,
             head,
             error,

@@ -16,7 +16,7 @@ use super::head::request_head;
 use super::stream;
 use crate::addon::accept_queue::AcceptQueue;
 use crate::error::{NetError, NetErrorCode};
-use crate::http::head::{HeadLimits, Incoming};
+use crate::http::head::{HeadLimits, Incoming, TlsPeer};
 use crate::http::pending_heads::{HeadPermit, PendingHeads};
 use crate::net::address::AddressKey;
 use crate::stream::half::{ReadHalf, WriteHalf};
@@ -55,6 +55,7 @@ type Accepted = (Request<RecvStream>, SendResponse<Bytes>);
 /// Who connects, and what its listener has for it.
 pub struct Client {
     pub remote: String,
+    pub peer: TlsPeer,
     pub key: Option<AddressKey>,
     pub pending: Arc<PendingHeads>,
     pub accept_queue: Arc<AcceptQueue<Incoming>>,
@@ -239,10 +240,10 @@ impl Http2 {
         let (head, framing) = request_head(&request, !request.body().is_end_stream());
         let (reader, writer) = stream::open(is_connect, framing, request.into_body(), respond, self.streams.clone());
         let halves = Halves::new(ReadHalf::Http2(reader), WriteHalf::Http2(writer));
-        let _ = client
-            .accept_queue
-            .push(Incoming::new(Some(halves), client.remote.clone(), Ok(Some(head))));
-        // if the queue is closed, the stream is reset
+        let mut incoming = Incoming::new(Some(halves), client.remote.clone(), Ok(Some(head)));
+        incoming.peer = client.peer.clone();
+        incoming.is_http2 = true;
+        let _ = client.accept_queue.push(incoming); // if the queue is closed, the stream is reset
     }
 }
 

@@ -26,6 +26,14 @@ export interface EngineServerTls {
   key: Uint8Array;
   clientCa?: Uint8Array[];
   clientCrl?: Uint8Array[];
+  isClientOptional?: boolean;
+  hosts?: EngineHostTls[];
+  challenges?: EngineHostTls[];
+}
+
+export interface EngineHostTls {
+  names: readonly string[];
+  tls: EngineServerTls;
 }
 
 export interface EngineClientTls extends Omit<ClientTls, "ca" | "cert" | "key"> {

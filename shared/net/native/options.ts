@@ -1,20 +1,27 @@
 // Options as the engine takes them: PEM becomes DER, and defaults are filled in.
 import { NetError } from "../errors.ts";
 import { PemError, type PemKind, readPem } from "../pem.ts";
-import type { AddressLimit, ClientTls, HeadOptions, ListenSessionsOptions, ServerTls } from "../types.ts";
-import type { EngineClientTls, EngineServerTls, Handshakes, Heads, PerAddress } from "./engine.ts";
+import type { AddressLimit, ClientTls, HeadOptions, HostTls, ListenSessionsOptions, ServerTls } from "../types.ts";
+import type { EngineClientTls, EngineHostTls, EngineServerTls, Handshakes, Heads, PerAddress } from "./engine.ts";
 
 /** Default limit on a head, in bytes. */
 export const HEAD_LIMIT = 16_384;
 
 /** @throws {NetError} `tls` */
-export function toEngineServerTls({ cert, key, clientCa, clientCrl }: ServerTls): EngineServerTls {
+export function toEngineServerTls({ cert, key, clientCa, clientCrl, isClientOptional, hosts, challenges }: ServerTls): EngineServerTls {
   return {
     cert: derOf("certificate", cert, "chain"),
     key: derOf("private key", key, "private key")[0]!,
     clientCa: clientCa === undefined ? undefined : derOf("client CA", clientCa, "authorities"),
     clientCrl: clientCrl === undefined ? undefined : derOf("client CRL", clientCrl, "revocation lists"),
+    isClientOptional,
+    hosts: hosts?.map(toEngineHostTls),
+    challenges: challenges?.map(toEngineHostTls),
   };
+}
+
+function toEngineHostTls({ names, tls }: HostTls): EngineHostTls {
+  return { names, tls: toEngineServerTls(tls) };
 }
 
 /** Cache of parsed client settings, because one is used for many connections. */

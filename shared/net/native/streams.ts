@@ -79,19 +79,25 @@ export class NativeDuplex implements Duplex {
   }
 }
 
-/** A flat list of five values each: stream, remote, local, head or server name, error. */
-export type IncomingBatch = [number, string, string | undefined, RawError | undefined][number][];
+/** What is known of a client by TLS and HTTP/2. */
+type RawPeer = [serverName: string | undefined, certificate: Uint8Array | undefined, isHttp2: boolean];
+
+/** A flat list of six values each: stream, remote, local, head or server name, error, and what is known of the client. */
+export type IncomingBatch = [number, string, string | undefined, RawError | undefined, RawPeer | undefined][number][];
 
 export function toIncoming(calls: Calls, batch: IncomingBatch | null, preamble: Preamble = "http"): Incoming[] | null {
   if (batch === null) return null;
   const all: Incoming[] = [];
-  for (let i = 0; i < batch.length; i += 5) {
+  for (let i = 0; i < batch.length; i += 6) {
     const text = batch[i + 3] as string | undefined;
     const error = batch[i + 4] as RawError | undefined;
+    const [serverName, peerCertificate, isHttp2] = batch[i + 5] as RawPeer | undefined ?? [];
     all.push({
       stream: new NativeDuplex(calls, batch[i] as number, batch[i + 1] as string),
       local: batch[i + 2] as string | undefined,
-      ...preamble === "client-hello" ? { serverName: text } : { head: text },
+      ...preamble === "client-hello" ? { serverName: text } : { head: text, serverName },
+      peerCertificate,
+      isHttp2,
       error: error && toError(error),
     });
   }

@@ -15,6 +15,8 @@ use napi_derive::napi;
 use super::completion_queue::{CompletionQueue, Value};
 use super::handles::EngineState;
 use crate::error::{NetError, NetErrorCode};
+use crate::net::tcp::listener::Preamble;
+use crate::net::tcp::tls_accept::ServerConfigs;
 use crate::net::tls::{self, ClientTls, ServerTls};
 use crate::relay::budget::{self, Relayed};
 use crate::relay::rate::Rate;
@@ -127,7 +129,7 @@ impl Engine {
     /// Returns why a server cannot use these settings, or null.
     #[napi]
     pub fn check_server_tls(&self, tls: ServerTls) -> Option<Vec<String>> {
-        raw_result(tls::server(&tls, tls::TCP_VERSIONS, &[]).map(drop))
+        raw_result(ServerConfigs::new(&tls, Preamble::None).map(drop))
     }
 
     /// Returns why a client cannot use these settings, or null.

@@ -15,11 +15,11 @@ use tokio::task::AbortHandle;
 use tokio::time::{timeout, Instant};
 
 use super::client_hello::read_hello;
-use super::tls_accept::{Secured, ServerConfigs};
+use super::tls_accept::{Secured, SecuredClient, ServerConfigs};
 use super::{keepalive, plain, secure, socks_handshake};
 use crate::addon::accept_queue::AcceptQueue;
 use crate::error::{NetError, NetErrorCode, Warn};
-use crate::http::head::{head_timeout, read_head, HeadLimits, Incoming};
+use crate::http::head::{head_timeout, read_head, HeadLimits, Incoming, TlsPeer};
 use crate::http::pending_heads::{HeadPermit, PendingHeads};
 use crate::http2::connection::{self as http2, Client};
 use crate::net::address::{bind_first, canonical, AddressKeys};
@@ -55,6 +55,8 @@ pub enum Preamble {
     HttpOrSocks5,
     /// The heads of the requests of a connection, each of which is delivered as a stream.
     Http2,
+    /// One or the other version, as agreed by ALPN; without TLS HTTP/1.1.
+    HttpOrHttp2,
     None,
 }
 
@@ -66,6 +68,7 @@ impl Preamble {
             "socks5" => Ok(Self::Socks5),
             "http-or-socks5" => Ok(Self::HttpOrSocks5),
             "http2" => Ok(Self::Http2),
+            "http-or-http2" => Ok(Self::HttpOrHttp2),
             "none" => Ok(Self::None),
             _ => Err(NetError::new(
                 NetErrorCode::Invalid,
@@ -74,19 +77,20 @@ impl Preamble {
         }
     }
 
-    /// The protocol that is selected if a client offers it (RFC 7301).
-    pub fn alpn(self) -> Option<&'static [u8]> {
+    /// The protocols of which the first one that a client offers is selected (RFC 7301).
+    pub fn alpn(self) -> &'static [&'static [u8]] {
         match self {
-            Self::Http | Self::HttpOrSocks5 => Some(b"http/1.1"),
-            Self::Http2 => Some(b"h2"),
-            Self::ClientHello | Self::Socks5 | Self::None => None,
+            Self::Http | Self::HttpOrSocks5 => &[b"http/1.1"],
+            Self::Http2 => &[b"h2"],
+            Self::HttpOrHttp2 => &[b"h2", b"http/1.1"],
+            Self::ClientHello | Self::Socks5 | Self::None => &[],
         }
     }
 
     /// Whether what serves the stream has to know the address at which the client has reached the listener.
     fn needs_local(self, incoming: &Incoming) -> bool {
         match self {
-            Self::Http | Self::Http2 => false,
+            Self::Http | Self::Http2 | Self::HttpOrHttp2 => false,
             Self::HttpOrSocks5 => incoming
                 .head
                 .as_ref()
@@ -106,7 +110,7 @@ impl Preamble {
         let speaks_socks = match self {
             Self::Http2 | Self::None => return Ok(Some(None)),
             Self::ClientHello => return read_client_hello(stream, tcp, limits.bytes).await,
-            Self::Http => false,
+            Self::Http | Self::HttpOrHttp2 => false,
             Self::Socks5 => true,
             Self::HttpOrSocks5 => {
                 let Ok(Some(data)) = stream.reader.read().await else {
@@ -176,14 +180,18 @@ struct Shared {
     draining: watch::Sender<bool>,
 }
 
+/// The configurations at the moment.
+type Tls = Arc<Mutex<Arc<ServerConfigs>>>;
+
 /// The listening socket. Taking it out frees the address at once, whatever the task is doing.
 type Slot = Arc<Mutex<Option<TcpListener>>>;
 
 impl Shared {
     /// Whose requests come from `remote`.
-    fn client(&self, remote: SocketAddr) -> Client {
+    fn client(&self, remote: SocketAddr, peer: TlsPeer) -> Client {
         Client {
             remote: remote.to_string(),
+            peer,
             key: self.peers.keys.of(remote.ip()),
             pending: self.pending.clone(),
             accept_queue: self.accept_queue.clone(),
@@ -195,7 +203,7 @@ impl Shared {
 pub struct Listener {
     pub address: String,
     pub accept_queue: Arc<AcceptQueue<Incoming>>,
-    tls: Option<Arc<Mutex<ServerConfigs>>>,
+    tls: Option<Tls>,
     shared: Arc<Shared>,
     socket: Slot,
     stop: Arc<Notify>,
@@ -217,7 +225,7 @@ impl Listener {
             ));
         }
         let tls = match tls {
-            Some(tls) => Some(Arc::new(Mutex::new(ServerConfigs::new(tls, preamble)?))),
+            Some(tls) => Some(Arc::new(Mutex::new(Arc::new(ServerConfigs::new(tls, preamble)?)))),
             None => None,
         };
         let socket = bind(address)?;
@@ -261,7 +269,8 @@ impl Listener {
                 format!("Cannot set certificates: {} listens without TLS", self.address),
             ));
         };
-        *lock(current) = ServerConfigs::new(tls, self.shared.preamble)?;
+        let configs = Arc::new(ServerConfigs::new(tls, self.shared.preamble)?);
+        *lock(current) = configs;
         Ok(())
     }
 
@@ -296,7 +305,7 @@ pub fn bind(address: &str) -> Result<Socket, NetError> {
     })
 }
 
-async fn accept(socket: Slot, tls: Option<Arc<Mutex<ServerConfigs>>>, shared: Arc<Shared>, stop: Arc<Notify>, warn: Arc<Warn>) {
+async fn accept(socket: Slot, tls: Option<Tls>, shared: Arc<Shared>, stop: Arc<Notify>, warn: Arc<Warn>) {
     let accept_queue = &shared.accept_queue;
     // dropped with this task, which aborts pending heads
     let mut heads = tokio::task::JoinSet::new();
@@ -351,7 +360,7 @@ async fn read_proxy_header(
     shared: Arc<Shared>,
     stream: TcpStream,
     balancer: SocketAddr,
-    tls: Option<ServerConfigs>,
+    tls: Option<Arc<ServerConfigs>>,
     mut permit: HeadPermit,
 ) {
     let limits = shared.limits;
@@ -387,7 +396,7 @@ async fn prepare(
     shared: Arc<Shared>,
     tcp: Arc<Tcp>,
     remote: SocketAddr,
-    tls: Option<ServerConfigs>,
+    tls: Option<Arc<ServerConfigs>>,
     time: Duration,
     mut permit: HeadPermit,
 ) {
@@ -395,6 +404,7 @@ async fn prepare(
     // outlive the reading: the client gets a response after a timeout
     let (mut halves, mut socks) = (None, BytesMut::new());
     let mut http2 = None;
+    let mut peer = TlsPeer::default();
     let reading = async {
         let stream = halves.insert(match tls {
             None if shared.preamble == Preamble::Http2 => {
@@ -425,15 +435,24 @@ async fn prepare(
                     ));
                 }
                 match configs.accept(tcp.clone(), shared.links.as_ref()).await {
-                    Ok(Secured::Client(stream)) if shared.preamble == Preamble::Http2 => {
-                        let opened = http2::open(stream, &tcp, &shared.limits).await;
-                        http2 = opened.map_err(|(stream, error)| {
-                            halves = Some(secure(*stream, tcp.clone()));
-                            error
-                        })?;
-                        return Ok(None);
+                    Ok(Secured::Client(client)) => {
+                        let SecuredClient {
+                            stream,
+                            peer: known,
+                            is_http2,
+                        } = *client;
+                        peer = known;
+                        if shared.preamble == Preamble::Http2 || is_http2 {
+                            let opened = http2::open(stream, &tcp, &shared.limits).await;
+                            http2 = opened.map_err(|(stream, error)| {
+                                halves = Some(secure(stream, tcp.clone()));
+                                error
+                            })?;
+                            return Ok(None);
+                        }
+                        secure(stream, tcp.clone())
                     }
-                    Ok(Secured::Client(stream)) => secure(*stream, tcp.clone()),
+                    Ok(Secured::Challenge) => return Ok(None),
                     Ok(Secured::Link { handoff, incoming }) => {
                         handoff.pass(tcp.clone(), incoming, remote).await;
                         return Ok(None);
@@ -457,9 +476,10 @@ async fn prepare(
     };
     if let Some(http2) = http2.filter(|_| head.is_ok()) {
         let time = time.saturating_sub(start.elapsed());
-        tokio::spawn(http2.serve(shared.client(remote), permit, time)); // its streams outlive the listener
+        tokio::spawn(http2.serve(shared.client(remote, peer), permit, time)); // its streams outlive the listener
     } else if let Some(head) = head.transpose() {
         let mut incoming = Incoming::new(halves, remote.to_string(), head);
+        incoming.peer = peer;
         if shared.preamble.needs_local(&incoming) {
             incoming.local = tcp.stream.local_addr().ok().map(|address| canonical(address).to_string());
         }

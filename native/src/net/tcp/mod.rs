@@ -4,7 +4,7 @@ pub mod dial;
 pub mod listener;
 pub mod outbound_proxy;
 pub mod socks_handshake;
-mod tls_accept;
+pub mod tls_accept;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -14,16 +14,19 @@ use rustls::crypto::aws_lc_rs::{self, kx_group};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName};
 use rustls::server::WebPkiClientVerifier;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{CipherSuite, ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
 use tokio_rustls::TlsConnector;
 
-pub use self::options::{ClientTls, Der, ServerTls};
+pub use self::options::{ClientTls, Der, HostTls, ServerTls};
 use self::verifier::Verifier;
 use crate::error::{NetError, NetErrorCode};
 use crate::sync::lock;
 
 /// QUIC requires it (RFC 9001 §4.2), and the TLS link needs no older one.
 static LINK_VERSIONS: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13];
+/// The protocol of challenges (RFC 8737 §4).
+pub const ACME_PROTOCOL: &[u8] = b"acme-tls/1";
 pub static TCP_VERSIONS: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13, &rustls::version::TLS12];
 
 fn provider() -> Arc<CryptoProvider> {
@@ -87,11 +90,13 @@ fn server_with(
             authorities::add(&mut roots, ca, "client CA")?;
             let lists = tls.client_crl.iter().flatten();
             let lists = lists.map(|list| CertificateRevocationListDer::from(list.to_vec()));
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+            let mut verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
                 .with_crls(lists)
-                .allow_unknown_revocation_status() // a CA without a CRL revokes nothing
-                .build()
-                .map_err(|e| NetError::tls("Cannot use the client CA or CRL", e))?;
+                .allow_unknown_revocation_status(); // a CA without a CRL revokes nothing
+            if tls.is_client_optional == Some(true) {
+                verifier = verifier.allow_unauthenticated();
+            }
+            let verifier = verifier.build().map_err(|e| NetError::tls("Cannot use the client CA or CRL", e))?;
             builder.with_client_cert_verifier(verifier)
         }
     };
@@ -99,6 +104,23 @@ fn server_with(
         .with_single_cert(chain(&tls.cert), private_key(&tls.key)?)
         .map_err(|e| NetError::tls("Cannot use the certificate and key", e))?;
     config.alpn_protocols = alpn.iter().map(|p| p.clone().into_bytes()).collect();
+    Ok(config)
+}
+
+/// A server that answers challenges of TLS-ALPN-01 (RFC 8737 §3). Their certificates have a critical extension that only the authority knows.
+pub fn challenge_server(tls: &ServerTls) -> Result<ServerConfig, NetError> {
+    let provider = provider();
+    let key = provider
+        .key_provider
+        .load_private_key(private_key(&tls.key)?)
+        .map_err(|e| NetError::tls("Cannot use the key of a challenge", e))?;
+    let certified = CertifiedKey::new(chain(&tls.cert), key);
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(TCP_VERSIONS)
+        .map_err(|e| NetError::tls("Cannot set up TLS", e))?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(certified)));
+    config.alpn_protocols = vec![ACME_PROTOCOL.to_vec()];
     Ok(config)
 }
 
@@ -195,8 +217,7 @@ mod tests {
         let tls = ServerTls {
             cert: vec![junk()],
             key: junk(),
-            client_ca: None,
-            client_crl: None,
+            ..Default::default()
         };
         assert_eq!(server(&tls, TCP_VERSIONS, &[]).unwrap_err().code, NetErrorCode::Tls);
         let tls = ClientTls {

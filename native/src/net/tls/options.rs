@@ -5,7 +5,7 @@ use napi::bindgen_prelude::{FromNapiValue, TypeName, Uint8Array, ValidateNapiVal
 use napi::{sys, ValueType};
 
 /// DER of a certificate, a key or a revocation list.
-#[derive(Clone, PartialEq)]
+#[derive(Clone, Default, PartialEq)]
 pub struct Der(pub Vec<u8>);
 
 impl Deref for Der {
@@ -42,12 +42,26 @@ impl FromNapiValue for Der {
 }
 
 #[napi_derive::napi(object, object_to_js = false)]
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct ServerTls {
     pub cert: Vec<Der>,
     pub key: Der,
     pub client_ca: Option<Vec<Der>>,
     pub client_crl: Option<Vec<Der>>,
+    /// Accept clients without a certificate too.
+    pub is_client_optional: Option<bool>,
+    /// For clients that ask for other names. Theirs are ignored.
+    pub hosts: Option<Vec<HostTls>>,
+    /// Certificates that answer `acme-tls/1` (RFC 8737).
+    pub challenges: Option<Vec<HostTls>>,
+}
+
+/// Settings for server names: `name`, or `*.zone` for all names below.
+#[napi_derive::napi(object, object_to_js = false)]
+#[derive(Clone)]
+pub struct HostTls {
+    pub names: Vec<String>,
+    pub tls: ServerTls,
 }
 
 #[napi_derive::napi(object, object_to_js = false)]

@@ -19,8 +19,7 @@ pub fn server_tls() -> ServerTls {
     ServerTls {
         cert: vec![der(CERTIFICATE)],
         key: der(KEY),
-        client_ca: None,
-        client_crl: None,
+        ..Default::default()
     }
 }
 
