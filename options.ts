@@ -75,6 +75,8 @@ export interface ProxyOptions {
         /** `--http-proxy.tls.file.client-crl`: Reject client certificates on these revocation lists, PEM; needs client-ca. */
         clientCrl?: string;
       };
+      /** `--http-proxy.tls.client-auth`: Whether clients need such a certificate, or may also present none; needs client-ca. Default: `"required"`. */
+      clientAuth?: "required" | "optional";
     };
     /** `--http-proxy.trusted-proxies`: Addresses and networks of lb and other proxies in front, whose Forwarded field (RFC 7239) is trusted for the client's address; from others it is ignored. By default none. */
     trustedProxies?: string[];
@@ -105,7 +107,7 @@ export interface ProxyOptions {
     sni?: string[];
     host?: string[];
     path?: string[];
-    auth?: "none" | "token";
+    auth?: "none" | "token" | "mtls";
     allow?: string[];
     proxyProtocol?: "none" | "v1" | "v2";
     tokenFile?: string;
@@ -117,7 +119,7 @@ export interface ProxyOptions {
   auth?: {
     /** `--auth.type`: Authentication: none (noauth), or by tokens (jwt). Default: `"noauth"`. */
     type?: "noauth" | "jwt";
-    /** `--auth.clients`: Identity providers for clients, tried in this order: jwt, oidc, htpasswd, webhook. By default clients are authenticated as auth.type says. */
+    /** `--auth.clients`: Identity providers for clients, tried in this order: jwt, oidc, htpasswd, webhook, mtls. By default clients are authenticated as auth.type says. */
     clients?: string[];
     /** `--auth.jwt.*` */
     jwt?: {
@@ -167,6 +169,13 @@ export interface ProxyOptions {
       concurrency?: number;
       /** `--auth.webhook.max-stale`: Time for which a cached answer still counts after its maxAge, while the webhook gives no other; then, and with 0s, clients get 503. In milliseconds. Default: `0`. */
       maxStale?: number;
+    };
+    /** `--auth.mtls.*` */
+    mtls?: {
+      /** `--auth.mtls.subject-from`: What a client's certificate names it by, as sub: the common name, the first DNS name, URI or e-mail address of the subject alternative names, or the certificate's SHA-256. Default: `"cn"`. */
+      subjectFrom?: "cn" | "dns" | "uri" | "email" | "sha256";
+      /** `--auth.mtls.groups-from`: Where a client's certificate has its groups: its organizational units, its organizations, or nowhere. Default: `"ou"`. */
+      groupsFrom?: "ou" | "o" | "none";
     };
     /** `--auth.policy-file`: File with rules, YAML, that say which clients may reach what through which agents, besides all lists. Reloaded when it changes; what it no longer allows is closed. By default there are none. */
     policyFile?: string;
@@ -378,7 +387,7 @@ export interface AgentOptions {
       sni?: string[];
       host?: string[];
       path?: string[];
-      auth?: "none" | "token";
+      auth?: "none" | "token" | "mtls";
       allow?: string[];
       proxyProtocol?: "none" | "v1" | "v2";
     }[];
@@ -510,6 +519,8 @@ export interface LoadBalancerOptions {
         /** `--http-proxy.tls.file.client-crl`: Reject client certificates on these revocation lists, PEM; needs client-ca. */
         clientCrl?: string;
       };
+      /** `--http-proxy.tls.client-auth`: Whether clients need such a certificate, or may also present none; needs client-ca. Default: `"required"`. */
+      clientAuth?: "required" | "optional";
     };
     /** `--http-proxy.trusted-proxies`: Addresses and networks of lb and other proxies in front, whose Forwarded field (RFC 7239) is trusted for the client's address; from others it is ignored. By default none. */
     trustedProxies?: string[];
@@ -540,7 +551,7 @@ export interface LoadBalancerOptions {
     sni?: string[];
     host?: string[];
     path?: string[];
-    auth?: "none" | "token";
+    auth?: "none" | "token" | "mtls";
     allow?: string[];
     proxyProtocol?: "none" | "v1" | "v2";
     tokenFile?: string;
@@ -579,7 +590,7 @@ export interface LoadBalancerOptions {
   auth?: {
     /** `--auth.type`: Authentication: none (noauth), or by tokens (jwt). Default: `"noauth"`. */
     type?: "noauth" | "jwt";
-    /** `--auth.clients`: Identity providers for clients, tried in this order: jwt, oidc, htpasswd, webhook. By default clients are authenticated as auth.type says. */
+    /** `--auth.clients`: Identity providers for clients, tried in this order: jwt, oidc, htpasswd, webhook, mtls. By default clients are authenticated as auth.type says. */
     clients?: string[];
     /** `--auth.jwt.*` */
     jwt?: {
@@ -629,6 +640,13 @@ export interface LoadBalancerOptions {
       concurrency?: number;
       /** `--auth.webhook.max-stale`: Time for which a cached answer still counts after its maxAge, while the webhook gives no other; then, and with 0s, clients get 503. In milliseconds. Default: `0`. */
       maxStale?: number;
+    };
+    /** `--auth.mtls.*` */
+    mtls?: {
+      /** `--auth.mtls.subject-from`: What a client's certificate names it by, as sub: the common name, the first DNS name, URI or e-mail address of the subject alternative names, or the certificate's SHA-256. Default: `"cn"`. */
+      subjectFrom?: "cn" | "dns" | "uri" | "email" | "sha256";
+      /** `--auth.mtls.groups-from`: Where a client's certificate has its groups: its organizational units, its organizations, or nowhere. Default: `"ou"`. */
+      groupsFrom?: "ou" | "o" | "none";
     };
   };
   /** `--store.*` */

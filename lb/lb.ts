@@ -1,6 +1,7 @@
 // Assembles the load balancer: clients on one side, the store and the proxies on the other.
 import { createAllowList } from "../shared/address/allow_list.ts";
 import type { Authenticator } from "../shared/auth/authenticator.ts";
+import { checkClientCertificates } from "../shared/auth/mtls.ts";
 import { checkAuthOptions, clientScheme } from "../shared/auth/scheme.ts";
 import { ConfigError } from "../shared/config/option.ts";
 import { ServiceFrontend } from "../shared/frontend/service_frontend.ts";
@@ -83,6 +84,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
       authType: hasOwnAuthenticator ? undefined : clientScheme(options.auth),
       isAuthenticatedAgain: true,
     });
+    checkClientCertificates(options);
     const allowList = createAllowList(options.httpProxy.hostWhitelist);
     const authenticator = await runtime.openAuthenticator(options.auth, deps.authenticator);
     const store = await runtime.openStore(options.store, ENTRY_TTL_MS, deps.store);
@@ -154,6 +156,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
  */
 export async function checkLoadBalancerOptions(options: LoadBalancerOptions, net: TlsCheck): Promise<void> {
   await checkAuthOptions(options.auth);
+  checkClientCertificates(options);
   await checkAdminOptions(options.admin, silentLogger);
   await checkClusterOptions(options);
   await checkForwards(options.forward, { authType: clientScheme(options.auth), isAuthenticatedAgain: true });

@@ -3,6 +3,7 @@ import { hostname } from "node:os";
 import { createAllowList } from "../shared/address/allow_list.ts";
 import type { Authenticator } from "../shared/auth/authenticator.ts";
 import { bindToCertificate } from "../shared/auth/certificate_names.ts";
+import { checkClientCertificates } from "../shared/auth/mtls.ts";
 import { checkAuthOptions, clientScheme } from "../shared/auth/scheme.ts";
 import { ServiceFrontend } from "../shared/frontend/service_frontend.ts";
 import { createHttpProxy } from "../shared/frontend/http_proxy.ts";
@@ -113,10 +114,11 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       authType: hasOwnAuthenticator ? undefined : clientScheme(options.auth),
       isAuthenticatedAgain: false,
     });
+    checkClientCertificates(options);
     const allowList = createAllowList(options.httpProxy.hostWhitelist);
     const authenticator = await runtime.openAuthenticator(options.auth, deps.authenticator);
     const policy = await runtime.openPolicy(options.auth.policyFile);
-    if (!policy && options.auth.clients.some((name) => name === "oidc" || name === "htpasswd")) {
+    if (!policy && options.auth.clients.some((name) => ["oidc", "htpasswd", "mtls"].includes(name))) {
       log.warn("every client of the identity providers may reach every agent", { remedy: "set --auth.policy-file" });
     }
     const store = await runtime.openStore(options.store, options.store.ttl, deps.store);
@@ -253,6 +255,7 @@ function createAgentLimiter({ limits }: ProxyOptions, reports: LimitReporter): C
  */
 export async function checkProxyOptions(options: ProxyOptions, deps: { net: TlsCheck; stateDirectory?: string }): Promise<void> {
   await checkAuthOptions(options.auth);
+  checkClientCertificates(options);
   await checkAdminOptions(options.admin, silentLogger);
   await checkClusterOptions(options);
   if (options.auth.policyFile !== undefined) (await openPolicy(options.auth.policyFile, { log: silentLogger })).close();

@@ -92,6 +92,8 @@ export interface ClientPeer {
   readonly address: string;
   /** The id of its request in the log. */
   readonly requestId: string;
+  /** Its certificate from the TLS handshake, DER, verified; `undefined` if it presented none. */
+  readonly certificate?: Uint8Array;
 }
 
 /** An authentication scheme for agents and clients. Returning a string is short for an {@link Identity} with that agent id alone. */
@@ -106,8 +108,11 @@ export interface Authenticator {
    * @throws {AuthenticationError} if the credentials are denied
    */
   authenticateClient(credentials: ClientCredentials, peer: ClientPeer): string | Identity | Promise<string | Identity>;
-  /** The identity of a client without credentials. Default: clients need credentials. */
-  anonymous?(): Identity;
+  /**
+   * The identity of a client without credentials; `undefined` if it needs some. Default: clients need credentials.
+   * @throws {AuthenticationError} if what else is known about it is denied
+   */
+  anonymous?(peer: ClientPeer): Identity | undefined | Promise<Identity | undefined>;
   /** Reloads the files that it uses. Never rejects. */
   reload?(): Promise<void>;
   /**

@@ -1,4 +1,4 @@
-// Binds agent ids to client certificates: with mutual TLS, an agent's id can be required to be a name in its certificate.
+// The names in certificates of agents and clients. Binds agent ids to them: with mutual TLS, an agent's id can be required to be one.
 import type { Logger } from "../log/logger.ts";
 import { loadX509 } from "../tls/x509.ts";
 import { AuthenticationError, type Authenticator, identifyAgent, type Peer } from "./authenticator.ts";
@@ -28,17 +28,43 @@ export function bindToCertificate(authenticator: Authenticator, source: NameSour
 
 async function checkNames({ certificate }: Peer, source: NameSource, agentId: string): Promise<void> {
   if (certificate === undefined) throw new AuthenticationError("denied", "The agent sent no certificate");
-  const names = await readNames(certificate, source);
+  const { cn, dns, uri, email } = await readCertificateNames(certificate);
+  const names = source === "cn" ? cn : [...dns, ...uri, ...email];
   if (names.includes(agentId)) return;
   const has = names.length === 0 ? "none" : names.map((name) => JSON.stringify(name)).join(", ");
   const what = source === "san" ? "subject alternative name" : "common name";
   throw new AuthenticationError("denied", `The agent's certificate is not for ${JSON.stringify(agentId)} (${what}: ${has})`);
 }
 
-async function readNames(der: Uint8Array, source: NameSource): Promise<string[]> {
+/** The names in a certificate: fields of the subject, and subject alternative names (RFC 5280 §4.2.1.6), each in its order. */
+export interface CertificateNames {
+  readonly cn: readonly string[];
+  readonly o: readonly string[];
+  readonly ou: readonly string[];
+  readonly dns: readonly string[];
+  readonly uri: readonly string[];
+  readonly email: readonly string[];
+  /** The end of its validity, in milliseconds since 1970. */
+  readonly expiresAt: number;
+}
+
+/**
+ * Reads a certificate, DER.
+ * @throws {Error} if it is none
+ */
+export async function readCertificateNames(der: Uint8Array): Promise<CertificateNames> {
   const x509 = await loadX509();
   const certificate = new x509.X509Certificate(new Uint8Array(der));
-  if (source === "cn") return certificate.subjectName.getField("CN");
-  const extension = certificate.getExtension(x509.SubjectAlternativeNameExtension);
-  return extension?.names.items.filter(({ type }) => ["dns", "url", "email"].includes(type)).map(({ value }) => value) ?? [];
+  const { subjectName: subject, notAfter } = certificate;
+  const alternatives = certificate.getExtension(x509.SubjectAlternativeNameExtension)?.names.items ?? [];
+  const ofType = (wanted: string) => alternatives.filter(({ type }) => type === wanted).map(({ value }) => value);
+  return {
+    cn: subject.getField("CN"),
+    o: subject.getField("O"),
+    ou: subject.getField("OU"),
+    dns: ofType("dns"),
+    uri: ofType("url"),
+    email: ofType("email"),
+    expiresAt: notAfter.getTime(),
+  };
 }

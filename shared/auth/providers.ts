@@ -11,7 +11,7 @@ import {
 } from "./authenticator.ts";
 
 /** A source of identities for clients. */
-export interface ClientProvider extends Pick<Authenticator, "reload" | "close"> {
+export interface ClientProvider extends Pick<Authenticator, "anonymous" | "reload" | "close"> {
   /** As `auth.clients` has it. */
   readonly name: string;
   /** @throws {AuthenticationError} if the credentials are denied */
@@ -21,9 +21,11 @@ export interface ClientProvider extends Pick<Authenticator, "reload" | "close"> 
 /** Adds the client's identity providers to `agents`, which authenticates agents alone then. Closes and reloads all of them. */
 export function withProviders(agents: Authenticator, providers: readonly ClientProvider[]): Authenticator {
   const all = [agents, ...providers];
+  const byPeer = providers.find(({ anonymous }) => anonymous !== undefined);
   return {
     authenticateAgent: (credentials, peer) => agents.authenticateAgent(credentials, peer),
     authenticateClient: (credentials, peer) => tryAll(providers, credentials, peer),
+    ...byPeer && { anonymous: (peer: ClientPeer) => byPeer.anonymous!(peer) },
     reload: async () => void await Promise.all(all.map((each) => each.reload?.())),
     close() {
       for (const each of all) each.close?.();

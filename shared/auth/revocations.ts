@@ -34,6 +34,8 @@ const CHUNK = 128 * 1024;
 const UUID = /^[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}$/i;
 /** Characters of a `jti` (RFC 7519), without those that indicate a mistake: quotation marks and list separators. */
 const ID = /^[!$-&(-+\--:<-_a-~]+$/;
+/** A certificate of a client. */
+const FINGERPRINT = /^sha256:[0-9a-f]{64}$/;
 /** A person or an agent; the rest of the line is the name. */
 const PERSON = /^(?:name|sub):[^\s].*$/;
 const TOKEN = /^(?:eyJ[\w-]*\.[\w-]+\.[\w-]*|rht_[\w-]{64,})$/;
@@ -118,7 +120,9 @@ class List implements Revocations {
     if (!this.#ids.has(normalized)) this.size++;
     this.#ids.add(normalized);
     if (normalized !== id) this.#ids.add(id);
-    if (!isUuid && !PERSON.test(id)) this.foreign = { count: (this.foreign?.count ?? 0) + 1, firstLine: this.foreign?.firstLine ?? line };
+    if (!isUuid && !PERSON.test(id) && !FINGERPRINT.test(id)) {
+      this.foreign = { count: (this.foreign?.count ?? 0) + 1, firstLine: this.foreign?.firstLine ?? line };
+    }
     if (this.size > MAX_ENTRIES) {
       throw new Error(`line ${line}: there are more than ${MAX_ENTRIES} tokens; remove those that have expired`);
     }

@@ -6,6 +6,8 @@ import { type Authenticator, createNoAuth } from "./authenticator.ts";
 import { createHtpasswdProvider } from "./htpasswd.ts";
 import { createJwtAuth, type JwksOptions, type JwtOptions } from "./jwt.ts";
 import { createOidcProvider, type OidcOptions } from "./oidc.ts";
+import type { MtlsOptions } from "./certificate_identity.ts";
+import { createMtlsProvider } from "./mtls.ts";
 import { type ClientProvider, withProviders } from "./providers.ts";
 import { checkWebhookSecret, createWebhookProvider, type WebhookOptions } from "./webhook.ts";
 
@@ -19,6 +21,7 @@ export interface AuthOptions {
   oidc: Omit<OidcOptions, "refresh" | "maxStale">;
   htpasswd: { readonly file?: string };
   webhook: WebhookOptions;
+  mtls: MtlsOptions;
 }
 
 /** The scheme that clients are authenticated with: `noauth`, or one that needs a secret. */
@@ -48,7 +51,7 @@ export async function createAuthenticator(options: AuthOptions, log: Logger): Pr
 
 async function createProvider(
   name: string,
-  { jwt: { onExpiry, revocationFile }, jwks, oidc, htpasswd, webhook }: AuthOptions,
+  { jwt: { onExpiry, revocationFile }, jwks, oidc, htpasswd, webhook, mtls }: AuthOptions,
   tokens: Authenticator | undefined,
   log: Logger,
 ): Promise<ClientProvider> {
@@ -57,6 +60,8 @@ async function createProvider(
       return await createOidcProvider({ ...oidc, ...jwks }, { log, onExpiry, revocationFile });
     case "htpasswd":
       return await createHtpasswdProvider(htpasswd, { log });
+    case "mtls":
+      return await createMtlsProvider(mtls, { log, onExpiry, revocationFile });
     case "webhook":
       await checkWebhookSecret(webhook);
       return createWebhookProvider(webhook, { log });
@@ -84,7 +89,11 @@ function refuseUnused({ type, clients, jwt, jwks, oidc, htpasswd, webhook }: Aut
   const given: readonly [option: string, isGiven: boolean, why: string | undefined][] = [
     ["jwt.public-key", publicKey.join() !== authOptions["auth.jwt.public-key"].default, unlessJwt],
     ["jwt.audience", audience !== undefined, unlessJwt],
-    ["jwt.revocation-file", revocationFile !== undefined, clients.includes("oidc") ? undefined : unlessJwt],
+    [
+      "jwt.revocation-file",
+      revocationFile !== undefined,
+      clients.some((name) => name === "oidc" || name === "mtls") ? undefined : unlessJwt,
+    ],
     ["jwks.url", jwks.url !== undefined, unlessJwt],
     ["oidc.issuer", oidc.issuer !== undefined, unless("oidc")],
     ["oidc.audience", oidc.audience.length > 0, unless("oidc")],

@@ -73,6 +73,13 @@ export const frontOptions = defineOptions({
     kind: "file",
     description: "Require client certificates issued by these authorities, PEM.",
   },
+  "http-proxy.tls.client-auth": {
+    guards: NOT_GIVEN,
+    kind: "string",
+    default: "required",
+    choices: ["required", "optional"],
+    description: "Whether clients need such a certificate, or may also present none; needs client-ca.",
+  },
   "http-proxy.tls.file.client-crl": {
     guards: NOT_GIVEN,
     kind: "file",
@@ -141,7 +148,7 @@ export const authOptions = defineOptions({
     guards: NOT_GIVEN,
     kind: "list",
     description:
-      "Identity providers for clients, tried in this order: jwt, oidc, htpasswd, webhook. By default clients are authenticated as auth.type says.",
+      "Identity providers for clients, tried in this order: jwt, oidc, htpasswd, webhook, mtls. By default clients are authenticated as auth.type says.",
     check: checkProviders,
   },
   "auth.jwt.public-key": {
@@ -241,6 +248,20 @@ export const providerOptions = defineOptions({
     description:
       "Time for which a cached answer still counts after its maxAge, while the webhook gives no other; then, and with 0s, clients get 503.",
   },
+  "auth.mtls.subject-from": {
+    kind: "string",
+    default: "cn",
+    choices: ["cn", "dns", "uri", "email", "sha256"],
+    description:
+      "What a client's certificate names it by, as sub: the common name, the first DNS name, URI or e-mail address of the subject alternative " +
+      "names, or the certificate's SHA-256.",
+  },
+  "auth.mtls.groups-from": {
+    kind: "string",
+    default: "ou",
+    choices: ["ou", "o", "none"],
+    description: "Where a client's certificate has its groups: its organizational units, its organizations, or nowhere.",
+  },
 });
 
 /** The policy of a proxy. */
@@ -255,7 +276,7 @@ export const policyOptions = defineOptions({
 });
 
 /** The values of `auth.clients`. */
-const PROVIDERS = ["jwt", "oidc", "htpasswd", "webhook"];
+const PROVIDERS = ["jwt", "oidc", "htpasswd", "webhook", "mtls"];
 
 function checkProviders(names: string[]): string | undefined {
   const unknown = names.find((name) => !PROVIDERS.includes(name));

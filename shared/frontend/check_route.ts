@@ -64,7 +64,8 @@ function describe({ forward, pattern }: Match, isByName: boolean): string {
 
 function describeForward({ agent, to, allow, auth, clientCaFile }: Forward, header = ""): string {
   const who = allow.length === 0 ? "everyone" : allow.join(", ");
-  const secret = [...auth === "token" ? [" with a token"] : [], ...clientCaFile === undefined ? [] : [" with a certificate"]].join(" and");
+  const needsCertificate = auth === "mtls" || clientCaFile !== undefined;
+  const secret = [...auth === "token" ? [" with a token"] : [], ...needsCertificate ? [" with a certificate"] : []].join(" and");
   return `to ${to} as agent ${agent}${header}; allowed: ${who}${secret}`;
 }
 

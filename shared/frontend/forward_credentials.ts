@@ -31,6 +31,22 @@ export async function identifyForward(session: ClientSession, { agent, tokenFile
 }
 
 /**
+ * The identity of a client by its certificate, where there is one. The forward opens its tunnels as {@link identifyForward} says.
+ * @param isRequired whether it needs one; the policy then applies to it
+ * @throws {TunnelError} without a certificate, and as {@link identifyForward}
+ */
+export async function identifyCertificate(session: ClientSession, forward: Forward, isRequired: boolean): Promise<ForwardIdentity> {
+  const certificate = await session.readCertificate();
+  if (certificate === undefined && isRequired) throw new TunnelError("http_request_denied", "A client certificate is required");
+  const own = await identifyForward(session, forward);
+  if (certificate === undefined) return own;
+  const { subject, name, groups, tokenId } = certificate;
+  const identity = { ...own.identity, subject, name, groups, tokenId };
+  session.adopt(identity);
+  return { ...own, identity, isOperators: own.isOperators && !isRequired };
+}
+
+/**
  * The identity of a client that shows credentials of its own.
  * @param given `undefined` if it shows none
  * @throws {TunnelError}
@@ -41,7 +57,8 @@ export async function identifyVisitor(
   given: ClientCredentials | undefined,
 ): Promise<ForwardIdentity> {
   if (given === undefined) throw new CredentialsError("Credentials are required");
-  const identity = await session.identify(given);
+  // the authorities of a forward may not be those of the proxy's clients
+  const identity = await session.identify(given, { ignoresCertificate: true });
   const { agentId, agents, allowList, tokenId, subject, name, groups, signal } = identity;
   if (agentId !== agent && !agents?.allows(agent)) {
     throw new TunnelError("http_request_denied", `The credentials are not for the agent ${JSON.stringify(agent)}`);

@@ -73,9 +73,15 @@ export async function openForwardTls(
         `Cannot use --forward listen=${listen}: network=https needs cert-file and key-file, or --http-proxy.tls.enable`,
       );
     }
+    const tls = listeners.get(listen) ?? clients;
+    if (tls?.current.clientCa === undefined && group.forwards.some(({ auth }) => auth === "mtls")) {
+      throw new ConfigError(`Cannot use --forward listen=${listen}: ${NO_CLIENT_CA}`);
+    }
   }
   return { listeners, clients };
 }
+
+const NO_CLIENT_CA = "auth=mtls needs client-ca-file, or --http-proxy.tls.file.client-ca";
 
 /** How messages name the options. */
 const TLS_OPTIONS: TlsGroup = { name: "forward", optionOf: (file) => `forward ${file}-file` };
@@ -148,6 +154,7 @@ export class ForwardListeners {
       if (certFile === undefined) continue;
       throw new ConfigError(`Cannot use --forward listen=${listen}: a record with cert-file needs a restart`);
     }
+    for (const forward of added) if (this.#open.has(keyOf(forward))) this.#checkCertificates(forward);
     const opened: string[] = [];
     try {
       for (const [key, group] of groups) {
@@ -192,8 +199,15 @@ export class ForwardListeners {
     if (preambleOf(group) !== preambleOf(open.group)) {
       throw new RangeError(`only some of the records that listen on ${forward.listen} have sni`);
     }
+    this.#checkCertificates(forward);
     open.group = group;
     this.#announce(forward, open.listener.address);
+  }
+
+  /** @throws {ConfigError} if the forward knows clients by certificates, and its listener asks for none */
+  #checkCertificates({ listen, auth }: Forward): void {
+    if (auth !== "mtls" || this.#tlsOf(listen).current.clientCa !== undefined) return;
+    throw new ConfigError(`Cannot use --forward listen=${listen}: ${NO_CLIENT_CA}`);
   }
 
   /** Removes a forward that was added; the last one closes the listener. Its clients are served to their end. */
@@ -208,6 +222,7 @@ export class ForwardListeners {
 
   async #listen(group: Group): Promise<string> {
     const { listen: address, network, forwards: [first] } = group;
+    for (const forward of group.forwards) this.#checkCertificates(forward);
     const state = { group };
     const protocol = group instanceof VirtualHosts
       ? createVirtualHosts(() => state.group as VirtualHosts, this.#options.name)
@@ -238,7 +253,8 @@ export class ForwardListeners {
       agent,
       destination: to,
     });
-    const asksForSecret = auth === "token" || (network === "https" && this.#tlsOf(forward.listen).current.clientCa !== undefined);
+    const { clientCa, isClientOptional } = network === "https" ? this.#tlsOf(forward.listen).current : {};
+    const asksForSecret = auth !== "none" || (clientCa !== undefined && !isClientOptional);
     if (allow.length === 0 && !asksForSecret) warnOfOpenForward(log, address, forward);
   }
 }

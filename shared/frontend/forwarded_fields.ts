@@ -1,5 +1,6 @@
 // The fields with which a reverse proxy tells an origin who the client is and what it has asked for: Forwarded (RFC 7239), and X-Forwarded-*,
-// which most origins read.
+// which most origins read, and Client-Cert (RFC 9440).
+import { Buffer } from "node:buffer";
 import ipaddr from "ipaddr.js";
 import { type Fields, values } from "../http/head.ts";
 import { hostOf } from "../limits/addresses.ts";
@@ -13,10 +14,12 @@ export interface RequestOrigin {
   readonly scheme: "http" | "https";
   /** `Host` of the request; `undefined` if it has none. */
   readonly host: string | undefined;
+  /** The peer's verified certificate, DER. */
+  readonly certificate?: Uint8Array;
 }
 
 /** Names that origins may read as one of the fields: some do not tell `_` from `-`. */
-const FORWARDING = /^(?:forwarded|x[-_]forwarded[-_].*|x[-_]real[-_]ip)$/i;
+const FORWARDING = /^(?:forwarded|x[-_]forwarded[-_].*|x[-_]real[-_]ip|client[-_]cert(?:[-_]chain)?)$/i;
 
 /** The fields without those by which a client could claim to be another. A trusted proxy's stay, but for those that {@link forwardingFields} replaces. */
 export function withoutForwarding(fields: Fields, { isTrusted }: RequestOrigin): Fields {
@@ -26,7 +29,7 @@ export function withoutForwarding(fields: Fields, { isTrusted }: RequestOrigin):
 const REPLACED = new Set(["forwarded", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"]);
 
 /** The fields to add. What a trusted proxy says about the request stays, and its own address is added to the list. */
-export function forwardingFields(fields: Fields, { peer, isTrusted, scheme, host }: RequestOrigin): Fields {
+export function forwardingFields(fields: Fields, { peer, isTrusted, scheme, host, certificate }: RequestOrigin): Fields {
   const given = (name: string) => isTrusted ? values(fields, name) : [];
   const address = ipaddr.process(hostOf(peer).replace(/%.*/, ""));
   const node = address.kind() === "ipv6" ? `[${address}]` : String(address);
@@ -37,5 +40,7 @@ export function forwardingFields(fields: Fields, { peer, isTrusted, scheme, host
     ["X-Forwarded-Proto", given("x-forwarded-proto")[0] ?? scheme],
     ...originalHost === undefined ? [] : [["X-Forwarded-Host", originalHost] as const],
     ["Forwarded", [...given("forwarded"), element].join(", ")],
+    // that of a trusted proxy is not the client's
+    ...certificate === undefined || isTrusted ? [] : [["Client-Cert", `:${Buffer.from(certificate).toString("base64")}:`] as const],
   ];
 }

@@ -51,9 +51,10 @@ export const forwardOptions = defineOptions({
       "auth": {
         kind: "string",
         default: "none",
-        choices: ["none", "token"],
+        choices: ["none", "token", "mtls"],
         description:
-          "Whether requests need credentials for the agent in Authorization, as clients of the proxy do; needs auth.type=jwt or auth.clients.",
+          "Whether requests need credentials for the agent in Authorization, as clients of the proxy do (token; needs auth.type=jwt or " +
+          "auth.clients), or a client certificate, whose subject the policy applies to (mtls; needs client-ca-file or that of http-proxy.tls).",
       },
       "allow": {
         kind: "list",
@@ -175,6 +176,7 @@ const NETWORKS_OF: readonly (readonly [key: string, networks: readonly Forward["
   ["host", ["http", "https"], ({ host }) => host.length > 0],
   ["path", ["http", "https"], ({ path }) => path.length > 0],
   ["auth", ["http", "https"], ({ auth }) => auth !== "none"],
+  ["auth=mtls", ["https"], ({ auth }) => auth === "mtls"],
   ["cert-file", ["https"], ({ certFile }) => certFile !== undefined],
   ["key-file", ["https"], ({ keyFile }) => keyFile !== undefined],
   ["client-ca-file", ["https"], ({ clientCaFile }) => clientCaFile !== undefined],

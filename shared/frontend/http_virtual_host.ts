@@ -12,7 +12,7 @@ import { CredentialsError, TunnelError } from "../tunnel/errors.ts";
 import { logRequest } from "./access_log.ts";
 import { ClientInput, nextRequest } from "./client_input.ts";
 import type { ClientProtocol } from "./client_protocol.ts";
-import { type ForwardIdentity, identifyForward, identifyVisitor } from "./forward_credentials.ts";
+import { type ForwardIdentity, identifyCertificate, identifyVisitor } from "./forward_credentials.ts";
 import { forwardingFields, type RequestOrigin, withoutForwarding } from "./forwarded_fields.ts";
 import type { Forward } from "./forwards.ts";
 import { claimedAgent, readCredentials } from "./http_credentials.ts";
@@ -75,7 +75,13 @@ async function serve(
   if (!hosts.allowed.get(forward)!.allows({ host: hostOf(record.client), port: 1 })) {
     throw new TunnelError("http_request_denied", "The client's address is not on the list allow of the forward");
   }
-  const origin: RequestOrigin = { peer: stream.remote, isTrusted, scheme: hosts.network, host: asked.authority };
+  const origin: RequestOrigin = {
+    peer: stream.remote,
+    isTrusted,
+    scheme: hosts.network,
+    host: asked.authority,
+    certificate: session.tls.peerCertificate,
+  };
   const target: ForwardTarget = { authority: asked.authority ?? to, path: asked.path, fields: forwardingFields(request.fields, origin) };
   const fields = withoutForwarding(withoutCredentials(request.fields, forward), origin);
   const mayPersist = () => request.version === "1.1" && !hasToken(request.fields, "connection", "close") && !isDraining();
@@ -163,7 +169,7 @@ function findForward(hosts: VirtualHosts, { host, path }: Asked): Forward {
  * @throws {TunnelError}
  */
 async function identify(session: ClientSession, forward: Forward, { fields }: RequestHead): Promise<ForwardIdentity> {
-  if (forward.auth === "none") return await identifyForward(session, forward);
+  if (forward.auth !== "token") return await identifyCertificate(session, forward, forward.auth === "mtls");
   const given = readCredentials(fields, "authorization");
   if (given instanceof CredentialsError) throw given;
   if (given !== undefined) session.record.agentClaimed = claimedAgent(given);
@@ -172,7 +178,7 @@ async function identify(session: ClientSession, forward: Forward, { fields }: Re
 
 /** Credentials for the forward are not for the origin. */
 function withoutCredentials(fields: RequestHead["fields"], { auth }: Forward): RequestHead["fields"] {
-  return auth === "none" ? fields : fields.filter(([name]) => name.toLowerCase() !== "authorization");
+  return auth !== "token" ? fields : fields.filter(([name]) => name.toLowerCase() !== "authorization");
 }
 
 /** Challenges of an origin (RFC 9110 §11.6.1). */
@@ -181,6 +187,6 @@ const CHALLENGES = ['Basic realm="reverse-http", charset="UTF-8"', 'Bearer realm
 
 /** A proxy asks for credentials by other means than an origin, as which the client sees this one. Those of the operator are not its own. */
 function toOriginError({ type, message, cause }: CredentialsError, { auth }: Forward): TunnelError {
-  if (auth === "none") return new TunnelError("proxy_configuration_error", "The token of the forward is not accepted", { cause });
+  if (auth !== "token") return new TunnelError("proxy_configuration_error", "The token of the forward is not accepted", { cause });
   return new ProxyError(401, type, message, CHALLENGES, { cause });
 }

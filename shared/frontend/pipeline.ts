@@ -9,6 +9,7 @@ import {
   identifyClient,
   type Identity,
 } from "../auth/authenticator.ts";
+import type { CertificateIdentities, CertificateIdentity } from "../auth/certificate_identity.ts";
 import { usernameFor } from "../auth/providers.ts";
 import { hostOf } from "../limits/addresses.ts";
 import type { ClientLimits, ClientPermit } from "../limits/client_limits.ts";
@@ -17,7 +18,7 @@ import type { LogLimit } from "../log/limit.ts";
 import type { Logger } from "../log/logger.ts";
 import type { NetError } from "../net/errors.ts";
 import { printable } from "../net/printable.ts";
-import type { Duplex, Net, SpliceOptions } from "../net/types.ts";
+import type { Duplex, Incoming, Net, SpliceOptions } from "../net/types.ts";
 import type { Grant, Policy } from "../policy/policy.ts";
 import type { Activity } from "../service/live/activity.ts";
 import type { TraceContext, Tracer } from "../tracing/span.ts";
@@ -28,10 +29,15 @@ import { auditedStart, type RequestRecord } from "./access_log.ts";
 import { splitAgentName } from "./agent_names.ts";
 import type { MissingClientWarnings, TrustedProxies } from "./client_address.ts";
 
+/** What is known of a client by its TLS handshake. */
+export type TlsPeer = Pick<Incoming, "serverName" | "peerCertificate">;
+
 /** What all clients of a frontend share. */
 export interface PipelineContext {
   readonly net: Net;
   readonly authenticator: Authenticator;
+  /** Reads certificates of clients. Default: none is read. */
+  readonly certificates?: Pick<CertificateIdentities, "of">;
   readonly allowList: AllowList;
   /** What clients may reach, besides all lists. Default: whatever they allow. */
   readonly policy?: Pick<Policy, "authorize">;
@@ -108,7 +114,12 @@ export class ClientSession {
   #identity?: Identity;
 
   /** @param record of the current request */
-  constructor(readonly context: PipelineContext, readonly stream: Duplex, public record: RequestRecord) {}
+  constructor(
+    readonly context: PipelineContext,
+    readonly stream: Duplex,
+    public record: RequestRecord,
+    readonly tls: TlsPeer = {},
+  ) {}
 
   /**
    * Counts the connection, until {@link release}.
@@ -159,16 +170,21 @@ export class ClientSession {
   }
 
   /**
-   * Verifies the credentials; `undefined` for an anonymous client. A failure counts for the client's address, unless they are the operator's.
+   * Verifies the credentials, or the client's certificate; `undefined` for a client without credentials. A failure counts for the client's
+   * address, unless they are the operator's.
    * @throws {CredentialsError}
    */
-  async identify(credentials: ClientCredentials | undefined, { isOperators = false } = {}): Promise<Identity> {
+  async identify(
+    credentials: ClientCredentials | undefined,
+    { isOperators = false, ignoresCertificate = false } = {},
+  ): Promise<Identity> {
     const { authenticator, log } = this.context;
     const { record } = this;
-    const peer = { address: hostOf(record.client), requestId: record.id };
+    const certificate = isOperators || ignoresCertificate ? undefined : this.tls.peerCertificate;
+    const peer = { address: hostOf(record.client), requestId: record.id, certificate };
     try {
       this.#identity = credentials === undefined
-        ? authenticator.anonymous?.()
+        ? await authenticator.anonymous?.(peer)
         : await identifyClient(authenticator, credentials, peer, log);
     } catch (cause) {
       if (!(cause instanceof AuthenticationError)) throw cause;
@@ -186,6 +202,22 @@ export class ClientSession {
     if (this.#identity === undefined) throw new CredentialsError("Credentials are required: the agent id as user name");
     this.adopt(this.#identity);
     return this.#identity;
+  }
+
+  /**
+   * Who the client is by its certificate; `undefined` if it has presented none.
+   * @throws {TunnelError} if the certificate names no client
+   */
+  async readCertificate(): Promise<CertificateIdentity | undefined> {
+    const { certificates } = this.context;
+    const { peerCertificate } = this.tls;
+    if (certificates === undefined || peerCertificate === undefined) return undefined;
+    try {
+      return await certificates.of(peerCertificate);
+    } catch (cause) {
+      if (!(cause instanceof AuthenticationError)) throw cause;
+      throw new TunnelError("http_request_denied", "The client certificate is not accepted", { cause });
+    }
   }
 
   /** Records whose request it is, also where another session of the same client has verified that. */

@@ -127,7 +127,7 @@ export function startFrontend(options: FrontendOptions): Frontend {
       const key = nextRequestId();
       return { key, id: key, client: stream.remote, startedAt: now(), sent: 0, received: 0 };
     };
-    const session = new ClientSession(context, stream, newRecord());
+    const session = new ClientSession(context, stream, newRecord(), first);
     const handler = protocol.open(session, serveStreams);
     let end: RequestEnd = "served";
     try {

@@ -1,5 +1,6 @@
 // The clients' side of proxy and load balancer: the limits, the listeners, and the frontend that serves them.
 import { createAllowList, networksOf } from "../address/allow_list.ts";
+import { CertificateIdentities, type MtlsOptions } from "../auth/certificate_identity.ts";
 import { clientScheme } from "../auth/scheme.ts";
 import { ClientLimits } from "../limits/client_limits.ts";
 import type { ClientLimitValues } from "../limits/options.ts";
@@ -15,7 +16,7 @@ import type { SocksUdpOptions } from "./socks5_udp.ts";
 
 /** The options that proxy and load balancer share. */
 export interface ServiceFrontendOptions {
-  readonly auth: { readonly type: "noauth" | "jwt"; readonly clients: readonly string[] };
+  readonly auth: { readonly type: "noauth" | "jwt"; readonly clients: readonly string[]; readonly mtls: MtlsOptions };
   readonly httpProxy: {
     readonly listenAddress: string;
     readonly agentSuffix?: string;
@@ -182,6 +183,7 @@ export class ServiceFrontend {
       ...options,
       net,
       agentSuffix,
+      certificates: new CertificateIdentities(auth.mtls),
       listeners: [...this.#listeners],
       log,
       limits: this.limits,
@@ -203,7 +205,8 @@ export class ServiceFrontend {
       warnOfExposure(log, {
         address: listener.address,
         option,
-        asksForSecret: this.#deps.hasOwnAuthenticator || clientScheme(auth) !== "noauth" || !!tls?.current.clientCa,
+        asksForSecret: this.#deps.hasOwnAuthenticator || clientScheme(auth) !== "noauth" ||
+          (!!tls?.current.clientCa && !tls.current.isClientOptional),
         allowList: hostWhitelist,
       });
     }

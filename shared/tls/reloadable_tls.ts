@@ -16,6 +16,8 @@ import { messageOf } from "../log/error_message.ts";
 /** Values of a server's options `--*.tls.*`. */
 export interface ServerTlsOptions {
   readonly keyPassword?: string;
+  /** Whether clients need a certificate of `file.clientCa`. Default `required`. */
+  readonly clientAuth?: "required" | "optional";
   readonly file: { readonly key?: string; readonly cert?: string; readonly clientCa?: string; readonly clientCrl?: string };
 }
 
@@ -106,10 +108,13 @@ export async function openServerTls(
     if (tls === undefined) throw new ConfigError(`Cannot start: ${fileFlag(group, "key")} and ${fileFlag(group, "cert")} are required`);
     const { "client-ca": caFile, "client-crl": listFile } = pems;
     if (listFile && !caFile) throw needs(group, "client-crl", "client-ca");
+    if (options.clientAuth === "optional" && !caFile) {
+      throw new ConfigError(`Cannot use ${flagOf(`${group.name}.client-auth`)}: ${fileFlag(group, "client-ca")} is required too`);
+    }
     if (pems.cert) attributeTo(pems.cert, () => net.checkServerTls(tls!));
     if (caFile) {
       const authorities = readCertificates(caFile, "authorities");
-      tls = { ...tls, clientCa: authorities.text };
+      tls = { ...tls, clientCa: authorities.text, isClientOptional: options.clientAuth === "optional" };
       attributeTo(caFile, () => net.checkServerTls(tls!));
       if (listFile) {
         const lists = readRevocationLists(listFile);

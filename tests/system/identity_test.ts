@@ -61,6 +61,60 @@ it("people of an issuer, a file of users and a webhook reach what the policy all
   hook.close();
 });
 
+it("clients with certificates are known by them beside those with passwords, at the proxy and at a web site", async () => {
+  await using site = await Site.create();
+  const certificates: (string | undefined)[] = []; // as the origin gets them
+  const origin = createServer(({ headers }, response) => {
+    certificates.push(headers["client-cert"] as string | undefined);
+    response.end("ok");
+  });
+  await new Promise<void>((resolve) => origin.listen(0, "127.0.0.1", resolve));
+  const to = `127.0.0.1:${(origin.address() as AddressInfo).port}`;
+  const hash = await bcrypt({ password: PASSWORD, salt: new Uint8Array(16), costFactor: 6, outputType: "encoded" });
+  const { proxy, addresses } = await site.startProxy([
+    "--http-proxy.tls.enable",
+    `--http-proxy.tls.file.cert=${site.files.cert}`,
+    `--http-proxy.tls.file.key=${site.files.key}`,
+    `--http-proxy.tls.file.client-ca=${site.files.ca}`,
+    "--http-proxy.tls.client-auth=optional",
+    "--auth.clients=htpasswd,mtls",
+    `--auth.htpasswd.file=${site.folder.write("users", `bob:${hash}\n`)}`,
+    `--auth.policy-file=${site.folder.write("policy.yaml", `rules:\n  - allow: dba\n    subjects: ["group:dba", "name:bob"]\n`)}`,
+    `--forward=listen=127.0.0.1:0,network=https,agent=4711,to=${to},auth=mtls`,
+  ]);
+  await site.startAgent(addresses);
+  const webSite = String((await proxy.waitFor("forwarding")).clients).split(":").at(-1);
+  const issue = async (name: string, unit: string) => {
+    const { cert, key } = await site.authority.issue({ names: [], commonName: name, units: [unit] });
+    return [site.folder.write(`${name}.pem`, cert), site.folder.write(`${name}-key.pem`, key)] as const;
+  };
+  const [alice, mallory] = [await issue("alice", "dba"), await issue("mallory", "sales")];
+  const statuses = async (...args: string[]) => {
+    const common = ["-sS", "-o", "/dev/null", "-w", "%{http_connect} %{http_code}", "--cacert", site.files.ca];
+    return (await runToEnd("/usr/bin/curl", [...common, ...args])).stdout;
+  };
+  const connect = (user: string, [cert, key]: readonly [string?, string?] = []) => {
+    const proxyArgs = ["--proxytunnel", "--proxy", `https://${addresses.clients}`, "--proxy-cacert", site.files.ca, "--proxy-user", user];
+    return statuses(...proxyArgs, ...cert ? ["--proxy-cert", cert, "--proxy-key", key!] : [], `http://${to}/`);
+  };
+  assert.equal(await connect("4711:", alice), "200 200");
+  const known = await proxy.waitFor("request", { sub: "alice" });
+  assert.deepEqual([known.groups, String(known.jti).length], ["dba", "sha256:".length + 64]);
+  assert.match(await connect("4711:", mallory), /^403/);
+  assert.equal(await connect(`bob#4711:${PASSWORD}`), "200 200");
+  assert.match(await connect("4711:"), /^407/);
+
+  const visit = (...args: string[]) => statuses("-H", "Client-Cert: :Zm9yZ2Vk:", ...args, `https://localhost:${webSite}/`);
+  assert.equal(await visit("--cert", alice[0], "--key", alice[1]), "000 200");
+  const der = readFileSync(alice[0], "latin1").replace(/-----.*-----|\s/g, "");
+  assert.deepEqual(certificates, [undefined, undefined, `:${der}:`]);
+  await proxy.waitFor("request", { method: "GET", sub: "alice", groups: "dba", status: 200, agent: "4711" });
+  assert.equal(await visit("--cert", mallory[0], "--key", mallory[1]), "000 403");
+  assert.equal(await visit(), "000 403");
+  origin.closeAllConnections();
+  origin.close();
+});
+
 it("policy test and explain say what a policy decides, by which rule", async () => {
   await using site = await Site.create();
   await using issuer = await OidcIssuer.start();
