@@ -63,7 +63,7 @@ function failuresOf(failures: readonly FailureCount[]): string {
   return `\nfailures of the last hour\n${
     formatTable(failures, [
       { title: "COUNT", text: ({ count }) => String(count), align: "right" },
-      { title: "KIND", text: ({ kind }) => kind },
+      { title: "KIND", text: ({ kind }) => kind === "agent" ? "agent refused" : kind },
       { title: "ERROR", text: ({ error }) => error },
     ])
   }`;

@@ -14,12 +14,14 @@ interface ChartProps {
   readonly format: (value: number) => string;
   /** The least value at the top of the scale, so that noise does not look like much. Default 1. */
   readonly least?: number;
+  /** Whether it is as wide as the page. Default `false`. */
+  readonly isWide?: boolean;
 }
 
 /** In pixels, as in style.css. */
 const HEIGHT = 150;
 
-export function Chart({ title, lines, data, format, least = 1 }: ChartProps): JSX.Element {
+export function Chart({ title, lines, data, format, least = 1, isWide = false }: ChartProps): JSX.Element {
   const box = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | undefined>(undefined);
   const latest = useRef(data);
@@ -40,7 +42,7 @@ export function Chart({ title, lines, data, format, least = 1 }: ChartProps): JS
   useEffect(() => plot.current?.setData(data), [data]);
 
   return (
-    <figure class="chart">
+    <figure class={isWide ? "chart wide" : "chart"}>
       <figcaption>
         <h2>
           {title}

@@ -1,4 +1,4 @@
-// Requests that were refused and tunnels that broke in the last hour.
+// Requests that were refused, tunnels that broke and agents that were refused in the last hour.
 import type { JSX } from "preact";
 import type { Failure } from "../shared/service/api/types.ts";
 import { AgentLink, Choice, Filters, Text, TimeOfDay, TunnelLink } from "./fields.tsx";
@@ -11,12 +11,16 @@ const COLUMNS: readonly Column<Failure>[] = [
   { title: "Error", width: "m", cell: ({ error }) => <Text>{words(error)}</Text> },
   { title: "Status", isNumber: true, width: "s", from: "wide", cell: ({ status }) => status },
   { title: "Reason", width: "l", from: "medium", cell: ({ reason }) => <Text>{reason}</Text> },
-  { title: "Destination", width: "m", cell: ({ id, destination }) => <TunnelLink id={id}>{destination}</TunnelLink> },
+  {
+    title: "Destination",
+    width: "m",
+    cell: ({ kind, id, destination }) => kind === "agent" ? <span class="none">–</span> : <TunnelLink id={id}>{destination}</TunnelLink>,
+  },
   { title: "Client", width: "m", from: "medium", cell: ({ client }) => <Text>{client}</Text> },
   { title: "Agent", width: "m", from: "medium", cell: ({ agent }) => <AgentLink id={agent} /> },
 ];
 
-const KINDS = [["all", "All"], ["refused", "Refused"], ["broken", "Broken"]] as const;
+const KINDS = [["all", "All"], ["refused", "Refused"], ["broken", "Broken"], ["agent", "Refused agents"]] as const;
 const FILTERS = ["error", "agent", "client"] as const;
 
 export function Failures({ route }: { route: Route }): JSX.Element {

@@ -1,12 +1,13 @@
 // The first view: what happens now, graphs of the last ten minutes, and failures by cause.
 import type { JSX } from "preact";
 import { useEffect, useMemo, useState } from "preact/hooks";
-import type { FailureCount, Sample } from "../shared/service/api/types.ts";
+import type { FailureCount, FailureHistory, Sample } from "../shared/service/api/types.ts";
 import { useSession } from "./api.ts";
 import { Chart } from "./chart.tsx";
 import { bytes, count, milliseconds, rate, words } from "./format.ts";
 import { href } from "./route.ts";
-import { append, type Columns, columns, perSecond, type Point } from "./series.ts";
+import { usePolled } from "./poll.ts";
+import { append, causeLines, type Columns, columns, perSecond, type Point } from "./series.ts";
 
 /** The server takes one each two seconds, and keeps those of ten minutes. */
 const MAX_SAMPLES = 300;
@@ -81,6 +82,7 @@ export function Overview(): JSX.Element {
         <Chart title="Failures" lines={["Refused", "Broken"]} data={data.failures} format={perSecondText} />
         <Chart title="Opened" lines={["Tunnels opened"]} data={data.opened} format={perSecondText} />
         <Chart title={agents} lines={[agents]} data={data.agents} format={whole} />
+        {failures.length > 0 && <CausesOverTime />}
       </div>
       <Causes failures={failures} />
     </>
@@ -96,6 +98,17 @@ function Tile({ title, value, to }: { title: string; value: string; to?: readonl
     </>
   );
   return <li>{to === undefined ? <div>{content}</div> : <a href={href(to)}>{content}</a>}</li>;
+}
+
+/** Time between two requests for the graph of causes, in milliseconds. */
+const CAUSES_MS = 10_000;
+
+function CausesOverTime(): JSX.Element | null {
+  const { api } = useSession();
+  const { value } = usePolled((signal) => api.get<FailureHistory>("failures/history", {}, signal), { intervalMs: CAUSES_MS, subject: "" });
+  const lines = useMemo(() => value && causeLines(value), [value]);
+  if (lines === undefined || lines.names.length === 0) return null;
+  return <Chart title="Failures by cause, a minute" lines={lines.names} data={lines.data} format={whole} isWide />;
 }
 
 function Causes({ failures }: { failures: readonly FailureCount[] }): JSX.Element {

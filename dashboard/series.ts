@@ -1,5 +1,7 @@
 // The points of a graph, oldest first, with gaps where nothing was measured.
 
+import type { FailureHistory } from "../shared/service/api/types.ts";
+
 /** Values at one time in milliseconds; `undefined` for what is unknown. */
 export interface Point {
   readonly time: number;
@@ -24,6 +26,22 @@ export function columns(points: readonly Point[], lines: number, maxGapMs: numbe
 function push([times, ...lines]: Columns, time: number, values: Point["values"]): void {
   times.push(time / 1_000);
   lines.forEach((line, i) => line.push(values[i] ?? null));
+}
+
+/** The most frequent causes of failures have a line each; the others share one. */
+export const MAX_CAUSES = 5;
+
+/** A graph of failures by cause: a name for each line, and numbers for each minute. */
+export function causeLines({ minutes, causes }: FailureHistory): { readonly names: readonly string[]; readonly data: Columns } {
+  const shown = causes.slice(0, causes.length > MAX_CAUSES + 1 ? MAX_CAUSES : causes.length);
+  const lines = shown.map(({ kind, error, counts }) => ({ name: `${error.replaceAll("_", " ")}, ${kind}`, counts }));
+  const others = causes.slice(shown.length);
+  if (others.length > 0) {
+    const counts = minutes.map((_, i) => others.reduce((sum, { counts }) => sum + (counts[i] ?? 0), 0));
+    lines.push({ name: "others", counts });
+  }
+  const times = minutes.map((minute) => Date.parse(minute) / 1_000);
+  return { names: lines.map(({ name }) => name), data: [times, ...lines.map(({ counts }) => [...counts])] };
 }
 
 /** The indices of values without neighbours, which no line shows. */

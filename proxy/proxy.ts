@@ -157,6 +157,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       limiter,
       onResult: countAgents,
       events: runtime.activity.events,
+      onRefused: (refusal) => runtime.activity.agentRefused(refusal),
       onReplaced: metrics.count("reverse_http_agents_replaced_total", "Agents that were replaced by another one with the same id."),
     });
     const { agents } = server;

@@ -2,12 +2,9 @@
 import { AuthenticationError, type Authenticator, identifyAgent, type Identity } from "../../shared/auth/authenticator.ts";
 import { isolateHook } from "../../shared/log/isolate.ts";
 import type { ConnectionLimiter, ConnectionPermit } from "../../shared/limits/connection_limiter.ts";
-import { LimitReached } from "../../shared/limits/limit.ts";
 import { Control } from "../../shared/link/control.ts";
-import { FrameError } from "../../shared/link/frame.ts";
 import {
   type Accept,
-  ALPN,
   CloseCode,
   closeWith,
   CREDENTIALS_ALPN,
@@ -16,22 +13,23 @@ import {
   receiveHello,
   REPLACED_REASON,
 } from "../../shared/link/link.ts";
-import { type Hello, MessageError } from "../../shared/link/message.ts";
+import type { Hello } from "../../shared/link/message.ts";
 import { PROBE_ALPN, serveProbe } from "../../shared/link/probe.ts";
 import type { Logger } from "../../shared/log/logger.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import type { PresencePublisher } from "../../shared/store/presence.ts";
 import type { AgentSession, SessionListener } from "../../shared/net/types.ts";
 import type { EventHub } from "../../shared/service/live/events.ts";
+import type { AgentRefusal } from "../../shared/service/live/failures.ts";
 import { withTimeout } from "../../shared/async/with_timeout.ts";
 import { IdentityRenewal } from "./agent_identity.ts";
-import { ConflictError, type ConflictRule, Conflicts } from "./conflicts.ts";
+import { type ConflictRule, Conflicts } from "./conflicts.ts";
 import { Migration } from "./migration.ts";
-import { AgentKeptAway, AgentOperations } from "./operations.ts";
+import { AgentOperations } from "./operations.ts";
 import type { PublishedForwards } from "./published_forwards.ts";
+import { CreditError, refuse } from "./refusal.ts";
 import { AgentRegistry, type ConnectedAgent } from "./registry.ts";
 import { ReplacementLog } from "./replacement_log.ts";
-import { messageOf } from "../../shared/log/error_message.ts";
 import { VERSION } from "../../shared/version.ts";
 
 /** Events of agents' connections. */
@@ -62,6 +60,8 @@ export interface AgentServerOptions extends AgentEvents {
   onResult?: (outcome: "accepted" | "refused" | "failed") => void;
   /** An agent has replaced another one with its id. */
   onReplaced?: () => void;
+  /** An agent's connection was refused. */
+  onRefused?: (refusal: AgentRefusal) => void;
   /** Tells operators who watch. Default: there are none. */
   events?: EventHub;
   log: Logger;
@@ -185,7 +185,7 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
     } catch (error) {
       if (accepted || !await hasGivenUp(connection, error)) {
         if (!accepted) options.onResult?.("refused");
-        refuse(connection, error, log);
+        refuse(connection, error, log, options.onRefused);
       } else {
         options.onResult?.("failed");
         log.debug("agent gave up before the authentication", { remote: connection.remote });
@@ -323,11 +323,6 @@ async function admit(
   };
 }
 
-/** An agent gives no credit for streams, or for data on them. */
-class CreditError extends Error {
-  override readonly name = "CreditError";
-}
-
 /**
  * Each tunnel is a stream that the proxy opens. Without credit for streams, every tunnel would time out.
  * @throws {CreditError}
@@ -386,31 +381,4 @@ async function hasGivenUp(connection: AgentSession, error: unknown): Promise<boo
   if (!(error instanceof NetError) || (error.code !== "closed" && error.code !== "reset")) return false;
   const closed = await withTimeout(CLOSE_TIMEOUT_MS, connection.closed);
   return closed !== undefined && closed.remote && closed.cause === "application" && closed.code === CloseCode.shutdown;
-}
-
-/** Closes a connection that was not admitted. The agent does not learn the reason; the log has it. */
-function refuse(connection: AgentSession, error: unknown, log: Logger): void {
-  const { remote } = connection;
-  const message = messageOf(error);
-  if (error instanceof LimitReached || error instanceof AgentKeptAway) {
-    if (error instanceof AgentKeptAway) log.debug("agent refused", { remote, reason: message });
-    // version 1 of the link has no code for it
-    connection.close(connection.alpn === ALPN[1] ? CloseCode.internal : CloseCode.limit, message);
-  } else if (error instanceof ConflictError) {
-    connection.close(CloseCode.replaced, REPLACED_REASON); // it has been logged
-  } else if (error instanceof AuthenticationError) {
-    log.warn("agent refused", { remote, reason: message });
-    if (error.kind === "agent-id") connection.close(CloseCode.badAgentId, "bad agent id");
-    else if (error.kind === "unavailable") connection.close(CloseCode.internal, "credentials cannot be checked now");
-    else connection.close(CloseCode.unauthorized, "authentication failed");
-  } else if (error instanceof MessageError || error instanceof CreditError) {
-    log.warn("agent refused", { remote, reason: message });
-    connection.close(CloseCode.malformed, message);
-  } else if (error instanceof FrameError || error instanceof NetError) {
-    log.warn("agent refused", { remote, reason: message });
-    connection.close(CloseCode.unauthorized, "authentication failed");
-  } else {
-    log.error("agent failed", { remote, error: error instanceof Error ? error.stack : message });
-    connection.close(CloseCode.internal, "internal error");
-  }
 }

@@ -10,9 +10,10 @@ import { type Proxy, startProxy } from "../../proxy/proxy.ts";
 import { proxyOptions } from "../../proxy/options.ts";
 import { Backoff } from "../../shared/async/backoff.ts";
 import { type PartialValues, withDefaults } from "../../shared/config/defaults.ts";
+import { CloseCode } from "../../shared/link/link.ts";
 import type { Net } from "../../shared/net/types.ts";
 import { openApi } from "../../shared/service/api/openapi.ts";
-import type { AgentState, FailurePage, Page, Status, TunnelState } from "../../shared/service/api/types.ts";
+import type { AgentState, FailureHistory, FailurePage, Page, Status, TunnelState } from "../../shared/service/api/types.ts";
 import { ask, connectTo, LogBook, readUntil, withNet } from "../../testing/network.ts";
 import { Folder } from "../../testing/programs.ts";
 import { makeTokenKey } from "../../testing/tokens.ts";
@@ -356,6 +357,17 @@ describe("operators", () => {
       await log.waitFor("agent disconnected", { jti: agent!.tokenId });
       assert.match(readFileSync(file, "utf8"), new RegExp(`^# no newline here\n${agent!.tokenId} # by anna, 20[^\n]*\n$`));
       await log.waitFor("agent refused");
+      const { items: [refused], counts } = (await get("failures?kind=agent")).body as FailurePage;
+      assert.deepEqual([refused!.error, refused!.agent, refused!.tokenId, refused!.status], [
+        "credentials_ended",
+        AGENT_ID,
+        agent!.tokenId,
+        CloseCode.unauthorized,
+      ]);
+      assert.match(refused!.reason, /revoked/);
+      assert.ok(counts.some(({ kind, error }) => kind === "agent" && error === "credentials_ended"));
+      const { minutes, causes } = (await get("failures/history")).body as FailureHistory;
+      assert.deepEqual([minutes.length, causes.find(({ kind }) => kind === "agent")?.counts.length], [60, 60]);
     }, async (folder) => {
       const publicKey = join(folder.path, "public.pem");
       file = join(folder.path, "revoked");

@@ -6,7 +6,7 @@ import type { Topic } from "../../shared/service/api/types.ts";
 import { eventStream } from "../../shared/service/api/event_stream.ts";
 import { Activity } from "../../shared/service/live/activity.ts";
 import { EventHub } from "../../shared/service/live/events.ts";
-import { Failures } from "../../shared/service/live/failures.ts";
+import { describeFailure, Failures } from "../../shared/service/live/failures.ts";
 import { Ring } from "../../shared/service/live/ring.ts";
 import { describeTunnel, type LiveTunnel } from "../../shared/service/live/tunnel.ts";
 import { streamPair } from "../../testing/network.ts";
@@ -144,6 +144,52 @@ describe("samples", () => {
 });
 
 describe("failures", () => {
+  it("are told minute by minute, the most frequent cause first", () => {
+    const failures = new Failures();
+    const at = (minute: number) => minute * 60_000 + 30_000;
+    for (const minute of [70, 128, 128, 129]) failures.record(tunnelOf("r", { endedAt: at(minute) }), "dns_error", at(minute));
+    failures.record(tunnelOf("b", { connectedAt: 1, endedAt: at(100) }), "connection_terminated", at(100));
+    const { minutes, causes } = failures.history(at(129));
+    assert.equal(minutes.length, 60);
+    assert.equal(Date.parse(minutes[59]!) - Date.parse(minutes[0]!), 59 * 60_000);
+    const nonzero = ({ counts }: { counts: readonly number[] }) => counts.flatMap((count, i) => count > 0 ? [[i, count]] : []);
+    assert.deepEqual(causes.map((cause) => [cause.kind, cause.error, nonzero(cause)]), [
+      ["refused", "dns_error", [[0, 1], [58, 2], [59, 1]]],
+      ["broken", "connection_terminated", [[30, 1]]],
+    ]);
+    assert.deepEqual(failures.history(at(130)).causes.map(nonzero), [[[57, 2], [58, 1]], [[29, 1]]]);
+    assert.deepEqual(failures.history(at(500)).causes, []);
+  });
+
+  it("of agents do not displace those of clients", () => {
+    const clock = { now: 5 };
+    const activity = new Activity({ relayed: () => [] }, () => clock.now);
+    activity.ended({ ...tunnelOf("r"), proxyError: "dns_error", status: 502 });
+    clock.now = 6;
+    const refusal = {
+      remote: "192.0.2.1:5",
+      transport: "quic",
+      error: "credentials_denied",
+      reason: "bad\u001b token",
+      code: 401,
+    } as const;
+    for (let i = 0; i < 1_500; i++) activity.agentRefused({ ...refusal, agent: "site7" });
+    const last = activity.failures.last(clock.now);
+    assert.deepEqual([last.length, last.at(-1)!.key, last.filter(({ isAgent }) => isAgent).length], [1_001, "r", 1_000]);
+    const { kind, client, agent, protocol, status, error, reason } = describeFailure(last[0]!);
+    assert.deepEqual([kind, client, agent, protocol, status, error, reason], [
+      "agent",
+      "192.0.2.1:5",
+      "site7",
+      "quic",
+      401,
+      "credentials_denied",
+      "bad? token",
+    ]);
+    assert.deepEqual(activity.failures.counts(clock.now)[0], { kind: "agent", error: "credentials_denied", count: 1_500 });
+    activity.close();
+  });
+
   it("are counted by kind and cause for an hour, also those that are no longer listed", () => {
     const failures = new Failures();
     for (let i = 0; i < 1_500; i++) failures.record(tunnelOf(`r${i}`, { endedAt: 0 }), "connection_refused", 0);

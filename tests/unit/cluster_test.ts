@@ -12,7 +12,7 @@ import { proxyOptions } from "../../proxy/options.ts";
 import { withDefaults } from "../../shared/config/defaults.ts";
 import type { Net } from "../../shared/net/types.ts";
 import type { ClusterStatus, Page, Sample, TunnelState } from "../../shared/service/api/types.ts";
-import { sumHistories } from "../../shared/service/api/cluster_sums.ts";
+import { sumFailureHistories, sumHistories } from "../../shared/service/api/cluster_sums.ts";
 import { Directory, MAX_MEMBERS } from "../../shared/service/cluster/directory.ts";
 import { ClusterKey } from "../../shared/service/cluster/key.ts";
 import type { Member } from "../../shared/service/cluster/member.ts";
@@ -351,5 +351,17 @@ describe("histories of members", () => {
       [16, 11],
     ]);
     assert.deepEqual(sumHistories([]), []);
+  });
+
+  it("of failures are summed minute by minute, by cause", () => {
+    const minutes = (second: number) => [0, 1, 2].map((minute) => new Date((minute * 60 + second) * 1_000).toISOString());
+    const cause = (error: "dns_error" | "dns_timeout", ...counts: number[]) => ({ kind: "refused" as const, error, counts });
+    const own = { minutes: minutes(60), causes: [cause("dns_error", 1, 0, 0)] };
+    const other = { minutes: minutes(80), causes: [cause("dns_error", 1, 2, 3), cause("dns_timeout", 0, 0, 9)] };
+    const behind = { minutes: minutes(0), causes: [cause("dns_error", 5, 1, 0)] };
+    assert.deepEqual(sumFailureHistories(own, [own, other, behind]), {
+      minutes: own.minutes,
+      causes: [cause("dns_timeout", 0, 0, 9), cause("dns_error", 3, 2, 3)],
+    });
   });
 });

@@ -7,7 +7,8 @@ import { bytes, duration, milliseconds, percent, rate, visible } from "../../das
 import { poll } from "../../dashboard/poll.ts";
 import { href, parseRoute } from "../../dashboard/route.ts";
 import { rowsAround, within } from "../../dashboard/rows.ts";
-import { append, columns, isolated, perSecond } from "../../dashboard/series.ts";
+import { append, causeLines, columns, isolated, perSecond } from "../../dashboard/series.ts";
+import type { FailureError } from "../../shared/service/api/types.ts";
 import { serveDashboard } from "../../shared/service/dashboard/dashboard.ts";
 
 const ROOT = join(import.meta.dirname!, "..", "..");
@@ -64,6 +65,19 @@ describe("the dashboard's graphs", () => {
   it("have a gap where nothing was measured", () => {
     const points = [1_000, 3_000, 20_000].map((time, i) => ({ time, values: [i, undefined] }));
     assert.deepEqual(columns(points, 2, 7_000), [[1, 3, 11.5, 20], [0, 1, null, 2], [null, null, null, null]]);
+  });
+
+  it("have a line for each of the most frequent causes of failures, and one for the others", () => {
+    const minutes = ["2026-01-01T00:00:00.000Z", "2026-01-01T00:01:00.000Z"];
+    const cause = (error: FailureError, counts: number[]) => ({ kind: "refused" as const, error, counts });
+    assert.deepEqual(causeLines({ minutes, causes: [cause("dns_error", [1, 2])] }), {
+      names: ["dns error, refused"],
+      data: [minutes.map((minute) => Date.parse(minute) / 1_000), [1, 2]],
+    });
+    const six = Array.from({ length: 6 }, () => cause("dns_timeout", [1, 0]));
+    assert.equal(causeLines({ minutes, causes: six }).names.includes("others"), false);
+    const { names, data } = causeLines({ minutes, causes: [...six, cause("dns_error", [0, 4])] });
+    assert.deepEqual([names.length, names.at(-1), data.at(-1)], [6, "others", [1, 4]]);
   });
 
   it("show a value between gaps as a point", () => {

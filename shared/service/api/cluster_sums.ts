@@ -1,6 +1,6 @@
 // One answer of those of all members of a cluster: sums of numbers, and the results of actions.
 import type { ActionPart, Part } from "./cluster.ts";
-import type { ActionResult, ClusterStatus, FailureCount, Sample, Status } from "./types.ts";
+import type { ActionResult, ClusterStatus, FailureCount, FailureHistory, Sample, Status } from "./types.ts";
 
 /** The numbers of failures by cause, the most frequent first. */
 export function sumFailures(counts: readonly (readonly FailureCount[] | undefined)[]): FailureCount[] {
@@ -10,6 +10,28 @@ export function sumFailures(counts: readonly (readonly FailureCount[] | undefine
     sums.set(key, { kind, error, count: (sums.get(key)?.count ?? 0) + count });
   }
   return [...sums.values()].sort((a, b) => b.count - a.count);
+}
+
+const MINUTE_MS = 60_000;
+
+/** The failures of all members minute by minute, in the minutes of the one that was asked: those of others begin at other seconds. */
+export function sumFailureHistories({ minutes }: FailureHistory, histories: readonly FailureHistory[]): FailureHistory {
+  const first = Date.parse(minutes[0] ?? "");
+  const sums = new Map<string, { kind: FailureCount["kind"]; error: FailureCount["error"]; counts: number[] }>();
+  for (const history of histories) {
+    const indices = history.minutes.map((minute) => Math.round((Date.parse(minute) - first) / MINUTE_MS));
+    for (const { kind, error, counts } of history.causes) {
+      const key = `${kind} ${error}`;
+      const sum = sums.get(key) ?? { kind, error, counts: minutes.map(() => 0) };
+      sums.set(key, sum);
+      counts.forEach((count, i) => {
+        const at = indices[i]!;
+        if (sum.counts[at] !== undefined) sum.counts[at] += count;
+      });
+    }
+  }
+  const total = (counts: readonly number[]) => counts.reduce((sum, count) => sum + count, 0);
+  return { minutes, causes: [...sums.values()].sort((a, b) => total(b.counts) - total(a.counts)) };
 }
 
 /** The status of the cluster, of those of its members and of the one that was asked. */

@@ -1,8 +1,9 @@
 // The lists of the API: what they can be filtered and sorted by.
 import { hostOf } from "../../limits/addresses.ts";
+import { type Failed, kindOf } from "../live/failures.ts";
 import { type LiveTunnel, userOf } from "../live/tunnel.ts";
 import type { Key, Listing } from "./query.ts";
-import type { AgentState, TunnelState } from "./types.ts";
+import { type AgentState, FAILURE_KINDS, type TunnelState } from "./types.ts";
 
 const seconds = (text: string) => /^[0-9]{1,9}$/.test(text) ? Number(text) : 0;
 
@@ -43,10 +44,20 @@ export const AGENTS: Listing<AgentState> = {
 const stateOf = ({ endedAt, connectedAt }: LiveTunnel) =>
   endedAt !== undefined ? "ended" : connectedAt === undefined ? "connecting" : "open";
 
+type Named = Pick<LiveTunnel, "client" | "agent" | "destination" | "token" | "id" | "traceId" | "name" | "subject">;
+
+function isClient({ client = "" }: Named, value: string): boolean {
+  return client === value || hostOf(client) === value;
+}
+
+function textsOf(named: Named): (string | undefined)[] {
+  return [named.client, named.agent, named.destination, named.token, userOf(named), named.id, named.traceId];
+}
+
 export const TUNNELS: Listing<LiveTunnel> = {
   filters: {
     agent: ({ agent }, value) => agent === value,
-    client: ({ client = "" }, value) => client === value || hostOf(client) === value,
+    client: isClient,
     token: ({ token }, value) => token === value,
     user: (tunnel, value) => userOf(tunnel) === value,
     destination: ({ destination = "" }, value) => destination.includes(value),
@@ -55,7 +66,7 @@ export const TUNNELS: Listing<LiveTunnel> = {
   },
   defaults: { state: ["connecting", "open"] },
   values: { state: ["connecting", "open", "ended"] },
-  texts: (tunnel) => [tunnel.client, tunnel.agent, tunnel.destination, tunnel.token, userOf(tunnel), tunnel.id],
+  texts: textsOf,
   orders: {
     age: ({ startedAt }) => -startedAt,
     rate: ({ measured }) => measured?.sentRate === undefined ? undefined : measured.sentRate + (measured.receivedRate ?? 0),
@@ -78,13 +89,13 @@ export const TUNNEL_ORDERS: Readonly<Record<string, Key<TunnelState>>> = {
   setup: ({ setupMs }) => setupMs,
 };
 
-export const FAILURES: Listing<LiveTunnel> = {
+export const FAILURES: Listing<Failed> = {
   filters: {
-    kind: ({ connectedAt }, value) => (connectedAt === undefined ? "refused" : "broken") === value,
+    kind: (failed, value) => kindOf(failed) === value,
     error: ({ proxyError }, value) => proxyError === value,
     agent: ({ agent }, value) => agent === value,
-    client: TUNNELS.filters.client!,
+    client: (failed, value) => isClient(failed, value),
   },
-  values: { kind: ["refused", "broken"] },
-  texts: (tunnel) => [...TUNNELS.texts(tunnel), tunnel.reason],
+  values: { kind: FAILURE_KINDS },
+  texts: (failed) => [...textsOf(failed), failed.reason],
 };

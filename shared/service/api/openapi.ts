@@ -69,7 +69,8 @@ export function openApi(version: string): object {
       "/agents": read("Agents and their connections", ref("AgentPage"), parametersOf(AGENTS)),
       "/tunnels": read("Tunnels, and requests for them", ref("TunnelPage"), parametersOf(TUNNELS)),
       "/tunnels/{id}": read("One tunnel, also for a while after its end", ref("TunnelState"), [id]),
-      "/failures": read("Refused requests and broken tunnels of the last hour", ref("FailurePage"), parametersOf(FAILURES)),
+      "/failures": read("Refused requests, broken tunnels and refused agents of the last hour", ref("FailurePage"), parametersOf(FAILURES)),
+      "/failures/history": read("The failures of the last hour by cause, minute by minute", ref("FailureHistory")),
       "/events": {
         get: {
           summary: "What happens, as server-sent events",

@@ -9,12 +9,12 @@ import { addActions } from "./actions.ts";
 import { eventStream } from "./event_stream.ts";
 import { AGENTS, FAILURES, TUNNEL_ORDERS, TUNNELS } from "./lists.ts";
 import { gather, gatherPage, MAX_MERGED, proxiesOf, ScopeError, scopeOf } from "./cluster.ts";
-import { sumFailures, sumHistories, sumStatus } from "./cluster_sums.ts";
+import { sumFailureHistories, sumFailures, sumHistories, sumStatus } from "./cluster_sums.ts";
 import { openApi } from "./openapi.ts";
 import type { Operations } from "./operations.ts";
 import { checkOneOf, QueryError, select } from "./query.ts";
 import type { TokenFile } from "./tokens.ts";
-import type { AgentState, ClusterStatus, Failure, FailurePage, Page, Sample, Status, TunnelState } from "./types.ts";
+import type { AgentState, ClusterStatus, Failure, FailureHistory, FailurePage, Page, Sample, Status, TunnelState } from "./types.ts";
 import { type Topic, TOPICS } from "./types.ts";
 import { ClusterBusyError } from "../cluster/cluster.ts";
 
@@ -127,6 +127,13 @@ export function createApi({ operations, hosts, tokens }: ApiOptions): Hono<ApiEn
     if (wide === undefined) return c.json(failurePage(query, maxLimitOf(c)));
     const { page, parts } = await gatherPage<Failure, FailurePage>(wide, c, { name: "failures", query, own: failurePage });
     return c.json<FailurePage>({ ...page, counts: sumFailures(parts.map(({ value }) => value?.counts)) });
+  });
+  api.get("/failures/history", async (c) => {
+    const { wide } = await scopeOf(c, cluster);
+    const own = activity.failures.history(performance.now());
+    if (wide === undefined) return c.json<FailureHistory>(own);
+    const parts = await gather<FailureHistory>(wide, c, "failures/history", () => own);
+    return c.json<FailureHistory>(sumFailureHistories(own, parts.flatMap(({ value }) => value === undefined ? [] : [value])));
   });
   api.get("/events", (c) => {
     const stream = eventStream(activity.events, topicsOf(c.req.query("topics")), c.get("isAllowed"));

@@ -1,6 +1,6 @@
 // JSON Schemas of the values of the API, by the names of their types in types.ts.
 import { LOG_LEVELS } from "../../log/logger.ts";
-import { ROLES } from "./types.ts";
+import { FAILURE_KINDS, ROLES } from "./types.ts";
 
 export type Schema = Readonly<Record<string, unknown>>;
 
@@ -36,7 +36,7 @@ const link = oneOf("quic", "tls", "websocket");
 const direction = oneOf("open", "blocked", "ended");
 /** RFC 9209 §2.3. */
 const errorType: Schema = { type: "string", pattern: "^[a-z_]+$" };
-const failureKind = oneOf("refused", "broken");
+const failureKind = oneOf(...FAILURE_KINDS);
 const percentiles = object({ p50: number, p99: number });
 
 export const SCHEMAS: Readonly<Record<string, Schema>> = {
@@ -140,6 +140,10 @@ export const SCHEMAS: Readonly<Record<string, Schema>> = {
     },
   ),
   FailureCount: object({ kind: failureKind, error: errorType, count }),
+  FailureHistory: object({
+    minutes: listOf(time),
+    causes: listOf(object({ kind: failureKind, error: errorType, counts: listOf(count) })),
+  }),
   FailurePage: pageOf("Failure", { counts: listOf(ref("FailureCount")) }),
   ActionResult: object({ affected: count }, { members: listOf(memberWith({ affected: count })) }),
   ErrorBody: object({ error: text }),

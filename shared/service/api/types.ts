@@ -173,32 +173,64 @@ export interface TunnelState {
   readonly reason?: string;
 }
 
-/** A request that was refused, or a tunnel that broke. */
+/** `refused`: a client's request; `broken`: an open tunnel; `agent`: an agent's connection, which was refused. */
+export const FAILURE_KINDS = ["refused", "broken", "agent"] as const;
+export type FailureKind = (typeof FAILURE_KINDS)[number];
+
+/** Why an agent was refused. `credentials_ended`: they have expired or are revoked; `credentials_unchecked`: they cannot be checked now. */
+export type AgentRefusalError =
+  | "agent_id_invalid"
+  | "agent_id_conflict"
+  | "agent_kept_away"
+  | "credentials_denied"
+  | "credentials_ended"
+  | "credentials_unchecked"
+  | "connection_terminated"
+  | "limit_reached"
+  | "protocol_violated"
+  | "proxy_internal_error";
+
+/** An error type of RFC 9209, or that of an agent. */
+export type FailureError = TunnelErrorType | AgentRefusalError;
+
+/** A request that was refused, a tunnel that broke, or an agent that was refused. */
 export interface Failure {
   /** Of the whole cluster: who has refused it, or where it broke. */
   readonly member?: string;
-  readonly kind: "refused" | "broken";
+  readonly kind: FailureKind;
   readonly at: string;
   readonly id: string;
   readonly requestId: string;
   readonly traceId?: string;
+  /** The peer's address, also of an agent. */
   readonly client?: string;
+  /** Of an agent that was refused: the id that its token names, if the token is genuine. */
   readonly agent?: string;
   readonly tokenId?: string;
   /** As of {@link TunnelState}. */
   readonly user?: string;
   readonly destination?: string;
+  /** Of an agent: the transport of its connection. */
   readonly protocol: string;
+  /** Of an agent: the code with which its connection was closed. */
   readonly status: number;
-  readonly error: TunnelErrorType;
+  readonly error: FailureError;
   readonly reason: string;
 }
 
 /** Number of failures by cause. */
 export interface FailureCount {
-  readonly kind: "refused" | "broken";
-  readonly error: TunnelErrorType;
+  readonly kind: FailureKind;
+  readonly error: FailureError;
   readonly count: number;
+}
+
+/** The last hour by cause, minute by minute. */
+export interface FailureHistory {
+  /** When each minute has begun, the oldest first; the last one is not over yet. */
+  readonly minutes: readonly string[];
+  /** The most frequent first, with a number for each minute. */
+  readonly causes: readonly (Pick<FailureCount, "kind" | "error"> & { readonly counts: readonly number[] })[];
 }
 
 export interface FailurePage extends Page<Failure> {

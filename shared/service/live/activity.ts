@@ -1,10 +1,11 @@
 // What a service does at the moment, and what it has done lately: its tunnels, its failures, and samples for graphs. It costs a tunnel a few
 // additions; everything that costs more is done when an operator asks, or every two seconds while the admin server runs.
 import { residentBytes } from "../../limits/resources.ts";
+import { printable } from "../../net/printable.ts";
 import type { Duplex, Net } from "../../net/types.ts";
 import type { Sample } from "../api/types.ts";
 import { EventHub } from "./events.ts";
-import { describeFailure, Failures } from "./failures.ts";
+import { type AgentRefusal, describeFailure, type Failed, Failures } from "./failures.ts";
 import { Ring } from "./ring.ts";
 import { describeTunnel, isoTime, type LiveTunnel, measureTunnels } from "./tunnel.ts";
 
@@ -41,6 +42,7 @@ export class Activity {
   readonly #ended = new Ring<LiveTunnel>(MAX_ENDED);
   readonly #samples = new Ring<Sample>(MAX_SAMPLES);
   readonly #counts: Counts = { opened: 0, refused: 0, broken: 0, sent: 0, received: 0 };
+  #refusedAgents = 0;
   #setups: number[] = [];
   #last?: { readonly sample: Sample; readonly now: number };
   #timer?: ReturnType<typeof setInterval>;
@@ -74,6 +76,28 @@ export class Activity {
     counts[connectedAt === undefined ? "refused" : "broken"]++;
     this.failures.record(tunnel, proxyError, now);
     this.events.publish("failures", () => describeFailure(tunnel));
+  }
+
+  /** An agent was refused. */
+  agentRefused({ remote, transport, error, reason, code, agent, token }: AgentRefusal): void {
+    const now = this.#now();
+    const key = `agent-${++this.#refusedAgents}`;
+    const peer = { client: remote, protocol: transport, agent: agent && printable(agent), token: token && printable(token) };
+    const failed: Failed = {
+      isAgent: true,
+      key,
+      id: key,
+      startedAt: now,
+      endedAt: now,
+      ...peer,
+      sent: 0,
+      received: 0,
+      status: code,
+      proxyError: error,
+      reason: printable(reason),
+    };
+    this.failures.record(failed, error, now);
+    this.events.publish("failures", () => describeFailure(failed));
   }
 
   /** Those that are served, with what their relays have done so far, then those that have ended lately. */

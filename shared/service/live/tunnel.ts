@@ -82,7 +82,7 @@ export function isoTime(at: number): string {
 }
 
 /** Who the client is: the name that people know, or else the id. */
-export function userOf({ name, subject, agent }: LiveTunnel): string | undefined {
+export function userOf({ name, subject, agent }: Pick<LiveTunnel, "name" | "subject" | "agent">): string | undefined {
   const user = name ?? subject;
   return user === undefined || user === agent ? undefined : printable(user);
 }
