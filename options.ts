@@ -314,6 +314,32 @@ export interface ProxyOptions {
     tokenFile?: string;
     /** `--admin.hosts`: Names by which browsers reach the API on admin.listen-address, as in the field Host: admin.example.com, or with a port. By default addresses and localhost. */
     hosts?: string[];
+    /** `--admin.jwt.*` */
+    jwt?: {
+      /** `--admin.jwt.public-key`: Public key files, PEM or JWKS, that verify tokens of auth jwt operator for the API. Reloaded when they change. By default none. */
+      publicKey?: string[];
+    };
+    /** `--admin.oidc.*` */
+    oidc?: {
+      /** `--admin.oidc.issuer`: URL of an OpenID Connect issuer whose people are operators, as its tokens have it in iss; https, or http to this machine. */
+      issuer?: string;
+      /** `--admin.oidc.client-id`: Client id of the dashboard at the issuer; its tokens must name it in aud. */
+      clientId?: string;
+      /** `--admin.oidc.client-secret-file`: File with the client's secret at the issuer. Without it the dashboard is a public client, which PKCE protects. */
+      clientSecretFile?: string;
+      /** `--admin.oidc.url`: URL of the dashboard as browsers see it; login/callback below it is the redirect URI at the issuer. https, or http to this machine. Without it, people cannot sign in at the dashboard, and tokens of the issuer are accepted. */
+      url?: string;
+      /** `--admin.oidc.name-claim`: Claim with the person's name, for logs; dots lead into nested claims. Default: `"preferred_username"`. */
+      nameClaim?: string;
+      /** `--admin.oidc.groups-claim`: Claim with the person's groups, a name or a list; dots lead into nested claims, as in realm_access.roles. Default: `"groups"`. */
+      groupsClaim?: string;
+      /** `--admin.oidc.operators`: Groups whose members have the role operator. By default none. */
+      operators?: string[];
+      /** `--admin.oidc.viewers`: Groups whose members have the role viewer. By default none. */
+      viewers?: string[];
+      /** `--admin.oidc.session`: Time until a person has to sign in at the dashboard again. In milliseconds. Default: `28800000`. */
+      session?: number;
+    };
     /** `--admin.cluster.*` */
     cluster?: {
       /** `--admin.cluster.key-file`: File with a secret of at least 32 characters that all proxies and lbs of the store share: each of them answers operators for all, with scope=cluster. Several lines replace a secret: the first one signs. Reloaded when it changes. By default each answers for itself alone. */
@@ -467,6 +493,32 @@ export interface AgentOptions {
     tokenFile?: string;
     /** `--admin.hosts`: Names by which browsers reach the API on admin.listen-address, as in the field Host: admin.example.com, or with a port. By default addresses and localhost. */
     hosts?: string[];
+    /** `--admin.jwt.*` */
+    jwt?: {
+      /** `--admin.jwt.public-key`: Public key files, PEM or JWKS, that verify tokens of auth jwt operator for the API. Reloaded when they change. By default none. */
+      publicKey?: string[];
+    };
+    /** `--admin.oidc.*` */
+    oidc?: {
+      /** `--admin.oidc.issuer`: URL of an OpenID Connect issuer whose people are operators, as its tokens have it in iss; https, or http to this machine. */
+      issuer?: string;
+      /** `--admin.oidc.client-id`: Client id of the dashboard at the issuer; its tokens must name it in aud. */
+      clientId?: string;
+      /** `--admin.oidc.client-secret-file`: File with the client's secret at the issuer. Without it the dashboard is a public client, which PKCE protects. */
+      clientSecretFile?: string;
+      /** `--admin.oidc.url`: URL of the dashboard as browsers see it; login/callback below it is the redirect URI at the issuer. https, or http to this machine. Without it, people cannot sign in at the dashboard, and tokens of the issuer are accepted. */
+      url?: string;
+      /** `--admin.oidc.name-claim`: Claim with the person's name, for logs; dots lead into nested claims. Default: `"preferred_username"`. */
+      nameClaim?: string;
+      /** `--admin.oidc.groups-claim`: Claim with the person's groups, a name or a list; dots lead into nested claims, as in realm_access.roles. Default: `"groups"`. */
+      groupsClaim?: string;
+      /** `--admin.oidc.operators`: Groups whose members have the role operator. By default none. */
+      operators?: string[];
+      /** `--admin.oidc.viewers`: Groups whose members have the role viewer. By default none. */
+      viewers?: string[];
+      /** `--admin.oidc.session`: Time until a person has to sign in at the dashboard again. In milliseconds. Default: `28800000`. */
+      session?: number;
+    };
   };
   /** `--tracing.*` */
   tracing?: {
@@ -742,6 +794,32 @@ export interface LoadBalancerOptions {
     tokenFile?: string;
     /** `--admin.hosts`: Names by which browsers reach the API on admin.listen-address, as in the field Host: admin.example.com, or with a port. By default addresses and localhost. */
     hosts?: string[];
+    /** `--admin.jwt.*` */
+    jwt?: {
+      /** `--admin.jwt.public-key`: Public key files, PEM or JWKS, that verify tokens of auth jwt operator for the API. Reloaded when they change. By default none. */
+      publicKey?: string[];
+    };
+    /** `--admin.oidc.*` */
+    oidc?: {
+      /** `--admin.oidc.issuer`: URL of an OpenID Connect issuer whose people are operators, as its tokens have it in iss; https, or http to this machine. */
+      issuer?: string;
+      /** `--admin.oidc.client-id`: Client id of the dashboard at the issuer; its tokens must name it in aud. */
+      clientId?: string;
+      /** `--admin.oidc.client-secret-file`: File with the client's secret at the issuer. Without it the dashboard is a public client, which PKCE protects. */
+      clientSecretFile?: string;
+      /** `--admin.oidc.url`: URL of the dashboard as browsers see it; login/callback below it is the redirect URI at the issuer. https, or http to this machine. Without it, people cannot sign in at the dashboard, and tokens of the issuer are accepted. */
+      url?: string;
+      /** `--admin.oidc.name-claim`: Claim with the person's name, for logs; dots lead into nested claims. Default: `"preferred_username"`. */
+      nameClaim?: string;
+      /** `--admin.oidc.groups-claim`: Claim with the person's groups, a name or a list; dots lead into nested claims, as in realm_access.roles. Default: `"groups"`. */
+      groupsClaim?: string;
+      /** `--admin.oidc.operators`: Groups whose members have the role operator. By default none. */
+      operators?: string[];
+      /** `--admin.oidc.viewers`: Groups whose members have the role viewer. By default none. */
+      viewers?: string[];
+      /** `--admin.oidc.session`: Time until a person has to sign in at the dashboard again. In milliseconds. Default: `28800000`. */
+      session?: number;
+    };
     /** `--admin.cluster.*` */
     cluster?: {
       /** `--admin.cluster.key-file`: File with a secret of at least 32 characters that all proxies and lbs of the store share: each of them answers operators for all, with scope=cluster. Several lines replace a secret: the first one signs. Reloaded when it changes. By default each answers for itself alone. */

@@ -19,6 +19,7 @@ import { publishOptions } from "../shared/frontend/published.ts";
 import { checkOutboundProxy } from "./outbound_proxy.ts";
 import { parseWebSocketUrl } from "./transport/web_socket_url.ts";
 import { tracingOptions } from "../shared/tracing/options.ts";
+import { operatorOptions } from "../shared/service/operators/options.ts";
 
 /** The definitions of the agent's options, by name. */
 export const agentOptions = defineOptions({
@@ -144,6 +145,7 @@ export const agentOptions = defineOptions({
   ...agentTunnelLimitOptions,
   ...drainOptions,
   ...adminOptions,
+  ...operatorOptions,
   ...tracingOptions,
   ...logOptions,
 });

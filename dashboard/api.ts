@@ -17,15 +17,16 @@ export class ApiError extends Error {
 export type Query = Readonly<Record<string, string | number | readonly string[] | undefined>>;
 
 export class Api {
-  readonly #token: string;
+  readonly #token?: string;
   readonly #refused: (message: string) => void;
   readonly #scope?: "cluster";
 
   /**
+   * @param token `undefined`: the browser has the cookie of a session
    * @param refused called when the server does not accept the token
    * @param scope whom requests are for. Default: the service alone
    */
-  constructor(token: string, refused: (message: string) => void, scope?: "cluster") {
+  constructor(token: string | undefined, refused: (message: string) => void, scope?: "cluster") {
     this.#token = token;
     this.#refused = refused;
     this.#scope = scope;
@@ -60,14 +61,38 @@ export class Api {
   }
 
   async #call<T>(path: string, init: RequestInit): Promise<T> {
-    const headers = { ...init.headers, Authorization: `Bearer ${this.#token}` };
-    const response = await fetch(`api/v1/${path}`, { ...init, headers, cache: "no-store", credentials: "omit" });
+    const isSession = this.#token === undefined;
+    const headers = { ...init.headers, ...isSession ? {} : { Authorization: `Bearer ${this.#token}` } };
+    const credentials = isSession ? "same-origin" : "omit";
+    const response = await fetch(`api/v1/${path}`, { ...init, headers, cache: "no-store", credentials });
     if (response.ok) return await response.json() as T;
     const body = await response.json().catch(() => ({})) as Partial<ErrorBody>;
     const message = body.error ?? `The server responded with status ${response.status}`;
     if (response.status === 401) this.#refused(message);
     throw new ApiError(response.status, message);
   }
+}
+
+/** How one gets in besides tokens, and whether one is in by the cookie of a session. */
+export interface SignIn {
+  /** URL of the identity provider. Default: there is none. */
+  readonly issuer?: string;
+  readonly isSession: boolean;
+}
+
+/** Never rejects. */
+export async function findSignIn(): Promise<SignIn> {
+  try {
+    const response = await fetch("login/methods", { cache: "no-store", credentials: "same-origin" });
+    return await response.json() as SignIn;
+  } catch {
+    return { isSession: false };
+  }
+}
+
+/** Ends the session of the cookie. Never rejects. */
+export async function endSession(): Promise<void> {
+  await fetch("logout", { method: "POST", credentials: "same-origin" }).catch(() => {});
 }
 
 /** What all views use. */

@@ -4,7 +4,7 @@ import { useEffect, useMemo, useState } from "preact/hooks";
 import type { ClusterStatus, Status } from "../shared/service/api/types.ts";
 import { AgentPage } from "./agent.tsx";
 import { Agents } from "./agents.tsx";
-import { Api, type Session, SessionContext } from "./api.ts";
+import { Api, endSession, findSignIn, type Session, SessionContext, type SignIn } from "./api.ts";
 import { Failures } from "./failures.tsx";
 import { visible } from "./format.ts";
 import { Login } from "./login.tsx";
@@ -21,20 +21,29 @@ const TOKEN = "reverse-http token";
 
 export function App(): JSX.Element {
   const [token, setToken] = useState(() => sessionStorage.getItem(TOKEN));
+  const [signIn, setSignIn] = useState<SignIn>();
   const [refusal, setRefusal] = useState<string>();
+  useEffect(() => {
+    if (token === null) void findSignIn().then(setSignIn); // never rejects
+  }, []);
+  const isSession = token === null && signIn?.isSession === true;
   const signOut = (message?: string) => {
+    if (isSession) void endSession(); // never rejects
     sessionStorage.removeItem(TOKEN);
     setRefusal(message);
     setToken(null);
+    setSignIn({ ...signIn, isSession: false });
+    if (signIn === undefined) void findSignIn().then((found) => setSignIn({ ...found, isSession: false })); // never rejects
   };
-  const signIn = (token: string) => {
+  const useToken = (token: string) => {
     sessionStorage.setItem(TOKEN, token);
     setRefusal(undefined);
     setToken(token);
   };
-  const api = useMemo(() => token === null ? undefined : new Api(token, signOut), [token]);
-  if (api === undefined) return <Login refusal={refusal} signIn={signIn} />;
-  return <SignedIn key={token} api={api} signOut={() => signOut()} />;
+  const api = useMemo(() => token !== null || isSession ? new Api(token ?? undefined, signOut) : undefined, [token, isSession]);
+  if (api !== undefined) return <SignedIn key={token ?? ""} api={api} signOut={() => signOut()} />;
+  if (signIn === undefined) return <main class="wait" />;
+  return <Login refusal={refusal} signIn={useToken} issuer={signIn.issuer} />;
 }
 
 const INTERVAL_MS = 2_000;

@@ -1,8 +1,16 @@
 // The form that asks for the token.
 import type { JSX } from "preact";
 import { useRef } from "preact/hooks";
+import { visible } from "./format.ts";
 
-export function Login({ refusal, signIn }: { refusal: string | undefined; signIn: (token: string) => void }): JSX.Element {
+interface LoginProps {
+  readonly refusal: string | undefined;
+  readonly signIn: (token: string) => void;
+  /** URL of the identity provider, if there is one. */
+  readonly issuer: string | undefined;
+}
+
+export function Login({ refusal, signIn, issuer }: LoginProps): JSX.Element {
   const input = useRef<HTMLInputElement>(null);
   const submit = (event: Event) => {
     event.preventDefault();
@@ -13,6 +21,12 @@ export function Login({ refusal, signIn }: { refusal: string | undefined; signIn
     <main class="login">
       <form onSubmit={submit}>
         <h1>reverse-http</h1>
+        {issuer !== undefined && (
+          <>
+            <a class="button" href="login">Sign in with {visible(hostOf(issuer))}</a>
+            <p>Or, with a token:</p>
+          </>
+        )}
         <label for="token">Token</label>
         <input
           id="token"
@@ -33,4 +47,8 @@ export function Login({ refusal, signIn }: { refusal: string | undefined; signIn
       </form>
     </main>
   );
+}
+
+function hostOf(url: string): string {
+  return URL.canParse(url) ? new URL(url).host : url;
 }

@@ -21,6 +21,7 @@ import { forwardOptions } from "../shared/frontend/forwards.ts";
 import { addressLimitOptions, clientLimitOptions } from "../shared/limits/options.ts";
 import { storeServerOptions } from "../shared/store/options.ts";
 import { tracingOptions } from "../shared/tracing/options.ts";
+import { operatorOptions } from "../shared/service/operators/options.ts";
 
 const positive = (ms: number) => ms > 0 ? undefined : "it must be more than zero";
 
@@ -91,6 +92,7 @@ export const lbOptions = defineOptions({
   },
   ...drainOptions,
   ...adminOptions,
+  ...operatorOptions,
   ...tracingOptions,
   ...clusterOptions,
   ...auditOptions,

@@ -27,6 +27,7 @@ import { CONFLICT_RULES } from "./agents/conflicts.ts";
 import { STORE_TTL, storeServerOptions } from "../shared/store/options.ts";
 import { acmeOptions } from "../shared/tls/acme/options.ts";
 import { tracingOptions } from "../shared/tracing/options.ts";
+import { operatorOptions } from "../shared/service/operators/options.ts";
 
 /** The definitions of the proxy's options, by name. */
 export const proxyOptions = defineOptions({
@@ -152,6 +153,7 @@ export const proxyOptions = defineOptions({
   ...drainDelayOptions,
   ...drainOptions,
   ...adminOptions,
+  ...operatorOptions,
   ...tracingOptions,
   ...clusterOptions,
   ...auditOptions,

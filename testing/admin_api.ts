@@ -163,6 +163,7 @@ export class FakeAdmin implements AsyncDisposable {
     if (!url.pathname.startsWith(`${prefix}/`)) return void response.writeHead(404).end();
     const path = url.pathname.slice(prefix.length);
     this.requests.push(`${request.method} ${path}${url.search}`);
+    if (path === "/login/methods") return void response.writeHead(200, { "Content-Type": "application/json" }).end(`{"isSession":false}`);
     if (!path.startsWith("/api/v1/")) {
       const file = serveDashboard(path, (name) => this.#options.files[name]);
       if (file === undefined) return void response.writeHead(404).end();

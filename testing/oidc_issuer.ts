@@ -1,7 +1,7 @@
-// A small OpenID Connect issuer on loopback: discovery, a JWKS whose keys rotate, signed tokens, and the grants for devices, refresh tokens
-// and clients. It can be down.
-import { randomUUID } from "node:crypto";
-import { createServer, type IncomingMessage, type Server } from "node:http";
+// A small OpenID Connect issuer on loopback: discovery, a JWKS whose keys rotate, signed tokens, and the grants for browsers, devices,
+// refresh tokens and clients. It can be down.
+import { createHash, randomUUID } from "node:crypto";
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
 import { calculateJwkThumbprint, exportJWK, generateKeyPair, type JWK, type JWTPayload, SignJWT } from "jose";
 
@@ -52,6 +52,7 @@ export class OidcIssuer implements AsyncDisposable {
     server.on("request", async (request, response) => {
       issuer.requests++;
       if (request.url === "/jwks") issuer.fetches++;
+      if (request.url!.startsWith("/authorize?")) return issuer.#authorize(request.url!, response);
       const [status, body] = issuer.isDown
         ? [503]
         : request.method === "POST"
@@ -85,6 +86,7 @@ export class OidcIssuer implements AsyncDisposable {
       issuer: this.url,
       jwks_uri: this.jwksUrl,
       id_token_signing_alg_values_supported: [...new Set(this.#keys.map(({ alg }) => alg))],
+      authorization_endpoint: `${this.url}/authorize`,
       token_endpoint: `${this.url}/token`,
       ...this.hasDeviceLogin && { device_authorization_endpoint: `${this.url}/device` },
       ...this.hasRevocation && { revocation_endpoint: `${this.url}/revoke` },
@@ -104,6 +106,7 @@ export class OidcIssuer implements AsyncDisposable {
       return [200, {}];
     }
     this.asked.push(form);
+    if (form.grant_type === "authorization_code") return await this.#signedIn(form);
     const error = this.refusals.shift() ?? this.#refusalOf(form);
     if (error !== undefined) return [error === "server_error" ? 500 : 400, { error }];
     const isPerson = form.grant_type !== "client_credentials";
@@ -117,6 +120,15 @@ export class OidcIssuer implements AsyncDisposable {
       access_token: await this.sign(claims),
       ...isPerson && { id_token: await this.sign({ aud: id, ...claims }), refresh_token: refreshToken },
     }];
+  }
+
+  async #signedIn({ code = "", code_verifier: verifier = "", redirect_uri: uri }: Record<string, string>): Promise<[number, object]> {
+    const begun = this.#signIns.get(code);
+    this.#signIns.delete(code);
+    const challenge = createHash("sha256").update(verifier).digest("base64url");
+    if (begun?.get("code_challenge") !== challenge || begun.get("redirect_uri") !== uri) return [400, { error: "invalid_grant" }];
+    const claims = { aud: begun.get("client_id")!, nonce: begun.get("nonce") ?? undefined, ...this.person };
+    return [200, { access_token: "x", token_type: "bearer", id_token: await this.sign(claims) }];
   }
 
   #startDevice(): object {
@@ -151,6 +163,22 @@ export class OidcIssuer implements AsyncDisposable {
 
   get url(): string {
     return `http://127.0.0.1:${(this.#server.address() as AddressInfo).port}`;
+  }
+
+  /** Claims of people who sign in. */
+  person: JWTPayload = {};
+  /** By code: what the sign-in has begun with. */
+  readonly #signIns = new Map<string, URLSearchParams>();
+
+  /** Takes everyone for {@link person}, and sends the browser back. */
+  #authorize(url: string, response: ServerResponse): void {
+    const query = new URL(url, this.url).searchParams;
+    const code = randomUUID();
+    this.#signIns.set(code, query);
+    const target = new URL(query.get("redirect_uri")!);
+    target.searchParams.set("code", code);
+    target.searchParams.set("state", query.get("state")!);
+    response.writeHead(302, { Location: target.href }).end();
   }
 
   get jwksUrl(): string {

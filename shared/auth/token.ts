@@ -93,7 +93,8 @@ export async function renewToken(text: string, { algorithm, key }: SigningKey, d
   return await signNow(new SignJWT(payload), { algorithm, key }, durationMs, now);
 }
 
-async function signNow(jwt: SignJWT, { algorithm, key }: SigningKey, durationMs: number, now: number): Promise<string> {
+/** Signs a token that is valid from now on, with a new id. */
+export async function signNow(jwt: SignJWT, { algorithm, key }: SigningKey, durationMs: number, now: number): Promise<string> {
   const seconds = Math.floor(now / 1000);
   return await jwt.setProtectedHeader({ alg: algorithm, typ: "JWT" })
     .setIssuedAt(seconds)
@@ -117,7 +118,7 @@ export interface Expectation {
  * @throws {AuthenticationError} `denied`, or `agent-id` for an invalid agent id
  */
 export async function verifyToken(text: string, keys: readonly VerificationKey[], expected: Expectation): Promise<Token> {
-  const { payload, keyId } = await verify(text, keys, expected);
+  const { payload, keyId } = await verifyClaims(text, keys, expected);
   const deny = (why: string) => new AuthenticationError("denied", describe(why, payload), claimsOf(payload));
   const { agent_id: agentId, role, exp, jti, sub, name } = payload;
   if (role !== expected.role) {
@@ -144,7 +145,11 @@ export async function verifyToken(text: string, keys: readonly VerificationKey[]
   };
 }
 
-async function verify(
+/**
+ * Verifies the signature of a token by one of `keys`, and its validity period.
+ * @throws {AuthenticationError} `denied`
+ */
+export async function verifyClaims(
   text: string,
   keys: readonly VerificationKey[],
   { role, audience, now }: Expectation,

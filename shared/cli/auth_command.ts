@@ -17,6 +17,7 @@ import {
   type SigningKey,
   type VerificationKey,
 } from "../auth/keys.ts";
+import { OPERATOR_NAME, OPERATOR_ROLES, signOperatorToken } from "../auth/operator_token.ts";
 import { signTicket, type Ticket, type TicketRequest } from "../auth/ticket.ts";
 import { MAX_TOKEN, renewToken, ROLES, signToken, type TokenRequest, verifyToken } from "../auth/token.ts";
 import { printable } from "../net/printable.ts";
@@ -129,6 +130,32 @@ const tokenCommand: Subcommand<ValuesOf<typeof tokenOptions>> = {
   },
 };
 
+const operatorOptions = defineOptions({
+  "name": {
+    kind: "string",
+    description: "Who it is for: shown in logs and in the audit log.",
+    check: (name) => OPERATOR_NAME.test(name) ? undefined : `${JSON.stringify(name)} is not up to 64 letters, digits, dots, dashes and @`,
+  },
+  "role": { kind: "string", default: "viewer", choices: OPERATOR_ROLES, description: "A viewer reads, an operator acts as well." },
+  "duration": tokenOptions.duration,
+  "in": input,
+  "out": { kind: "file", short: "o", default: "operator.jwt", description: "File for the token; - is standard output." },
+  force,
+});
+
+const operatorCommand: Subcommand<ValuesOf<typeof operatorOptions>> = {
+  name: "operator",
+  description: "Create a token (JWT) for an operator of the admin API, who is verified by --admin.jwt.public-key.",
+  options: operatorOptions,
+  async run({ name, role, duration, in: file, out, force }, terminal) {
+    if (name === undefined) throw new ConfigError("Cannot create a token: --name is required");
+    const token = await signOperatorToken(await readKey(file, terminal), { name, role, durationMs: duration });
+    await writeOutput(token, { file: out, mode: SECRET, force }, terminal);
+    const { exp } = decodeJwt(token);
+    if (out !== "-") terminal.write(`${role} ${name}, expires ${new Date(exp! * 1000).toISOString()}\n`);
+  },
+};
+
 const showOptions = defineOptions({
   "key": { kind: "list", description: `Public key files that verify it, PEM or JWKS; by default ${PUBLIC_KEY_FILE}, if it exists.` },
 });
@@ -205,7 +232,7 @@ export const authCommand: Group = {
     {
       name: "jwt",
       description: "Create, show and renew tokens.",
-      commands: [tokenCommand as Subcommand, showCommand as Subcommand, renewCommand as Subcommand],
+      commands: [tokenCommand as Subcommand, operatorCommand as Subcommand, showCommand as Subcommand, renewCommand as Subcommand],
     },
     ticketCommand as Subcommand,
   ],

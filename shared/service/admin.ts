@@ -9,6 +9,8 @@ import { createAdminHandler } from "./admin_routes.ts";
 import type { Operations } from "./api/operations.ts";
 import { createApi } from "./api/routes.ts";
 import { TokenFile } from "./api/tokens.ts";
+import { Operators } from "./operators/operators.ts";
+import type { OperatorOptions } from "./operators/options.ts";
 import { type Connection, type Handler, serveRequest, serveTcp } from "./http_server.ts";
 import type { Metrics } from "./metrics.ts";
 import { listenUnix, type UnixListener } from "./unix_socket.ts";
@@ -20,7 +22,7 @@ export interface AdminServices extends Operations {
 
 export class Admin {
   readonly #hosts: readonly string[];
-  readonly #tokens?: TokenFile;
+  readonly #operators?: Operators;
   readonly #tcp?: TcpListener;
   #unix?: UnixListener;
   /** Requests on the socket wait for it. */
@@ -28,9 +30,9 @@ export class Admin {
   #running?: Promise<void>;
   #services?: AdminServices;
 
-  private constructor(hosts: readonly string[], tokens: TokenFile | undefined, tcp: TcpListener | undefined) {
+  private constructor(hosts: readonly string[], operators: Operators | undefined, tcp: TcpListener | undefined) {
     this.#hosts = hosts;
-    this.#tokens = tokens;
+    this.#operators = operators;
     this.#tcp = tcp;
   }
 
@@ -39,15 +41,16 @@ export class Admin {
    * @throws {ConfigError}
    * @throws {NetError} as `listenTcp` of the network
    */
-  static async open(options: AdminOptions, net: Net, log: Logger): Promise<Admin | undefined> {
+  static async open(options: AdminOptions & OperatorOptions, net: Net, log: Logger): Promise<Admin | undefined> {
     const { listenAddress, socket, hosts } = options;
-    const tokens = await openTokens(options, log);
+    const operators = await openOperators(options, log);
     if (!listenAddress && !socket) return undefined;
     // reachable from other hosts only on request: 0.0.0.0:9090
     const tcp = listenAddress
       ? await net.listenTcp({ address: listenAddress.replace(/^:/, "127.0.0.1:"), maxPendingHeads: 64 })
       : undefined;
-    const admin = new Admin(hosts, tokens, tcp);
+    const { login } = operators ?? {};
+    const admin = new Admin(login === undefined ? hosts : [...hosts, login.url.host], operators, tcp);
     if (tcp && !isLoopback(tcp.address)) {
       log.warn("admin address is reachable from other machines, without TLS", {
         address: tcp.address,
@@ -73,8 +76,10 @@ export class Admin {
     const { health, metrics, activity } = services;
     this.#services = services;
     activity.start(() => services.population());
-    const api = createApi({ operations: services, hosts: this.#hosts, tokens: this.#tokens });
-    const handle = createAdminHandler({ health, metrics, agents: () => services.agents(), api, log: services.log });
+    const [hosts, operators] = [this.#hosts, this.#operators];
+    const api = createApi({ operations: services, hosts, operators });
+    const { log } = services;
+    const handle = createAdminHandler({ health, metrics, agents: () => services.agents(), api, login: operators?.login, hosts, log });
     this.#handler.resolve(handle);
     if (this.#tcp) this.#running = serveTcp(this.#tcp, handle);
   }
@@ -85,6 +90,7 @@ export class Admin {
 
   async close(): Promise<void> {
     this.#services?.activity.close(); // ends streams of events
+    this.#operators?.close();
     this.#tcp?.close();
     await this.#running;
     await this.#unix?.close();
@@ -92,18 +98,24 @@ export class Admin {
 }
 
 /**
- * Checks the options, and the file that they refer to.
+ * Checks the options, and the files that they refer to.
  * @throws {ConfigError}
  */
-export async function checkAdminOptions(options: AdminOptions, log: Logger): Promise<void> {
-  await openTokens(options, log);
+export async function checkAdminOptions(options: AdminOptions & OperatorOptions, log: Logger): Promise<void> {
+  (await openOperators(options, log))?.close();
 }
 
 /** @throws {ConfigError} */
-async function openTokens({ listenAddress, tokenFile, hosts }: AdminOptions, log: Logger): Promise<TokenFile | undefined> {
-  const given = tokenFile !== undefined ? "token-file" : hosts.length > 0 ? "hosts" : undefined;
+async function openOperators(options: AdminOptions & OperatorOptions, log: Logger): Promise<Operators | undefined> {
+  const { listenAddress, tokenFile, hosts, jwt, oidc } = options;
+  const [given] = [
+    ["token-file", tokenFile !== undefined],
+    ["hosts", hosts.length > 0],
+    ["jwt.public-key", jwt.publicKey.length > 0],
+    ["oidc.issuer", oidc.issuer !== undefined],
+  ].filter(([, isGiven]) => isGiven).map(([name]) => name);
   if (given !== undefined && !listenAddress) {
     throw new ConfigError(`Cannot use --admin.${given}: it is for --admin.listen-address, which is not set`);
   }
-  return tokenFile === undefined ? undefined : await TokenFile.open(tokenFile, log);
+  return await Operators.open(options, tokenFile === undefined ? undefined : await TokenFile.open(tokenFile, log), log);
 }

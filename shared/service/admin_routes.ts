@@ -1,6 +1,6 @@
 // What the admin server serves: liveness, readiness, metrics, agents and the dashboard's files to everyone, and the API to operators.
-import { Hono } from "hono";
-import type { ApiEnv } from "./api/access.ts";
+import { type Context, Hono } from "hono";
+import { type ApiEnv, isExpectedHost } from "./api/access.ts";
 import type { AgentState } from "./api/types.ts";
 import { serveDashboard } from "./dashboard/dashboard.ts";
 import type { Health } from "./health.ts";
@@ -8,6 +8,7 @@ import type { Handler, RequestOrigin } from "./http_server.ts";
 import type { Logger } from "../log/logger.ts";
 import type { Metrics } from "./metrics.ts";
 import { OPEN_METRICS_TYPE, prefersOpenMetrics } from "./open_metrics.ts";
+import { LoginError, type OidcLogin } from "./operators/oidc_login.ts";
 
 export interface AdminRoutesOptions {
   readonly health: Health;
@@ -16,15 +17,19 @@ export interface AdminRoutesOptions {
   readonly agents: () => Iterable<AgentState>;
   /** Served below {@link API_PATH}. */
   readonly api: Hono<ApiEnv>;
+  /** Sign-in of people. Default: there is none. */
+  readonly login?: OidcLogin;
+  /** See {@link AccessOptions.hosts}. */
+  readonly hosts: readonly string[];
   readonly log: Logger;
 }
 
 export const API_PATH = "/api/v1";
 
-export function createAdminHandler({ health, metrics, agents, api, log }: AdminRoutesOptions): Handler {
+export function createAdminHandler({ health, metrics, agents, api, login, hosts, log }: AdminRoutesOptions): Handler {
   const app = new Hono<{ Bindings: RequestOrigin }>();
   app.use(async (c, next) => {
-    if (c.req.method !== "GET" && !isOfApi(c.req.path)) {
+    if (c.req.method !== "GET" && c.req.path !== "/logout" && !isOfApi(c.req.path)) {
       return c.json({ error: "only GET and HEAD are served" }, 405, { "Allow": "GET, HEAD" });
     }
     await next();
@@ -44,6 +49,9 @@ export function createAdminHandler({ health, metrics, agents, api, log }: AdminR
     return new Response(text, { headers: { "Content-Type": `${type}; version=${version}; charset=utf-8`, "Vary": "Accept" } });
   });
   app.get("/agents", () => json(Array.from(agents()).filter(({ state }) => state !== "gone").map(reportOf)));
+  // without a token: how one gets in, for the page
+  app.get("/login/methods", (c) => json({ issuer: login?.issuer, isSession: login?.find(c.req.header("cookie")) !== undefined }));
+  if (login !== undefined) addLogin(app, login, hosts);
   app.onError((error, c) => {
     log.error("admin request failed", { error: error.stack ?? error.message });
     return c.json({ error: "internal error" }, 500);
@@ -58,6 +66,27 @@ export function createAdminHandler({ health, metrics, agents, api, log }: AdminR
     return c.json({ error }, 404);
   });
   return (request, origin) => app.fetch(request, origin);
+}
+
+/** Sign-in with an identity provider. The browser must have come under the name that it will get cookies for. */
+function addLogin(app: Hono<{ Bindings: RequestOrigin }>, login: OidcLogin, hosts: readonly string[]): void {
+  const serve = async (c: Context<{ Bindings: RequestOrigin }>, act: () => Promise<Response>) => {
+    if (!isExpectedHost(c.env, hosts)) return c.text("This Host is not served: use the address of --admin.oidc.url\n", 403);
+    try {
+      return await act();
+    } catch (error) {
+      if (!(error instanceof LoginError)) throw error;
+      return c.text(`You are not signed in. ${error.message}\n`, error.status);
+    }
+  };
+  app.get("/login", (c) => serve(c, () => login.begin()));
+  app.get("/login/callback", (c) => serve(c, () => login.finish(new URL(c.req.url).search, c.req.header("cookie"))));
+  // only the page can send it: the cookie is SameSite=Strict
+  app.post("/logout", (c) =>
+    serve(c, () => {
+      const headers = { "Set-Cookie": login.end(c.req.header("cookie")) };
+      return Promise.resolve(new Response("{}", { headers: { ...headers, "Content-Type": "application/json" } }));
+    }));
 }
 
 function isOfApi(path: string): boolean {

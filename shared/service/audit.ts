@@ -67,6 +67,8 @@ export interface AuditRefusal extends AuditStart {
 export interface AuditAction {
   /** The operator's name. */
   readonly by: string;
+  /** The person's id at the identity provider. */
+  readonly subject?: string;
   readonly action: string;
   /** What it was applied to. */
   readonly target?: string;

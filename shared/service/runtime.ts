@@ -29,6 +29,7 @@ import { CertificateExpiry } from "./certificate_expiry.ts";
 import { type Cluster, openCluster } from "./cluster/cluster.ts";
 import { type ConfigurationState, reportConfiguration } from "./configuration.ts";
 import { Metrics } from "./metrics.ts";
+import type { OperatorOptions } from "./operators/options.ts";
 import { ResourceStack } from "./resource_stack.ts";
 import { reportStore } from "./store_report.ts";
 import type { Supervisor } from "./supervisor.ts";
@@ -220,7 +221,7 @@ export class ServiceRuntime {
    * @throws {ConfigError}
    * @throws {NetError} as `listenTcp` of the network
    */
-  async listenAdmin(options: AdminOptions): Promise<void> {
+  async listenAdmin(options: AdminOptions & OperatorOptions): Promise<void> {
     this.#admin = await Admin.open(options, this.net, this.log);
     if (this.#admin) this.adopt(this.#admin, (admin) => admin.close());
   }

@@ -9,6 +9,8 @@ import { after, before, describe, it } from "node:test";
 import { type Browser, chromium, type Page } from "playwright-core";
 import { FakeAdmin, HOSTILE, OPERATOR, VIEWER } from "../../testing/admin_api.ts";
 import { CHROMIUM } from "../../testing/chromium.ts";
+import { freeAddress } from "../../testing/nginx.ts";
+import { OidcIssuer } from "../../testing/oidc_issuer.ts";
 import { AGENT_ID, Site } from "../../testing/programs.ts";
 import { openTunnel, Origin } from "../../testing/sockets.ts";
 import { bundleDashboard } from "../../tools/dashboard.ts";
@@ -222,6 +224,38 @@ describe("the dashboard of a proxy", () => {
     assert.deepEqual(await Promise.all([client.ending(), server.ending()]), ["ECONNRESET", "ECONNRESET"]);
     await page.getByText("It failed").waitFor();
     assert.deepEqual(problems, []);
+    await page.close();
+  });
+});
+
+describe("the dashboard of a proxy with an identity provider", () => {
+  itBrowses("signs a person in and out, without a token in the page", async () => {
+    await using issuer = await OidcIssuer.start();
+    await using site = await Site.create();
+    const address = await freeAddress();
+    const url = `http://${address}/`;
+    const { proxy } = await site.startProxy([
+      `--admin.listen-address=${address}`,
+      `--admin.oidc.issuer=${issuer.url}`,
+      "--admin.oidc.client-id=dashboard",
+      `--admin.oidc.url=${url}`,
+      "--admin.oidc.operators=ops",
+    ]);
+    const page = await browser.newPage();
+    await page.goto(url);
+    await page.getByRole("link", { name: "Sign in with" }).click();
+    await page.getByRole("navigation").waitFor();
+    await proxy.waitFor("operator signed in", { by: "alice", role: "operator" });
+    assert.equal(await page.evaluate(() => document.cookie + sessionStorage.length), "0");
+    await page.getByRole("link", { name: "Service" }).click();
+    await page.getByRole("button", { name: "Reload the files…" }).click();
+    await page.getByRole("dialog").getByRole("button", { name: "Reload the files" }).click();
+    await proxy.waitFor("operator action", { by: "alice", subject: "u-1", action: "reload" });
+    await page.reload();
+    await page.getByRole("button", { name: "Sign out" }).click();
+    await page.getByRole("link", { name: "Sign in with" }).waitFor();
+    await page.reload();
+    await page.getByRole("link", { name: "Sign in with" }).waitFor();
     await page.close();
   });
 });

@@ -4,6 +4,7 @@ import { X509Certificate } from "node:crypto";
 import { describe, it } from "node:test";
 import { withDefaults } from "../../shared/config/defaults.ts";
 import { adminOptions } from "../../shared/config/common_options.ts";
+import { operatorOptions } from "../../shared/service/operators/options.ts";
 import { silentLogger } from "../../shared/log/logger.ts";
 import { Admin, type AdminServices } from "../../shared/service/admin.ts";
 import { Health } from "../../shared/service/health.ts";
@@ -15,7 +16,7 @@ import type { SessionStats } from "../../shared/net/types.ts";
 
 const STATS: SessionStats = { rttMs: 0, sentPackets: 0, lostPackets: 0, sentBytes: 0, receivedBytes: 0, congestionWindow: 0, mtu: 0 };
 
-const optionsOf = (listenAddress?: string) => withDefaults(adminOptions, { admin: { listenAddress } }).admin;
+const optionsOf = (listenAddress?: string) => withDefaults({ ...adminOptions, ...operatorOptions }, { admin: { listenAddress } }).admin;
 
 async function setUp() {
   const net = createMemoryNet();

@@ -5,7 +5,8 @@ import { splitHostPort } from "../../address/host_port.ts";
 import { type Cluster, CLUSTER_SCHEME } from "../cluster/cluster.ts";
 import { MemberRequestError } from "../cluster/key.ts";
 import type { RequestOrigin } from "../http_server.ts";
-import type { Operator, TokenFile } from "./tokens.ts";
+import type { Operators } from "../operators/operators.ts";
+import type { Operator } from "./tokens.ts";
 import type { ErrorBody } from "./types.ts";
 
 /** What the routes know of a request. */
@@ -32,11 +33,11 @@ export interface AccessOptions {
   /** Names in Host, as browsers send them, besides addresses and localhost with the port that is listened on. */
   readonly hosts: readonly string[];
   /** Missing: only the unix socket and members of the cluster are served. */
-  readonly tokens?: TokenFile;
+  readonly operators?: Operators;
   readonly cluster?: Cluster;
 }
 
-export function checkAccess({ hosts, tokens, cluster }: AccessOptions): MiddlewareHandler<ApiEnv> {
+export function checkAccess({ hosts, operators, cluster }: AccessOptions): MiddlewareHandler<ApiEnv> {
   return async (c, next) => {
     const { isLocal, origin } = c.env;
     const [, scheme, credentials = ""] = /^(\S+) +(\S+)$/.exec(c.req.header("authorization") ?? "") ?? [];
@@ -55,15 +56,34 @@ export function checkAccess({ hosts, tokens, cluster }: AccessOptions): Middlewa
       c.set("isAllowed", () => Promise.resolve(true));
       return await next();
     }
-    if (tokens === undefined) return fail(c, 401, "the API is served on --admin.socket; over TCP it needs --admin.token-file");
-    const [, token = ""] = /^Bearer +(\S+)$/i.exec(c.req.header("authorization") ?? "") ?? [];
-    const operator = token === "" ? undefined : await tokens.find(token);
+    if (operators === undefined) {
+      return fail(
+        c,
+        401,
+        "the API is served on --admin.socket; over TCP it needs --admin.token-file, --admin.jwt.public-key or --admin.oidc.issuer",
+      );
+    }
+    const cookies = c.req.header("cookie");
+    if (scheme === undefined && operators.login !== undefined && cookies !== undefined) {
+      // browsers send cookies unasked: what acts must come from the page itself
+      const operator = operators.login.find(cookies);
+      if (operator !== undefined && c.req.method !== "GET" && origin === undefined) {
+        return fail(c, 403, "a request that acts needs the field Origin with a session of the dashboard");
+      }
+      if (operator !== undefined) {
+        c.set("operator", operator);
+        c.set("isAllowed", () => Promise.resolve(operators.login?.find(cookies) !== undefined));
+        return await next();
+      }
+    }
+    const token = scheme?.toLowerCase() === "bearer" ? credentials : "";
+    const operator = token === "" ? undefined : await operators.find(token);
     if (operator === undefined) {
       c.header("WWW-Authenticate", "Bearer");
-      return fail(c, 401, "a token of --admin.token-file is needed, as Authorization: Bearer TOKEN");
+      return fail(c, 401, "a token of an operator is needed, as Authorization: Bearer TOKEN");
     }
     c.set("operator", operator);
-    c.set("isAllowed", async () => await tokens.find(token) !== undefined);
+    c.set("isAllowed", async () => await operators.find(token) !== undefined);
     await next();
   };
 }
@@ -96,7 +116,7 @@ export function checkWrite(): MiddlewareHandler<ApiEnv> {
 }
 
 /** A name of another site that resolves to this machine (DNS rebinding) is no address and not listed. */
-function isExpectedHost({ host, listening }: RequestOrigin, hosts: readonly string[]): boolean {
+export function isExpectedHost({ host, listening }: RequestOrigin, hosts: readonly string[]): boolean {
   if (host === undefined) return false;
   if (hosts.some((name) => name.toLowerCase() === host.toLowerCase())) return true;
   try {

@@ -26,10 +26,10 @@ export function addActions(api: Hono<ApiEnv>, operations: Operations, changed: (
   const add = (path: string, action: ActionRecord["action"], act: Act, { of, status = 200 }: Route) => {
     /** @throws {BodyError | ActionRefused} */
     const actHere = async (c: Context<ApiEnv>, body: Body): Promise<Acted> => {
-      const by = c.get("operator").name;
+      const { name: by, subject } = c.get("operator");
       const acted = await act(body, by);
       if (acted.affected === 0 && acted.missing !== undefined) return acted;
-      recordAction(operations, { by, action, target: acted.target, through: c.get("through") }, c.env.remote);
+      recordAction(operations, { by, subject, action, target: acted.target, through: c.get("through") }, c.env.remote);
       changed();
       return acted;
     };

@@ -46,8 +46,8 @@ export class ActionRefused extends Error {
 
 /** Logs an action of an operator, and tells those who watch. */
 export function recordAction({ activity, log, audit }: Operations, record: Omit<ActionRecord, "at">, remote: string): void {
-  const { by, action, target, through } = record;
-  log.info("operator action", { by, action, target, remote, through });
-  audit?.action({ by, action, target, remote, through });
+  const { by, subject, action, target, through } = record;
+  log.info("operator action", { by, subject, action, target, remote, through });
+  audit?.action({ by, subject, action, target, remote, through });
   activity.events.publish("actions", () => ({ at: new Date().toISOString(), ...record }));
 }

@@ -13,8 +13,8 @@ import { sumFailureHistories, sumFailures, sumHistories, sumStatus } from "./clu
 import { openApi } from "./openapi.ts";
 import type { Operations } from "./operations.ts";
 import { checkOneOf, QueryError, select } from "./query.ts";
-import type { TokenFile } from "./tokens.ts";
 import type { AgentState, ClusterStatus, Failure, FailureHistory, FailurePage, Page, Sample, Status, TunnelState } from "./types.ts";
+import type { Operators } from "../operators/operators.ts";
 import { type Topic, TOPICS } from "./types.ts";
 import { ClusterBusyError } from "../cluster/cluster.ts";
 
@@ -22,13 +22,13 @@ export interface ApiOptions {
   readonly operations: Operations;
   /** See {@link checkAccess}. */
   readonly hosts: readonly string[];
-  readonly tokens?: TokenFile;
+  readonly operators?: Operators;
 }
 
 /** Age in milliseconds up to which the list of agents is the same for all who ask: it costs a call for each connection. */
 const AGENTS_MAX_AGE_MS = 1_000;
 
-export function createApi({ operations, hosts, tokens }: ApiOptions): Hono<ApiEnv> {
+export function createApi({ operations, hosts, operators }: ApiOptions): Hono<ApiEnv> {
   const { activity, cluster } = operations;
   const instance = crypto.randomUUID();
   const api = new Hono<ApiEnv>();
@@ -37,7 +37,7 @@ export function createApi({ operations, hosts, tokens }: ApiOptions): Hono<ApiEn
     if (agents === undefined || now - agents.at >= AGENTS_MAX_AGE_MS) agents = { list: operations.agents(), at: now };
     return agents.list;
   };
-  api.use(checkAccess({ hosts, tokens, cluster }));
+  api.use(checkAccess({ hosts, operators, cluster }));
   api.use(async (c, next) => {
     await next();
     c.res.headers.set("Cache-Control", "no-store");

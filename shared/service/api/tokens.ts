@@ -12,6 +12,8 @@ export interface Operator {
   /** For the log. */
   readonly name: string;
   readonly role: Role;
+  /** The person's id at the identity provider. */
+  readonly subject?: string;
 }
 
 /** Longest file in bytes. */

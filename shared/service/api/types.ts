@@ -1,5 +1,6 @@
 // What the admin API returns and takes: the live state of a service, and the actions of operators. Texts may come from peers, so they are shown
 // as text only. The routes are in routes.ts, and openapi.ts describes them.
+import { OPERATOR_ROLES, type OperatorRole } from "../../auth/operator_token.ts";
 import type { LogLevel } from "../../log/logger.ts";
 import type { DirectionState, SessionKind } from "../../net/types.ts";
 import type { TunnelErrorType } from "../../tunnel/errors.ts";
@@ -8,8 +9,8 @@ import type { TunnelErrorType } from "../../tunnel/errors.ts";
 export const SCOPES = ["local", "cluster"] as const;
 
 /** What a token permits: to read, or to act as well. */
-export const ROLES = ["viewer", "operator"] as const;
-export type Role = (typeof ROLES)[number];
+export const ROLES = OPERATOR_ROLES;
+export type Role = OperatorRole;
 
 export type ServiceName = "proxy" | "agent" | "lb";
 
@@ -244,6 +245,8 @@ export interface ActionRecord {
   /** The name in the token file, or `local` for the socket. */
   readonly by: string;
   readonly action: "close-tunnel" | "disconnect-agent" | "revoke-token" | "drain" | "reload" | "log-level";
+  /** The person's id at the identity provider. */
+  readonly subject?: string;
   /** What it was applied to. */
   readonly target?: string;
   /** The member of the cluster through which it came. */

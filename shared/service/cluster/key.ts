@@ -98,7 +98,13 @@ export class ClusterKey {
   }
 
   async signRequest({ to, from, operator, method, target, body }: MemberRequest): Promise<string> {
-    return await new SignJWT({ name: operator.name, role: operator.role, request: `${method} ${target}`, body: hashOf(body) })
+    return await new SignJWT({
+      name: operator.name,
+      role: operator.role,
+      sub: operator.subject,
+      request: `${method} ${target}`,
+      body: hashOf(body),
+    })
       .setProtectedHeader({ alg: ALGORITHM, typ: REQUEST }).setIssuer(from).setAudience(to).setJti(randomUUID()).setIssuedAt()
       .setExpirationTime(`${VALID_S}s`).sign(this.#file.value[0]!);
   }
@@ -119,7 +125,7 @@ export class ClusterKey {
       if (!(error instanceof errors.JOSEError)) throw error;
       throw new MemberRequestError(reasonOf(error, to));
     }
-    const { iss: from, name, role, jti, exp } = claims;
+    const { iss: from, name, role, sub: subject, jti, exp } = claims;
     const known = ROLES.find((known) => known === role);
     if (typeof from !== "string" || typeof name !== "string" || known === undefined || jti === undefined || exp === undefined) {
       throw new MemberRequestError("the request is signed, but names no operator");
@@ -128,7 +134,7 @@ export class ClusterKey {
       throw new MemberRequestError("the request is not the one that was signed");
     }
     if (method !== "GET") this.#see(jti, (exp + LEEWAY_S) * 1_000);
-    return { from, operator: { name, role: known } };
+    return { from, operator: { name, role: known, ...subject !== undefined && { subject } } };
   }
 
   async #verify(text: string, typ: string, audience?: string) {
