@@ -152,8 +152,8 @@ export async function dial(address: string, highWater?: number, localAddress?: s
   return wire;
 }
 
-/** A client's certificate and the authorities that it trusts, PEM. */
-export type ClientTls = Pick<ConnectionOptions, "ca" | "cert" | "key">;
+/** A client's certificate and the authorities that it trusts, PEM, and the protocols that it offers. */
+export type ClientTls = Pick<ConnectionOptions, "ca" | "cert" | "key" | "ALPNProtocols">;
 
 /** Connects to `host:port` with TLS. */
 export async function dialTls(address: string, tls: ClientTls, highWater?: number): Promise<Wire> {

@@ -4,12 +4,15 @@ import { SecretFiles } from "../files/secret_files.ts";
 import type { Intermediary } from "../http/proxy_status.ts";
 import type { Logger } from "../log/logger.ts";
 import type { ClientListener, ServerTls } from "../net/types.ts";
-import { openServerTls, type ReloadableTls, type TlsCheck, type TlsGroup } from "../tls/reloadable_tls.ts";
+import { type NamedPart, NamedTls } from "../tls/named_tls.ts";
+import { openServerTls, type Reloadable, type TlsCheck, type TlsGroup } from "../tls/reloadable_tls.ts";
 import { warnOfOpenForward } from "./exposure.ts";
 import { readToken } from "./forward_credentials.ts";
 import { type Forward, type ForwardGroup, groupForwards } from "./forwards.ts";
+import type { HostCertificates } from "./host_certificates.ts";
 import { createVirtualHosts } from "./http_virtual_host.ts";
 import type { ServiceFrontend } from "./service_frontend.ts";
+import { patternsOf } from "./server_names.ts";
 import { createStaticForward } from "./static_forward.ts";
 import { VirtualHosts } from "./virtual_hosts.ts";
 
@@ -48,9 +51,9 @@ export async function checkForwards(forwards: readonly Forward[], { authType, is
 /** The certificates of forwards. */
 export interface ForwardTls {
   /** Of listeners whose records name one, by their address as configured. */
-  readonly listeners: ReadonlyMap<string, ReloadableTls<ServerTls>>;
+  readonly listeners: ReadonlyMap<string, Reloadable<ServerTls>>;
   /** That of the clients' port. */
-  readonly clients?: ReloadableTls<ServerTls>;
+  readonly clients?: Reloadable<ServerTls>;
 }
 
 /**
@@ -60,25 +63,54 @@ export interface ForwardTls {
  */
 export async function openForwardTls(
   forwards: readonly Forward[],
-  clients: ReloadableTls<ServerTls> | undefined,
+  clients: Reloadable<ServerTls> | undefined,
   deps: { readonly log: Logger; readonly net: TlsCheck },
 ): Promise<ForwardTls> {
-  const listeners = new Map<string, ReloadableTls<ServerTls>>();
+  const listeners = new Map<string, Reloadable<ServerTls>>();
   for (const group of groupForwards(forwards)) {
     if (group.network !== "https") continue;
-    const { listen, files } = group;
-    if (files.cert !== undefined) listeners.set(listen, await openServerTls(TLS_OPTIONS, { file: files }, deps));
+    const { listen, certificates } = group;
+    if (certificates.fallback.cert !== undefined) listeners.set(listen, await openHostTls(certificates, deps));
     else if (clients === undefined) {
       throw new ConfigError(
         `Cannot use --forward listen=${listen}: network=https needs cert-file and key-file, or --http-proxy.tls.enable`,
       );
     }
     const tls = listeners.get(listen) ?? clients;
-    if (tls?.current.clientCa === undefined && group.forwards.some(({ auth }) => auth === "mtls")) {
-      throw new ConfigError(`Cannot use --forward listen=${listen}: ${NO_CLIENT_CA}`);
+    if (tls === undefined || group.forwards.every((forward) => asksForCertificate(forward, tls.current) || forward.auth !== "mtls")) {
+      continue;
     }
+    throw new ConfigError(`Cannot use --forward listen=${listen}: ${NO_CLIENT_CA}`);
   }
   return { listeners, clients };
+}
+
+/** The TLS of a listener whose records name files. */
+async function openHostTls(
+  { fallback, hosts }: HostCertificates,
+  deps: { readonly log: Logger; readonly net: TlsCheck },
+): Promise<Reloadable<ServerTls>> {
+  const opened = await openServerTls(TLS_OPTIONS, { file: fallback }, deps);
+  const named: NamedPart[] = [];
+  for (const { names, files } of hosts) {
+    named.push({ names, tls: files === fallback ? opened : await openServerTls(TLS_OPTIONS, { file: files }, deps) });
+  }
+  return named.length === 0 ? opened : new NamedTls(opened, named);
+}
+
+/** The settings for the clients of a host; `undefined` for those that ask for no name. */
+function hostTls({ hosts = [], ...others }: ServerTls, host: string | undefined): ServerTls {
+  for (const pattern of host === undefined ? [] : patternsOf(host)) {
+    const found = hosts.find(({ names }) => names.includes(pattern));
+    if (found) return found.tls;
+  }
+  return others;
+}
+
+/** Whether the clients of a forward are asked for a certificate, whatever server name they send for its hosts. */
+function asksForCertificate({ host }: Forward, tls: ServerTls): boolean {
+  const names = host.length > 0 ? host : [undefined];
+  return names.every((name) => hostTls(tls, name).clientCa !== undefined);
 }
 
 const NO_CLIENT_CA = "auth=mtls needs client-ca-file, or --http-proxy.tls.file.client-ca";
@@ -205,8 +237,9 @@ export class ForwardListeners {
   }
 
   /** @throws {ConfigError} if the forward knows clients by certificates, and its listener asks for none */
-  #checkCertificates({ listen, auth }: Forward): void {
-    if (auth !== "mtls" || this.#tlsOf(listen).current.clientCa !== undefined) return;
+  #checkCertificates(forward: Forward): void {
+    const { listen, auth } = forward;
+    if (auth !== "mtls" || asksForCertificate(forward, this.#tlsOf(listen).current)) return;
     throw new ConfigError(`Cannot use --forward listen=${listen}: ${NO_CLIENT_CA}`);
   }
 
@@ -235,7 +268,7 @@ export class ForwardListeners {
   }
 
   /** @throws {ConfigError} */
-  #tlsOf(address: string): ReloadableTls<ServerTls> {
+  #tlsOf(address: string): Reloadable<ServerTls> {
     const { listeners, clients } = this.#options.tls;
     const tls = listeners.get(address) ?? clients;
     if (tls === undefined) throw new ConfigError(`there is no certificate for network=https: --http-proxy.tls.enable is not set`);
@@ -253,8 +286,8 @@ export class ForwardListeners {
       agent,
       destination: to,
     });
-    const { clientCa, isClientOptional } = network === "https" ? this.#tlsOf(forward.listen).current : {};
-    const asksForSecret = auth !== "none" || (clientCa !== undefined && !isClientOptional);
+    const tls = network === "https" ? this.#tlsOf(forward.listen).current : undefined;
+    const asksForSecret = auth !== "none" || (tls !== undefined && asksForCertificate(forward, tls) && !tls.isClientOptional);
     if (allow.length === 0 && !asksForSecret) warnOfOpenForward(log, address, forward);
   }
 }

@@ -75,13 +75,15 @@ export const forwardOptions = defineOptions({
       "cert-file": {
         kind: "file",
         optional: true,
-        description: "Certificate chain for https, PEM, for all records with the same listen; by default that of http-proxy.tls.",
+        description:
+          "Certificate chain for https, PEM, for the hosts of this record; the first one, or that of a record without host, is also for all others " +
+          "with the same listen. By default that of http-proxy.tls.",
       },
       "key-file": { kind: "file", optional: true, description: "Private key of cert-file, PEM." },
       "client-ca-file": {
         kind: "file",
         optional: true,
-        description: "Require client certificates of these authorities, PEM; needs cert-file.",
+        description: "Require client certificates of these authorities for the same hosts, PEM; needs cert-file.",
       },
     },
     check: (forwards) => {

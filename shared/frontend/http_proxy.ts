@@ -1,9 +1,8 @@
 // Clients that use the service as an HTTP proxy: one CONNECT (RFC 9110 §9.3.6), one UDP flow (RFC 9298) or one plain request on each
 // connection, or stream of HTTP/2.
-import { randomBytes } from "node:crypto";
 import { formatAuthority, parseAuthority } from "../address/authority.ts";
 import { parseUdpRequest, UDP_ESTABLISHED_HEAD } from "../http/connect_udp.ts";
-import { hasToken, HeadError, parseRequestHead, type RequestHead, requestIdOf, values } from "../http/head.ts";
+import { HeadError, parseRequestHead, type RequestHead, requestIdOf, values } from "../http/head.ts";
 import type { Intermediary } from "../http/proxy_status.ts";
 import { CONNECTION_ESTABLISHED_HEAD, encodeErrorResponse, ProxyError, TLS_NEEDED } from "../http/status.ts";
 import type { NetError } from "../net/errors.ts";
@@ -12,6 +11,7 @@ import { parseTraceContext, withTrace } from "../tracing/context.ts";
 import { CredentialsError, type TunnelError } from "../tunnel/errors.ts";
 import { logRequest } from "./access_log.ts";
 import type { ClientProtocol } from "./client_protocol.ts";
+import { asHttp2, checkProtocol } from "./http2_request.ts";
 import { claimedAgent, readCredentials } from "./http_credentials.ts";
 import { forward } from "./http_forward.ts";
 import { type AbsoluteTarget, checkMaxForwards, parseAbsoluteTarget } from "./http_rewrite.ts";
@@ -34,7 +34,7 @@ export function createHttpProxy(name: Intermediary, endpoints: Endpoints = {}, p
   return {
     preamble,
     open: (session) => ({
-      serve: (incoming) => serve(session, incoming, name, endpoints, preamble),
+      serve: (incoming) => serve(session, incoming, name, endpoints),
       refuse: (error) => session.stream.write(encodeErrorResponse(error, name, session.record)),
     }),
     refusalOf,
@@ -47,14 +47,13 @@ export function createHttpProxy(name: Intermediary, endpoints: Endpoints = {}, p
  */
 async function serve(
   session: ClientSession,
-  { stream, head = "" }: Incoming,
+  { stream, head = "", isHttp2 }: Incoming,
   name: Intermediary,
   { webSocket, autoConfig }: Endpoints,
-  preamble: "http" | "http2",
 ): Promise<void> {
   const { context: { trusted, log }, record } = session;
   const parsed = parseRequestHead(head);
-  const request = preamble === "http2" ? asHttp2(parsed) : parsed;
+  const request = isHttp2 ? asHttp2(parsed) : parsed;
   record.method = request.method;
   record.id = requestIdOf(request.fields) ?? record.id;
   session.startTrace(() => parseTraceContext(request.fields));
@@ -71,7 +70,7 @@ async function serve(
     return await linger(stream, async () => {});
   }
   const udp = parseUdpRequest(request);
-  if (preamble === "http2" && !udp) checkProtocol(request);
+  if (isHttp2 && !udp) checkProtocol(request, "websocket and connect-udp are served");
   const absolute = udp ? undefined : parseTarget(request);
   const destination = udp ?? absolute?.destination ?? parseAuthority(request.target);
   record.network = udp && "udp";
@@ -88,26 +87,6 @@ async function serve(
     ? exchangeOf(session, request, absolute, name)
     : { established: CONNECTION_ESTABLISHED_HEAD };
   await session.connect({ identity, credentials, destination, via: values(request.fields, "via"), ...respond });
-}
-
-/** A request that was translated from HTTP/2. A WebSocket has no key there (RFC 8441 §5), which its server needs. */
-function asHttp2(request: RequestHead): RequestHead {
-  const needsKey = hasToken(request.fields, "upgrade", "websocket") && values(request.fields, "sec-websocket-key").length === 0;
-  const fields = needsKey ? [...request.fields, ["Sec-WebSocket-Key", randomBytes(16).toString("base64")] as const] : request.fields;
-  return { ...request, version: "2", fields };
-}
-
-/**
- * Refuses what an extended CONNECT (RFC 8441) asks for, unless it is a WebSocket. Nothing else of HTTP/2 has an Upgrade.
- * @throws {ProxyError} 501
- */
-function checkProtocol({ fields }: RequestHead): void {
-  if (values(fields, "upgrade").length === 0 || hasToken(fields, "upgrade", "websocket")) return;
-  throw new ProxyError(
-    501,
-    "http_request_error",
-    "Of the protocols that an extended CONNECT can name, websocket and connect-udp are served",
-  );
 }
 
 /** Forwards a plain request instead of relaying. */

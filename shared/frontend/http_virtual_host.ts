@@ -15,11 +15,12 @@ import type { ClientProtocol } from "./client_protocol.ts";
 import { type ForwardIdentity, identifyCertificate, identifyVisitor } from "./forward_credentials.ts";
 import { forwardingFields, type RequestOrigin, withoutForwarding } from "./forwarded_fields.ts";
 import type { Forward } from "./forwards.ts";
+import { asHttp2, checkProtocol } from "./http2_request.ts";
 import { claimedAgent, readCredentials } from "./http_credentials.ts";
 import { forward as forwardRequest } from "./http_forward.ts";
 import { refusalOf } from "./http_proxy.ts";
 import { checkMaxForwards, type ForwardTarget } from "./http_rewrite.ts";
-import type { ClientSession } from "./pipeline.ts";
+import type { ClientSession, TlsPeer } from "./pipeline.ts";
 import { normalizePath, type VirtualHosts } from "./virtual_hosts.ts";
 
 /**
@@ -30,7 +31,7 @@ import { normalizePath, type VirtualHosts } from "./virtual_hosts.ts";
  */
 export function createVirtualHosts(current: () => VirtualHosts, name: Intermediary, idleTimeoutMs?: number): ClientProtocol {
   return {
-    preamble: "http",
+    preamble: current().network === "https" ? "http-or-http2" : "http",
     open(session) {
       const input = new ClientInput(session.stream);
       let isOpen = false;
@@ -42,8 +43,13 @@ export function createVirtualHosts(current: () => VirtualHosts, name: Intermedia
         next: async () => isOpen ? await nextRequest(session.stream, input, idleTimeoutMs) : undefined,
       };
     },
-    // browsers connect before they have a request, and may take a 408 for the response to it
-    refusalOf: (error) => error.code === "head-timeout" ? undefined : refusalOf(error),
+    refusalOf(error) {
+      // browsers connect before they have a request, and may take a 408 for the response to it
+      if (error.code === "head-timeout") return undefined;
+      return error.code === "not-http2"
+        ? new HeadError(505, "The client has agreed on HTTP/2 and uses another protocol")
+        : refusalOf(error);
+    },
   };
 }
 
@@ -53,23 +59,26 @@ export function createVirtualHosts(current: () => VirtualHosts, name: Intermedia
  */
 async function serve(
   session: ClientSession,
-  { head = "" }: Incoming,
+  { head = "", isHttp2 }: Incoming,
   input: ClientInput,
   hosts: VirtualHosts,
   name: Intermediary,
 ): Promise<boolean> {
   const { context: { trusted, log, isDraining }, record, stream } = session;
-  const request = parseRequestHead(head);
+  const parsed = parseRequestHead(head);
+  const request = isHttp2 ? asHttp2(parsed) : parsed;
   record.method = request.method;
   record.id = requestIdOf(request.fields) ?? record.id;
   session.startTrace(() => parseTraceContext(request.fields));
   const isTrusted = trusted?.trusts(stream.remote) ?? false;
   if (trusted && isTrusted) session.setClient(trusted.clientOf(stream.remote, request.fields));
+  if (isHttp2) checkProtocol(request, "websocket is served");
   const asked = parseTarget(request);
   record.serverName = asked.host;
   logRequest(log, request, record);
   session.checkRate();
   const forward = findForward(hosts, asked);
+  checkServerName(hosts, asked, session.tls);
   const { to } = forward;
   record.destination = to;
   if (!hosts.allowed.get(forward)!.allows({ host: hostOf(record.client), port: 1 })) {
@@ -140,7 +149,11 @@ function parseTarget(request: RequestHead): Asked {
   checkMaxForwards(request, METHODS);
   // a server must accept a whole URI, which replaces Host (RFC 9112 §3.2.2)
   const [, named, rest] = /^https?:\/\/([^/?#]+)([^#]*)$/i.exec(target) ?? [];
-  const authority = named ?? (values(fields, "host")[0] || undefined);
+  const [host = ""] = values(fields, "host");
+  const authority = named ?? (host || undefined);
+  if (version === "2" && named !== undefined && host !== "" && host.toLowerCase() !== named.toLowerCase()) {
+    throw new HeadError(400, "The request has a Host that differs from :authority"); // RFC 9113 §8.3.1
+  }
   const path = rest ?? (target === "*" && method === "OPTIONS" ? "" : target);
   if (rest === undefined && path !== "" && !/^\/[^#]*$/.test(path)) throw new HeadError(400, "The request target is malformed");
   if (authority === undefined && version === "1.1") throw new HeadError(400, "The request has no Host, which selects the web site");
@@ -162,6 +175,16 @@ function findForward(hosts: VirtualHosts, { host, path }: Asked): Forward {
     "destination_not_found",
     host === undefined ? "The request names no host" : `No web site is at ${printable(host)} with this path`,
   );
+}
+
+/**
+ * Refuses a request for a host whose certificate, or rules for certificates of clients, are not those of its connection: clients send requests
+ * for several hosts on one connection of HTTP/2 (RFC 9110 §7.4).
+ * @throws {ProxyError} 421
+ */
+function checkServerName({ certificates }: VirtualHosts, { host }: Asked, { serverName }: TlsPeer): void {
+  if (certificates.of(serverName) === certificates.of(host)) return;
+  throw new ProxyError(421, "http_request_error", "The host of the request is not that of the connection: use another connection for it");
 }
 
 /**

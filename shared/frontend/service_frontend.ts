@@ -6,7 +6,7 @@ import { ClientLimits } from "../limits/client_limits.ts";
 import type { ClientLimitValues } from "../limits/options.ts";
 import type { ClientListener, ServerTls, SessionListener, TcpListener, UdpListener } from "../net/types.ts";
 import type { ServiceRuntime } from "../service/runtime.ts";
-import type { ReloadableTls } from "../tls/reloadable_tls.ts";
+import type { Reloadable } from "../tls/reloadable_tls.ts";
 import { TrustedProxies } from "./client_address.ts";
 import type { ClientProtocol } from "./client_protocol.ts";
 import { warnOfExposure } from "./exposure.ts";
@@ -45,7 +45,7 @@ export interface ListenOptions {
   /** The option with the address, for a warning that everyone may connect. Missing: the protocol warns itself. */
   readonly option?: string;
   /** Missing for plain TCP. */
-  readonly tls?: ReloadableTls<ServerTls>;
+  readonly tls?: Reloadable<ServerTls>;
   readonly protocol: ClientProtocol;
   /** Clients may speak SOCKS 5 as well; `protocol` is HTTP then. */
   readonly socks?: ClientProtocol;
@@ -196,6 +196,9 @@ export class ServiceFrontend {
     // a change of the files is reported once, to all listeners that use them
     for (const tls of new Set([...this.#listeners].map(({ tls }) => tls))) {
       this.#runtime.watchCertificate("clients", () => tls?.current.cert);
+      for (const [i, { names: [name] }] of (tls?.current.hosts ?? []).entries()) {
+        this.#runtime.watchCertificate(name!, () => tls?.current.hosts?.[i]?.tls.cert);
+      }
       this.#runtime.refreshTls(tls, refresh, (renewed) => {
         for (const sharing of this.#listeners) if (sharing.tls === tls) sharing.setTls?.(renewed);
       });

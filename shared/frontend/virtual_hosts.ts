@@ -1,6 +1,7 @@
 // Virtual hosts: which forward takes an HTTP request, by its host and path. Opens nothing.
 import { type AllowList, createAllowList } from "../address/allow_list.ts";
 import type { Forward } from "./forwards.ts";
+import { HostCertificates } from "./host_certificates.ts";
 import { normalizeName, patternsOf } from "./server_names.ts";
 
 /** Which forward takes a request, and why. */
@@ -18,13 +19,6 @@ interface Route extends HostMatch {
   readonly prefix: string;
 }
 
-/** Names of the files of a server's TLS. */
-export interface TlsFiles {
-  readonly cert?: string;
-  readonly key?: string;
-  readonly clientCa?: string;
-}
-
 /** The lists `allow` of forwards. */
 export function allowListsOf(forwards: readonly Forward[]): ReadonlyMap<Forward, AllowList> {
   return new Map(forwards.map((forward) => [forward, createAllowList(forward.allow)]));
@@ -37,8 +31,8 @@ const ANY_HOST = "";
 export class VirtualHosts {
   /** By pattern of the host, normalized. The longest prefix is first. */
   readonly #byHost = new Map<string, Route[]>();
-  /** Of its certificate; without any it has that of the clients' port. */
-  readonly files: TlsFiles;
+  /** Without any files it has the certificate of the clients' port. */
+  readonly certificates: HostCertificates;
   /** Who may use each forward. */
   readonly allowed: ReadonlyMap<Forward, AllowList>;
 
@@ -50,7 +44,7 @@ export class VirtualHosts {
       }
     }
     for (const routes of this.#byHost.values()) routes.sort((a, b) => b.prefix.length - a.prefix.length);
-    this.files = commonFiles(listen, forwards);
+    this.certificates = new HostCertificates(listen, forwards);
     this.allowed = allowListsOf(forwards);
   }
 
@@ -83,26 +77,6 @@ export class VirtualHosts {
     }
     return undefined;
   }
-}
-
-/**
- * The files that the records name: TLS is agreed on before a host is known.
- * @throws {RangeError} if they name different ones, or some are missing
- */
-function commonFiles(listen: string, forwards: readonly Forward[]): TlsFiles {
-  const one = (key: string, of: (forward: Forward) => string | undefined) => {
-    const [file, other] = new Set(forwards.map(of).filter((file) => file !== undefined));
-    if (other !== undefined) throw new RangeError(`two records that listen on ${listen} have ${key}=${file} and ${key}=${other}`);
-    return file;
-  };
-  const cert = one("cert-file", ({ certFile }) => certFile);
-  const key = one("key-file", ({ keyFile }) => keyFile);
-  const clientCa = one("client-ca-file", ({ clientCaFile }) => clientCaFile);
-  const needs = (given: string, missing: string) => new RangeError(`the record that listens on ${listen} has ${given} and no ${missing}`);
-  if (cert !== undefined && key === undefined) throw needs("cert-file", "key-file");
-  if (key !== undefined && cert === undefined) throw needs("key-file", "cert-file");
-  if (clientCa !== undefined && cert === undefined) throw needs("client-ca-file", "cert-file");
-  return { cert, key, clientCa };
 }
 
 /** Whether whole segments of `path` are the prefix. Parameters of a segment (RFC 3986 §3.3) do not count. */

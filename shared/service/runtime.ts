@@ -13,7 +13,7 @@ import { ConfigError } from "../config/option.ts";
 import { openPolicy, type Policy } from "../policy/policy.ts";
 import { openStore, type StoreOptions } from "../store/options.ts";
 import type { Store } from "../store/store.ts";
-import { type ReloadableTls, startTlsRefresh } from "../tls/reloadable_tls.ts";
+import { type Reloadable, startTlsRefresh } from "../tls/reloadable_tls.ts";
 import type { TracingOptions } from "../tracing/options.ts";
 import { openTracer } from "../tracing/otlp.ts";
 import type { Tracer } from "../tracing/span.ts";
@@ -269,7 +269,7 @@ export class ServiceRuntime {
   }
 
   /** Reads the files of `tls` on {@link reload}, and if they change: see {@link startTlsRefresh}. `use` receives new settings. */
-  refreshTls<T>(tls: ReloadableTls<T> | undefined, intervalMs: number, use?: (tls: T) => void): void {
+  refreshTls<T>(tls: Reloadable<T> | undefined, intervalMs: number, use?: (tls: T) => void): void {
     if (!tls) return;
     this.adopt(startTlsRefresh(tls, intervalMs, use), (refresh) => refresh.close());
     this.#tlsReloads.push(() => tls.reload(use));

@@ -203,8 +203,18 @@ export function refuseWithoutTls(group: string, options: { keyPassword?: string;
   throw new ConfigError(`Cannot use ${flagOf(group)}.${option}: ${flagOf(group)}.enable is not set`);
 }
 
+/** TLS settings that can be reloaded. */
+export interface Reloadable<T> {
+  /** The latest valid settings. */
+  readonly current: T;
+  /** See {@link ReloadableTls.reload}. */
+  reload(use?: (tls: T) => void): Promise<void>;
+  /** See {@link ReloadableTls.poll}. */
+  poll(use?: (tls: T) => void): Promise<void>;
+}
+
 /** TLS settings that can be reloaded from their files. */
-export class ReloadableTls<T> {
+export class ReloadableTls<T> implements Reloadable<T> {
   #state: string;
   #current: T;
   /** Of the files, when they were last read, and at the last poll. */
@@ -301,7 +311,7 @@ const POLL_MS = 5_000;
 /**
  * Polls the files every `intervalMs` milliseconds until it is closed; 0: every 5 seconds. `use` as in {@link ReloadableTls.reload}.
  */
-export function startTlsRefresh<T>(files: ReloadableTls<T>, intervalMs: number, use?: (tls: T) => void): { close(): Promise<void> } {
+export function startTlsRefresh<T>(files: Reloadable<T>, intervalMs: number, use?: (tls: T) => void): { close(): Promise<void> } {
   const stopping = new AbortController();
   const { signal } = stopping;
   const run = async (): Promise<void> => {

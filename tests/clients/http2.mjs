@@ -1,7 +1,7 @@
 // A client of a proxy over HTTP/2 with node:http2. Arguments: the proxy's URL, and its authority's certificate or "". Standard input: JSON, a
 // list of requests, each with `headers`, what is `sent`, `sendsFirst` if that does not wait for the response, and `resets` if the stream is
-// reset after the first data instead of ended. Strings have one character per byte. All go out at once on one connection. Prints how each ended as JSON, and whether the connection
-// is still open.
+// reset after the first data instead of ended. Strings have one character per byte. All go out at once on one
+// connection. Prints how each ended as JSON, with the statuses of interim responses, and whether the connection is still open.
 import { readFileSync } from "node:fs";
 import { connect } from "node:http2";
 import process from "node:process";
@@ -24,6 +24,7 @@ function send({ headers, sent = "", sendsFirst = false, resets = false }) {
       if (resets) stream.write(sent, "latin1");
       else if (sent !== null && !sendsFirst) stream.end(sent, "latin1");
     });
+    stream.on("headers", (fields) => (ended.interim ??= []).push(fields[":status"]));
     stream.on("data", (data) => {
       ended.data += data;
       if (resets) stream.destroy(); // without END_STREAM

@@ -93,7 +93,11 @@ describe("the option forward for http", () => {
       [[{ network: "https", clientCaFile: "a" }], /has client-ca-file and no cert-file$/],
       [
         [{ ...https, path: ["/a"] }, { ...https, certFile: "other" }],
-        /two records that listen on :80 have cert-file=c and cert-file=other$/,
+        /two records without host that listen on :80 have cert-file=c and cert-file=other$/,
+      ],
+      [
+        [{ ...https, host: ["a.example", "b.example"] }, { ...https, host: ["B.example"], path: ["/a"], clientCaFile: "ca" }],
+        /two records with host=b\.example that listen on :80 have client-ca-file= and client-ca-file=ca$/,
       ],
       [[{ auth: "token", tokenFile: "t" }], /has token-file and auth=token/],
       [[{ host: ["a b"] }], /record 1: host: "a b" is neither a name nor \*\.zone$/],
