@@ -1,7 +1,7 @@
 // A service with many agents and tunnels, as the admin API and the dashboard show it. Only what the dashboard asks for.
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";
-import type { AgentState, Failure, Page, Role, Sample, Status, TunnelState } from "../shared/service/api/types.ts";
+import type { AgentState, Failure, FailureCount, Page, Role, Sample, Status, TunnelState } from "../shared/service/api/types.ts";
 import type { DashboardFile } from "../shared/service/dashboard/files.ts";
 import { serveDashboard } from "../shared/service/dashboard/dashboard.ts";
 
@@ -148,12 +148,7 @@ export class FakeAdmin implements AsyncDisposable {
       logLevel: "info",
       role,
       now: this.#sample(at),
-      failures: [
-        { kind: "refused", error: "destination_ip_prohibited", count: 1_204 },
-        { kind: "refused", error: "connection_refused", count: 371 },
-        { kind: "broken", error: "connection_terminated", count: 58 },
-        { kind: "refused", error: "connection_timeout", count: 12 },
-      ],
+      failures: [...CAUSES],
     };
   }
 
@@ -221,6 +216,11 @@ export class FakeAdmin implements AsyncDisposable {
       return [200, page(this.tunnels, query, ["destination", "client", "agent", "requestId"], { agent: "agent", token: "tokenId" })];
     }
     if (path === "failures") return [200, { ...page(this.#failures(), query, ["reason"], { error: "error", kind: "kind" }), counts: [] }];
+    if (path === "failures/history") {
+      const minutes = Array.from({ length: 60 }, (_, i) => new Date(Date.now() - (59 - i) * 60_000).toISOString());
+      const counts = (count: number, shift: number) => minutes.map((_, i) => Math.round(count / 60 * (1 + Math.sin(i / 6 + shift))));
+      return [200, { minutes, causes: CAUSES.map(({ count, ...cause }, i) => ({ ...cause, counts: counts(count, i) })) }];
+    }
     const tunnel = this.tunnels.find(({ id }) => path === `tunnels/${id}`);
     return tunnel ? [200, tunnel] : [404, { error: "There is no such tunnel" }];
   }
@@ -241,6 +241,17 @@ export class FakeAdmin implements AsyncDisposable {
     }));
   }
 }
+
+/** The failures of the last hour by cause. */
+const CAUSES: readonly FailureCount[] = [
+  { kind: "refused", error: "destination_ip_prohibited", count: 1_204 },
+  { kind: "refused", error: "connection_refused", count: 371 },
+  { kind: "agent", error: "credentials_ended", count: 140 },
+  { kind: "broken", error: "connection_terminated", count: 58 },
+  { kind: "refused", error: "connection_timeout", count: 12 },
+  { kind: "refused", error: "dns_error", count: 4 },
+  { kind: "refused", error: "dns_timeout", count: 3 },
+];
 
 /** What each `sort` compares. */
 const SORTS: Readonly<Record<string, (row: Partial<Omit<AgentState, "state"> & Omit<TunnelState, "state">>) => string | number>> = {

@@ -189,6 +189,7 @@ describe("the dashboard", () => {
       for (const view of ["#/", "#/agents", "#/agents/clinic-1001", "#/tunnels", "#/tunnels/t4", "#/failures", "#/service"]) {
         await page.evaluate((view) => location.hash = view, view);
         await page.locator("main td, main dl, main canvas").first().waitFor();
+        if (view === "#/") await page.getByText("others").waitFor(); // the graph of causes
         await check(view);
       }
       await page.getByRole("button", { name: "Drain and stop…" }).click();
