@@ -117,8 +117,8 @@ export interface ProxyOptions {
   }[];
   /** `--auth.*` */
   auth?: {
-    /** `--auth.type`: Authentication: none (noauth), or by tokens (jwt). Default: `"noauth"`. */
-    type?: "noauth" | "jwt";
+    /** `--auth.type`: Authentication: none (noauth), by tokens (jwt), or by tokens of an OpenID Connect issuer (oidc). Default: `"noauth"`. */
+    type?: "noauth" | "jwt" | "oidc";
     /** `--auth.clients`: Identity providers for clients, tried in this order: jwt, oidc, htpasswd, webhook, mtls. By default clients are authenticated as auth.type says. */
     clients?: string[];
     /** `--auth.jwt.*` */
@@ -151,6 +151,10 @@ export interface ProxyOptions {
       nameClaim?: string;
       /** `--auth.oidc.groups-claim`: Claim with the person's groups, a name or a list; dots lead into nested claims, as in realm_access.roles. Default: `"groups"`. */
       groupsClaim?: string;
+      /** `--auth.oidc.agent-audience`: With --auth.type=oidc, the audiences, one of which agents' tokens must name; none of them may be in auth.oidc.audience, or people could be agents. */
+      agentAudience?: string[];
+      /** `--auth.oidc.agent-id-claim`: Claim with the agent's id, with --auth.type=oidc; dots lead into nested claims. Default: `"sub"`. */
+      agentIdClaim?: string;
     };
     /** `--auth.htpasswd.*` */
     htpasswd?: {
@@ -444,8 +448,8 @@ export interface AgentOptions {
   };
   /** `--auth.*` */
   auth?: {
-    /** `--auth.type`: How the agent authenticates. Default: `"noauth"`. */
-    type?: "noauth" | "jwt";
+    /** `--auth.type`: How the agent authenticates: by its id (noauth), a token (jwt), or tokens that it gets from an OpenID Connect issuer (oidc). Default: `"noauth"`. */
+    type?: "noauth" | "jwt" | "oidc";
     /** `--auth.noauth.*` */
     noauth?: {
       /** `--auth.noauth.agent-id`: The agent's id, with --auth.type=noauth. */
@@ -455,6 +459,25 @@ export interface AgentOptions {
     jwt?: {
       /** `--auth.jwt.token`: The agent's token, or file:NAME, which is read at every connect. */
       token?: string;
+    };
+    /** `--auth.oidc.*` */
+    oidc?: {
+      /** `--auth.oidc.issuer`: URL of the issuer of the agent's tokens; https, or http to this machine. */
+      issuer?: string;
+      /** `--auth.oidc.client-id`: The agent's client id at the issuer, for the client credentials grant. */
+      clientId?: string;
+      /** `--auth.oidc.client-secret`: Its secret there, or file:NAME, which is read for each token. */
+      clientSecret?: string;
+      /** `--auth.oidc.client-key-file`: Private key, PEM, with which it authenticates there instead (private_key_jwt, RFC 7523), read for each token. */
+      clientKeyFile?: string;
+      /** `--auth.oidc.scopes`: Scopes that the issuer is asked for; by default none. */
+      scopes?: string[];
+      /** `--auth.oidc.requested-audience`: Parameter audience for the issuer, if it needs one; by default none. */
+      requestedAudience?: string;
+      /** `--auth.oidc.requested-resource`: Parameter resource (RFC 8707) for the issuer, if it needs one; by default none. */
+      requestedResource?: string;
+      /** `--auth.oidc.agent-id-claim`: Claim in which the proxy looks for the agent's id, for the agent's own log. Default: `"sub"`. */
+      agentIdClaim?: string;
     };
   };
   /** `--state-dir`: Directory in which the agent remembers across restarts where QUIC does not work; by default the system's or the user's state directory. */
@@ -640,8 +663,8 @@ export interface LoadBalancerOptions {
   };
   /** `--auth.*` */
   auth?: {
-    /** `--auth.type`: Authentication: none (noauth), or by tokens (jwt). Default: `"noauth"`. */
-    type?: "noauth" | "jwt";
+    /** `--auth.type`: Authentication: none (noauth), by tokens (jwt), or by tokens of an OpenID Connect issuer (oidc). Default: `"noauth"`. */
+    type?: "noauth" | "jwt" | "oidc";
     /** `--auth.clients`: Identity providers for clients, tried in this order: jwt, oidc, htpasswd, webhook, mtls. By default clients are authenticated as auth.type says. */
     clients?: string[];
     /** `--auth.jwt.*` */

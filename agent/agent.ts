@@ -6,6 +6,7 @@ import { checkAdminOptions } from "../shared/service/admin.ts";
 import type { AgentState, DisconnectRequest } from "../shared/service/api/types.ts";
 import { ActionRefused } from "../shared/service/api/operations.ts";
 import { SessionStates } from "../shared/service/live/sessions.ts";
+import type { Fetch } from "../shared/auth/fetch.ts";
 import { Backoff } from "../shared/async/backoff.ts";
 import { isolateHook } from "../shared/log/isolate.ts";
 import { agentTransport } from "../shared/link/link.ts";
@@ -22,8 +23,9 @@ import type { ClientTls } from "../shared/net/types.ts";
 import { openClientTls, type TlsCheck } from "../shared/tls/reloadable_tls.ts";
 import { VERSION } from "../shared/version.ts";
 import { withTimeout } from "../shared/async/with_timeout.ts";
-import { type Credentials, readCredentials } from "./credentials.ts";
+import { checkIssuerOptions, type Credentials, readCredentials } from "./credentials.ts";
 import { CredentialsWatch } from "./credentials_watch.ts";
+import { IssuedCredentials } from "./issued_credentials.ts";
 import { clientAdvice } from "./client_advice.ts";
 import { describeClose, describeConnectError } from "./connection_errors.ts";
 import { StoredTransports } from "./transport/stored_transports.ts";
@@ -55,6 +57,8 @@ export interface AgentDeps extends ServiceDeps {
   resolve?: Resolve;
   /** Time in milliseconds between two looks at the token's file. Default 10000. */
   tokenIntervalMs?: number;
+  /** For requests to the issuer of its tokens. Default: the runtime's. */
+  fetch?: Fetch;
   /** A proxy has accepted the agent. */
   onConnected?: (proxy: { remote: string }) => void;
   onDisconnected?: (proxy: { remote: string; reason: string }) => void;
@@ -113,16 +117,18 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
   const { hostWhitelist, hostDenylist, labels, publish } = options.agentClient;
   const { environment = {} } = deps;
   const { credentials, outbound } = await checkAgentOptions(options, { net, environment });
-  let { agentId } = credentials;
+  let agentId = credentials?.agentId ?? options.auth.oidc.clientId!;
   const tls = await openClientTls("agent-client.tls", options.agentClient.tls, { ...deps, log });
   const resolve: Resolve = deps.resolve ?? ((host, options) => net.resolve(host, options));
   const secrets = new SecretFiles(log);
   const memory = runtime.adopt(await StoredTransports.open(stateDirectoryOf(options, deps), log), (memory) => memory.close());
   const sessions = new Set<Session>();
+  const issued = options.auth.type === "oidc"
+    ? runtime.adopt(new IssuedCredentials({ auth: options.auth, sessions, log, fetch: deps.fetch }), (issued) => issued.close())
+    : undefined;
   const { tunnelMetrics, countChange } = registerMetrics(metrics, sessions);
   runtime.watchCertificate("proxies", () => tls.current.cert);
   health.setUnready("proxy", NOT_CONNECTED);
-  const reportedId = agentId;
   await runtime.listenAdmin(options.admin);
   const { adminAddress } = runtime;
   if (adminAddress !== undefined) log.info("listening", { admin: adminAddress });
@@ -168,7 +174,7 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
 
   const readAccess = async (): Promise<Access> => {
     await tls.reload();
-    const credentials = await readCredentials(options.auth);
+    const credentials = await (issued?.read() ?? readCredentials(options.auth));
     ({ agentId } = credentials);
     if (credentials.file !== undefined) await secrets.check("--auth.jwt.token", credentials.file);
     if (credentials.expiresAt <= Date.now()) {
@@ -252,7 +258,7 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
     await Promise.all([...sessions].map(({ closed }) => closed));
   });
   runtime.refreshTls(tls, options.agentClient.tls.refresh);
-  if (credentials.file !== undefined) {
+  if (credentials?.file !== undefined) {
     const read = () => readCredentials(options.auth);
     const intervalMs = deps.tokenIntervalMs ?? TOKEN_INTERVAL_MS;
     runtime.adopt(new CredentialsWatch({ file: credentials.file, read, sessions, intervalMs, log }), (watch) => watch.close());
@@ -275,7 +281,7 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
   };
   const states = new SessionStates();
   runtime.serveAdmin({
-    agents: () => [...sessions].map((session) => describeSession(reportedId, session, states)),
+    agents: () => [...sessions].map((session) => describeSession(agentId, session, states)),
     population: () => ({ agents: sessions.size }),
     disconnect: (request, by) => disconnect(sessions, request, by),
     drain,
@@ -297,19 +303,21 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
 }
 
 /**
- * Checks the files that the options refer to, and returns what an agent connects with.
+ * Checks the files that the options refer to, and returns what an agent connects with; no credentials if they are an issuer's.
  * @throws {ConfigError} for a missing or invalid file or variable; once the agent runs, it retries instead
  */
 export async function checkAgentOptions(
   options: AgentOptions,
   { net, environment = {} }: { net: TlsCheck; environment?: Environment },
-): Promise<{ tls: ClientTls; credentials: Credentials; outbound: OutboundRoute }> {
+): Promise<{ tls: ClientTls; credentials?: Credentials; outbound: OutboundRoute }> {
   checkTransport(options);
   await checkAdminOptions(options.admin, silentLogger);
   const tls = await openClientTls("agent-client.tls", options.agentClient.tls, { log: silentLogger, net });
   const outbound = await readOutboundRoute(options.agentClient, environment);
   await checkTracingOptions(options.tracing);
-  return { tls: tls.current, credentials: await readCredentials(options.auth), outbound };
+  await checkIssuerOptions(options.auth);
+  const credentials = options.auth.type === "oidc" ? undefined : await readCredentials(options.auth);
+  return { tls: tls.current, credentials, outbound };
 }
 
 /** Only `auto` has something to remember. */

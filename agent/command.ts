@@ -4,6 +4,7 @@ import { formatFindings } from "../shared/cli/findings.ts";
 import { checkWithNet, type CreateNet } from "../shared/cli/network.ts";
 import { type AgentDeps, checkAgentOptions, startAgent } from "./agent.ts";
 import { checkLink } from "./check_link.ts";
+import { requestCredentials } from "./credentials.ts";
 import { expandJoin } from "./join.ts";
 import { type AgentOptions, agentOptions } from "./options.ts";
 
@@ -28,7 +29,9 @@ export function agentCommand(
       run: async (options, { write }) => {
         let works = false;
         await checkWithNet(createNet, async (net) => {
-          const report = await checkLink({ net, options, ...await checkAgentOptions(options, { net, environment }) });
+          const access = await checkAgentOptions(options, { net, environment });
+          const credentials = access.credentials ?? await requestCredentials(options.auth);
+          const report = await checkLink({ net, options, ...access, credentials });
           write(formatFindings(report.findings, report.summary));
           ({ works } = report);
         });

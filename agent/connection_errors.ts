@@ -112,8 +112,8 @@ function explainCode(code: number, why: string, authType?: AgentOptions["auth"][
     case CloseCode.badAgentId:
       return {
         reason,
-        remedy: authType === "jwt"
-          ? "it does not accept tokens: set --auth.type=jwt there, or --auth.type=noauth here"
+        remedy: authType === "jwt" || authType === "oidc"
+          ? `it does not accept tokens: set --auth.type=${authType} there, or --auth.type=noauth here`
           : "it does not accept this agent id",
       };
     case CloseCode.unauthorized:

@@ -1,6 +1,10 @@
-// The agent's credentials: its id, or a token, possibly in a file that another program renews.
+// The agent's credentials: its id, or a token, possibly in a file that another program renews, or from an issuer.
 import { decodeJwt, decodeProtectedHeader } from "jose";
 import { checkAgentId } from "../shared/auth/authenticator.ts";
+import type { Fetch } from "../shared/auth/fetch.ts";
+import { IssuerClient, IssuerError } from "../shared/auth/issuer_client.ts";
+import { parsePrivateKey, type SigningKey } from "../shared/auth/keys.ts";
+import { claimAt } from "../shared/auth/oidc_token.ts";
 import { MAX_TOKEN } from "../shared/auth/token.ts";
 import { ConfigError } from "../shared/config/option.ts";
 import { describeFileError, readText } from "../shared/files/read.ts";
@@ -20,11 +24,13 @@ const FILE = "file:";
 /** Limit on the size of a token file, in bytes. */
 const MAX_FILE = 1024 * 1024;
 
+type AuthOptions = AgentOptions["auth"];
+
 /**
- * Reads the credentials. Error messages contain no part of a token.
+ * Reads the credentials, without an issuer. Error messages contain no part of a token.
  * @throws {ConfigError} for an invalid id or token, and for an unreadable file
  */
-export async function readCredentials({ type, noauth, jwt }: AgentOptions["auth"]): Promise<Credentials> {
+export async function readCredentials({ type, noauth, jwt }: Omit<AuthOptions, "oidc">): Promise<Credentials> {
   if (type === "noauth") {
     if (jwt.token !== undefined) throw new ConfigError("Cannot use --auth.jwt.token: --auth.type=jwt is not set");
     const agentId = readId(noauth.agentId);
@@ -33,6 +39,80 @@ export async function readCredentials({ type, noauth, jwt }: AgentOptions["auth"
   if (jwt.token === undefined) throw new ConfigError("Cannot start: --auth.jwt.token is required with --auth.type=jwt");
   const file = jwt.token.startsWith(FILE) ? jwt.token.slice(FILE.length) : undefined;
   return readToken(file === undefined ? jwt.token : await readTokenFile(file), file);
+}
+
+/**
+ * Checks what the agent authenticates with at the issuer, and that all options belong to `type`.
+ * @throws {ConfigError}
+ */
+export async function checkIssuerOptions({ type, oidc, jwt }: AuthOptions): Promise<void> {
+  const { issuer, clientId, clientSecret, clientKeyFile } = oidc;
+  if (type !== "oidc") {
+    const given = [["issuer", issuer], ["client-id", clientId], ["client-secret", clientSecret], ["client-key-file", clientKeyFile]]
+      .find(([name, value]) => name !== "issuer" && value !== undefined); // a proxy with the same environment may have the issuer
+    if (given) throw new ConfigError(`Cannot use --auth.oidc.${given[0]}: --auth.type=oidc is not set`);
+    return;
+  }
+  if (jwt.token !== undefined) throw new ConfigError("Cannot use --auth.jwt.token: --auth.type=jwt is not set");
+  for (const [name, value] of [["issuer", issuer], ["client-id", clientId]]) {
+    if (value === undefined) throw new ConfigError(`Cannot start: --auth.oidc.${name} is required with --auth.type=oidc`);
+  }
+  if ((clientSecret === undefined) === (clientKeyFile === undefined)) {
+    throw new ConfigError(
+      "Cannot start: either --auth.oidc.client-secret or --auth.oidc.client-key-file is required with --auth.type=oidc",
+    );
+  }
+  await readClientCredentials(oidc);
+}
+
+/** @throws {ConfigError} */
+async function readClientCredentials(
+  { clientSecret, clientKeyFile }: AuthOptions["oidc"],
+): Promise<{ readonly secret?: string; readonly key?: SigningKey }> {
+  if (clientKeyFile !== undefined) {
+    try {
+      return { key: parsePrivateKey(await readText(clientKeyFile, MAX_FILE)) };
+    } catch (cause) {
+      throw new ConfigError(`Cannot use --auth.oidc.client-key-file ${JSON.stringify(clientKeyFile)}: ${describeFileError(cause)}`, {
+        cause,
+      });
+    }
+  }
+  if (!clientSecret?.startsWith(FILE)) return { secret: clientSecret };
+  const secret = await readText(clientSecret.slice(FILE.length), MAX_FILE).catch((cause) => {
+    throw new ConfigError(`Cannot read --auth.oidc.client-secret ${clientSecret}: ${describeFileError(cause)}`, { cause });
+  });
+  if (!/^[!-~]+$/.test(secret.trim())) {
+    throw new ConfigError(`Cannot use --auth.oidc.client-secret ${clientSecret}: it is not a secret of ASCII characters in one line`);
+  }
+  return { secret: secret.trim() };
+}
+
+/**
+ * Gets a token from the issuer.
+ * @throws {IssuerError}
+ * @throws {ConfigError} for a file that cannot be read
+ */
+export async function requestCredentials({ oidc }: AuthOptions, now: () => number = Date.now, fetch?: Fetch): Promise<Credentials> {
+  const { issuer, clientId, scopes, requestedAudience: audience, requestedResource: resource, agentIdClaim } = oidc;
+  const client = await IssuerClient.open({ issuer: issuer!, clientId: clientId!, ...await readClientCredentials(oidc), fetch });
+  const { accessToken, lifetimeMs } = await client.clientCredentials({ scopes, audience, resource });
+  let claims;
+  try {
+    claims = decodeJwt(accessToken);
+  } catch {
+    throw new IssuerError(
+      "refused",
+      `The issuer ${issuer} gives tokens that are not JWT: set --auth.oidc.requested-audience or requested-resource`,
+    );
+  }
+  if (accessToken.length > MAX_TOKEN) {
+    throw new IssuerError("refused", `The issuer ${issuer} gives tokens of ${accessToken.length} bytes, and ${MAX_TOKEN} is the limit`);
+  }
+  const agentId = claimAt(claims, agentIdClaim);
+  // the clock of this machine may be wrong
+  const expiresAt = lifetimeMs !== undefined ? now() + lifetimeMs : claims.exp === undefined ? Infinity : claims.exp * 1_000;
+  return { agentId: typeof agentId === "string" ? agentId : clientId!, bytes: new TextEncoder().encode(accessToken), expiresAt };
 }
 
 function readId(id: string | undefined): string {

@@ -6,6 +6,8 @@ import type { Finding } from "../shared/cli/findings.ts";
 import type { ValuesOf } from "../shared/config/option.ts";
 import type { Net } from "../shared/net/types.ts";
 import { checkAgentOptions } from "./agent.ts";
+import { type Credentials, requestCredentials } from "./credentials.ts";
+import { IssuerError } from "../shared/auth/issuer_client.ts";
 import { checkLink } from "./check_link.ts";
 import { expandJoin } from "./join.ts";
 import { type AgentOptions, agentOptions } from "./options.ts";
@@ -36,13 +38,31 @@ export async function diagnoseAgent(options: AgentOptions, { net, environment, n
   const findings: Finding[] = [describeVersion()];
   const access = await checkConfiguration(findings, () => checkAgentOptions(options, { net, environment }));
   if (access === undefined) return findings;
-  const { credentials } = access;
+  const credentials = access.credentials ?? await checkIssuer(findings, options);
+  if (credentials === undefined) return findings;
   if (options.auth.type === "jwt") {
     const token = new TextDecoder().decode(credentials.bytes);
     findings.push(checkToken(token, { role: "agent", agentId: credentials.agentId }, now()));
   }
-  const { findings: ofLink } = await checkLink({ net, options, ...access, now });
+  const { findings: ofLink } = await checkLink({ net, options, ...access, credentials, now });
   return [...findings, ...ofLink.flatMap((finding) => finding.check === QUIC ? [...udpOf(finding, ofLink), finding] : [finding])];
+}
+
+/** Gets a token from the issuer. */
+async function checkIssuer(findings: Finding[], { auth }: AgentOptions): Promise<Credentials | undefined> {
+  const common = { check: "issuer", target: auth.oidc.issuer! };
+  try {
+    const credentials = await requestCredentials(auth);
+    findings.push({ ...common, result: "ok", details: `gives a token for the agent ${credentials.agentId}` });
+    return credentials;
+  } catch (error) {
+    if (!(error instanceof IssuerError)) throw error;
+    const remedy = error.kind === "unreachable"
+      ? "correct --auth.oidc.issuer, or let firewalls allow HTTPS to it"
+      : "correct --auth.oidc.client-id and its secret or key, or permit the client credentials grant for it there";
+    findings.push({ ...common, result: "failed", details: error.message, remedy });
+    return undefined;
+  }
 }
 
 const QUIC = "QUIC (UDP)";

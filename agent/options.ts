@@ -1,6 +1,7 @@
 // The agent's options.
 import {
   adminOptions,
+  agentProviderOptions,
   checkPatterns,
   checkPins,
   CONGESTION_CONTROL,
@@ -9,6 +10,7 @@ import {
   LIST_WORDS,
   logOptions,
   NOT_GIVEN,
+  providerOptions,
 } from "../shared/config/common_options.ts";
 import { joinProblem } from "../shared/config/join.ts";
 import { ConfigError, defineOptions, type ValuesOf } from "../shared/config/option.ts";
@@ -127,8 +129,9 @@ export const agentOptions = defineOptions({
     guards: NOT_GIVEN,
     kind: "string",
     default: "noauth",
-    choices: ["noauth", "jwt"],
-    description: "How the agent authenticates.",
+    choices: ["noauth", "jwt", "oidc"],
+    description:
+      "How the agent authenticates: by its id (noauth), a token (jwt), or tokens that it gets from an OpenID Connect issuer (oidc).",
   },
   "auth.noauth.agent-id": { kind: "string", description: "The agent's id, with --auth.type=noauth." },
   "auth.jwt.token": {
@@ -136,6 +139,33 @@ export const agentOptions = defineOptions({
     secret: true,
     description: "The agent's token, or file:NAME, which is read at every connect.",
     check: (text) => /^file:\s*eyJ/.test(text) ? "file: is followed by a token; write the token alone, or the name of its file" : undefined,
+  },
+  "auth.oidc.issuer": {
+    ...providerOptions["auth.oidc.issuer"],
+    description: "URL of the issuer of the agent's tokens; https, or http to this machine.",
+  },
+  "auth.oidc.client-id": { kind: "string", description: "The agent's client id at the issuer, for the client credentials grant." },
+  "auth.oidc.client-secret": {
+    kind: "string",
+    secret: true,
+    description: "Its secret there, or file:NAME, which is read for each token.",
+  },
+  "auth.oidc.client-key-file": {
+    kind: "file",
+    description: "Private key, PEM, with which it authenticates there instead (private_key_jwt, RFC 7523), read for each token.",
+  },
+  "auth.oidc.scopes": { kind: "list", description: "Scopes that the issuer is asked for; by default none." },
+  "auth.oidc.requested-audience": {
+    kind: "string",
+    description: "Parameter audience for the issuer, if it needs one; by default none.",
+  },
+  "auth.oidc.requested-resource": {
+    kind: "string",
+    description: "Parameter resource (RFC 8707) for the issuer, if it needs one; by default none.",
+  },
+  "auth.oidc.agent-id-claim": {
+    ...agentProviderOptions["auth.oidc.agent-id-claim"],
+    description: "Claim in which the proxy looks for the agent's id, for the agent's own log.",
   },
   "state-dir": {
     kind: "file",

@@ -93,7 +93,9 @@ export function inviteCommand(stateDirectory: string | undefined): Subcommand<Va
       const who = role === "agent" ? `the agent ${agentId}` : `a client of the agent ${agentId}`;
       terminal.report(`for ${who} at ${servers.join(", ")}; ${trust}`);
       if (doubt !== undefined) terminal.report(`warning: ${doubt}`);
-      if (token === undefined) {
+      if (token === undefined && values.auth.type === "oidc") {
+        terminal.report("it has no token: the client signs in with reverse-http login --issuer");
+      } else if (token === undefined) {
         terminal.report("warning: it has no token: the proxy has --auth.type=noauth, and everyone who reaches it can use it");
       } else {
         const { jti, exp } = decodeJwt(token);
@@ -129,6 +131,11 @@ async function invite(values: Values, stateDirectory: string | undefined, termin
     throw new ConfigError(`Cannot use --agent-id ${JSON.stringify(agentId)}: ${(cause as Error).message}`, { cause });
   }
   const role = client ? "client" : "agent";
+  if (role === "agent" && values.auth.type === "oidc") {
+    throw new ConfigError(
+      "Cannot invite an agent: with --auth.type=oidc it gets its token from the issuer, by --auth.oidc.client-id and a secret",
+    );
+  }
   const { addresses, doubt }: PublicAddresses = client ? clientAddresses(values) : agentAddresses(values);
   const zero = addresses.find((address) => address.endsWith(":0"));
   if (zero !== undefined) throw new ConfigError(`Cannot invite to ${zero}: the port changes with every start of the proxy; choose one`);

@@ -1,6 +1,7 @@
 // The options of the proxy.
 import {
   adminOptions,
+  agentProviderOptions,
   auditOptions,
   authOptions,
   checkPatterns,
@@ -127,6 +128,7 @@ export const proxyOptions = defineOptions({
   ...forwardOptions,
   ...authOptions,
   ...providerOptions,
+  ...agentProviderOptions,
   ...policyOptions,
   "store.type": {
     kind: "string",

@@ -118,7 +118,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     const allowList = createAllowList(options.httpProxy.hostWhitelist);
     const authenticator = await runtime.openAuthenticator(options.auth, deps.authenticator);
     const policy = await runtime.openPolicy(options.auth.policyFile);
-    if (!policy && options.auth.clients.some((name) => ["oidc", "htpasswd", "mtls"].includes(name))) {
+    if (!policy && providesPeople(options.auth)) {
       log.warn("every client of the identity providers may reach every agent", { remedy: "set --auth.policy-file" });
     }
     const store = await runtime.openStore(options.store, options.store.ttl, deps.store);
@@ -310,4 +310,9 @@ function publishPresence(store: Store, options: ProxyOptions, bound: string, log
 /** A wildcard address means nothing on another host: the host name replaces it. */
 function reachable(bound: string): string {
   return bound.replace(/^(0\.0\.0\.0|\[::\])(?=:[0-9]+$)/, hostname());
+}
+
+/** Whether people of an identity provider are clients, who may reach every agent without a policy. */
+function providesPeople({ type, clients }: ProxyOptions["auth"]): boolean {
+  return clients.length === 0 ? type === "oidc" : clients.some((name) => ["oidc", "htpasswd", "mtls"].includes(name));
 }

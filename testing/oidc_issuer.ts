@@ -99,7 +99,7 @@ export class OidcIssuer implements AsyncDisposable {
     const form = Object.fromEntries(new URLSearchParams(text));
     const [, basic = ""] = /^Basic (.*)$/.exec(request.headers.authorization ?? "") ?? [];
     const [id = form.client_id!, secret = form.client_secret] = basic === "" ? [] : atob(basic).split(":").map(decodeURIComponent);
-    if (this.secrets.get(id) !== secret) return [401, { error: "invalid_client" }];
+    if (form.client_assertion === undefined && this.secrets.get(id) !== secret) return [401, { error: "invalid_client" }];
     if (request.url === "/device") return [200, this.#startDevice()];
     if (request.url === "/revoke") {
       this.#refreshTokens.delete(form.token!);

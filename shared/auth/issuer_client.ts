@@ -238,6 +238,8 @@ function refusalOf(issuer: string, error: string, description: string | undefine
 /** The innermost reason, such as ECONNREFUSED. */
 function reasonOf(error: unknown, code: string | undefined): string {
   if (code === "OAUTH_TIMEOUT") return `no response within ${TIMEOUT_S} s`;
+  const { cause: response } = error as Error;
+  if (response instanceof Response) return `it responds with status ${response.status}`;
   let inner = error as Error;
   while (inner.cause instanceof Error) inner = inner.cause;
   return (inner as NodeJS.ErrnoException).code ?? inner.message;

@@ -1,14 +1,14 @@
-// Authentication of clients by tokens of an OpenID Connect issuer, and closing what was opened with a token that has expired, is revoked, or
+// Authentication of clients and agents by tokens of an OpenID Connect issuer, and closing what was opened with a token that has expired, is revoked, or
 // whose key is no longer published.
 import { ConfigError } from "../config/option.ts";
 import type { Logger } from "../log/logger.ts";
 import { ALL_AGENTS } from "./agent_list.ts";
-import { AuthenticationError, type ClientCredentials, isToken } from "./authenticator.ts";
+import { AuthenticationError, type Authenticator, type ClientCredentials, type Identity, isToken } from "./authenticator.ts";
 import type { Fetch } from "./fetch.ts";
 import type { OnExpiry } from "./jwt.ts";
 import { everySecond, LiveCredentials } from "./live_credentials.ts";
 import { OIDC_LEEWAY_S, type OidcToken, verifyOidcToken } from "./oidc_token.ts";
-import { agentNamedBy, type ClientProvider } from "./providers.ts";
+import { agentNamedBy } from "./providers.ts";
 import { RemoteKeys } from "./remote_keys.ts";
 import { RevocationFile } from "./revocation_file.ts";
 import { VerifiedTokens } from "./verified_tokens.ts";
@@ -16,8 +16,12 @@ import { VerifiedTokens } from "./verified_tokens.ts";
 export interface OidcOptions {
   /** URL of the issuer, exactly as it is in `iss`. */
   readonly issuer?: string;
-  /** One of these must be in `aud`. */
+  /** One of these must be in `aud` of a client's token. Empty: it is not used for clients. */
   readonly audience: readonly string[];
+  /** The same for agents' tokens. Missing or empty: it is not used for agents. */
+  readonly agentAudience?: readonly string[];
+  /** Claim with the agent's id. Default `sub`. */
+  readonly agentIdClaim?: string;
   /** Claim with the person's name. */
   readonly nameClaim: string;
   /** Claim with the person's groups. */
@@ -32,7 +36,7 @@ export interface OidcDeps {
   readonly log: Logger;
   /** File with revoked tokens, names and subjects. Default: none. */
   readonly revocationFile?: string;
-  /** What an expired token closes: the tunnels of clients with `close` alone. */
+  /** What an expired token closes. */
   readonly onExpiry: OnExpiry;
   /** Milliseconds since 1970. Default `Date.now`. */
   readonly now?: () => number;
@@ -42,16 +46,26 @@ export interface OidcDeps {
   readonly fetch?: Fetch;
 }
 
+/** What accepts the tokens of an issuer. It may be closed several times. */
+export type OidcAuth = Required<Pick<Authenticator, "reload" | "close">> & {
+  authenticateAgent(credentials: Uint8Array): Promise<Identity>;
+  authenticateClient(credentials: ClientCredentials): Promise<Identity>;
+};
+
 /**
- * Creates a provider for the issuer's tokens, which fetches its keys until it is closed. The start does not wait for them.
+ * Creates an authenticator for the issuer's tokens, which fetches its keys until it is closed. The start does not wait for them.
  * @throws {ConfigError} if an option is missing, or a file is invalid
  */
-export async function createOidcProvider(options: OidcOptions, deps: OidcDeps): Promise<ClientProvider> {
+export async function createOidcAuth(options: OidcOptions, deps: OidcDeps): Promise<OidcAuth> {
   const { log, onExpiry, revocationFile, now = Date.now, monotonic, fetch } = deps;
-  const { issuer, audience: audiences, nameClaim, groupsClaim, refresh: refreshMs, maxStale: maxStaleMs } = options;
-  if (issuer === undefined) throw new ConfigError("Cannot use --auth.clients: oidc needs --auth.oidc.issuer");
-  if (audiences.length === 0) {
-    throw new ConfigError("Cannot use --auth.clients: oidc needs --auth.oidc.audience, or the issuer's tokens for other services would do");
+  const { issuer, audience, agentAudience = [], agentIdClaim = "sub", nameClaim, groupsClaim } = options;
+  const { refresh: refreshMs, maxStale: maxStaleMs } = options;
+  if (issuer === undefined) throw new ConfigError("Cannot authenticate by oidc: --auth.oidc.issuer is required");
+  const both = agentAudience.find((name) => audience.includes(name));
+  if (both !== undefined) {
+    throw new ConfigError(
+      `Cannot use --auth.oidc.agent-audience ${both}: it is in --auth.oidc.audience too, and anyone with a client's token could be an agent`,
+    );
   }
   const revocations = revocationFile === undefined ? undefined : await RevocationFile.open(revocationFile, log);
   const verified = new VerifiedTokens<OidcToken>();
@@ -78,30 +92,32 @@ export async function createOidcProvider(options: OidcOptions, deps: OidcDeps): 
     keys.poll();
     void reload();
   });
+  const admit = async (text: string, role: "agent" | "client"): Promise<Omit<Identity, "agentId"> & { readonly token: OidcToken }> => {
+    if (!isToken(text)) throw new AuthenticationError("denied", `The ${role}'s credentials are not a JWT`);
+    await keys.ready(); // also for a token that was verified before
+    const ofRole = role === "agent" ? { audiences: agentAudience, agentIdClaim } : { audiences: audience };
+    const token = await verified.get(
+      `${role} ${text}`,
+      () => verifyOidcToken(text, find, { issuer, ...ofRole, nameClaim, groupsClaim, now: now() }),
+    );
+    // a token that closes something at its expiry is not accepted within the leeway
+    const closes = onExpiry === "close" || (onExpiry === "close-agents" && role === "agent");
+    if (token.expiresAt + (closes ? 0 : OIDC_LEEWAY_S * 1000) <= now()) {
+      throw new AuthenticationError("ended", `The token expired at ${new Date(token.expiresAt).toISOString()}`, { tokenId: token.id });
+    }
+    const problem = problemOf(token);
+    if (problem !== undefined) throw new AuthenticationError("ended", problem, { tokenId: token.id });
+    const { subject, name, groups, id: tokenId, expiresAt } = token;
+    return { token, subject, name, groups, tokenId, expiresAt, ...live.add(token, closes ? expiresAt : Infinity) };
+  };
   return {
-    name: "oidc",
+    async authenticateAgent(credentials) {
+      const { token, ...identity } = await admit(new TextDecoder("latin1").decode(credentials).trimEnd(), "agent");
+      return { ...identity, ...token.agent! };
+    },
     async authenticateClient(credentials) {
-      const text = tokenOf(credentials);
-      if (!isToken(text)) throw new AuthenticationError("denied", "The client's credentials are not a JWT");
-      await keys.ready(); // also for a token that was verified before
-      const token = await verified.get(text, () => verifyOidcToken(text, find, { issuer, audiences, nameClaim, groupsClaim, now: now() }));
-      // a token that closes tunnels at its expiry is not accepted within the leeway
-      const closes = onExpiry === "close";
-      if (token.expiresAt + (closes ? 0 : OIDC_LEEWAY_S * 1000) <= now()) {
-        throw new AuthenticationError("ended", `The token expired at ${new Date(token.expiresAt).toISOString()}`, { tokenId: token.id });
-      }
-      const problem = problemOf(token);
-      if (problem !== undefined) throw new AuthenticationError("ended", problem, { tokenId: token.id });
-      const { subject, name, groups, id: tokenId } = token;
-      return {
-        agentId: agentNamedBy(credentials),
-        agents: ALL_AGENTS,
-        subject,
-        name,
-        groups,
-        tokenId,
-        ...live.add(token, closes ? token.expiresAt : Infinity),
-      };
+      const { token: _, ...identity } = await admit(tokenOf(credentials), "client");
+      return { ...identity, agentId: agentNamedBy(credentials), agents: ALL_AGENTS };
     },
     reload,
     close() {

@@ -1,9 +1,11 @@
 // Verifies the tokens of an OpenID Connect issuer, and reads who a person is from their claims. Knows neither files nor connections.
 import { decodeProtectedHeader, errors, type JWTPayload, jwtVerify } from "jose";
 import { printable } from "../net/printable.ts";
-import { AuthenticationError, type Claims } from "./authenticator.ts";
+import { createAllowList } from "../address/allow_list.ts";
+import { AuthenticationError, checkAgentId, type Claims, type Identity } from "./authenticator.ts";
 import { type IssuerKey, keyAlgorithm, SIGNATURE_ALGORITHMS, type TokenAlgorithm } from "./keys.ts";
-import { MAX_TOKEN } from "./token.ts";
+import { createPublishList } from "./publish_list.ts";
+import { MAX_TOKEN, readPatterns } from "./token.ts";
 
 /** Tolerated clock difference in seconds. */
 export const OIDC_LEEWAY_S = 60;
@@ -20,6 +22,8 @@ export interface OidcExpectation {
   readonly audiences: readonly string[];
   readonly nameClaim: string;
   readonly groupsClaim: string;
+  /** Claim with the id of the agent that presents it. Default: it is a client's token. */
+  readonly agentIdClaim?: string;
   /** Current time, in milliseconds since 1970. */
   readonly now: number;
 }
@@ -35,6 +39,8 @@ export interface OidcToken {
   readonly expiresAt: number;
   /** Thumbprint of the key that verified it. */
   readonly keyId: string;
+  /** Of an agent. */
+  readonly agent?: Pick<Identity, "agentId" | "allowList" | "publish">;
 }
 
 /** The keys that may have signed a token. */
@@ -53,6 +59,17 @@ export async function verifyOidcToken(text: string, find: FindKeys, expected: Oi
     id: typeof jti === "string" ? jti : undefined,
     expiresAt: exp! * 1000,
     keyId,
+    agent: expected.agentIdClaim === undefined ? undefined : agentOf(payload, expected.agentIdClaim, deny),
+  };
+}
+
+function agentOf(payload: JWTPayload, claim: string, deny: (why: string) => AuthenticationError): OidcToken["agent"] {
+  const agentId = claimAt(payload, claim);
+  if (typeof agentId !== "string") throw deny(`has no agent id in its claim ${claim}`);
+  return {
+    agentId: checkAgentId(agentId),
+    allowList: readPatterns("allow", payload.allow, createAllowList, deny),
+    publish: readPatterns("publish", payload.publish, createPublishList, deny),
   };
 }
 
@@ -150,7 +167,7 @@ function claimsOf({ jti }: JWTPayload): Claims {
 }
 
 /** The claim of that name, or else the one that its parts between dots lead to: `realm_access.roles`. */
-function claimAt(payload: JWTPayload, name: string): unknown {
+export function claimAt(payload: JWTPayload, name: string): unknown {
   if (Object.hasOwn(payload, name)) return payload[name];
   let at: unknown = payload;
   for (const part of name.split(".")) {

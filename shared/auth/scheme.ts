@@ -5,7 +5,7 @@ import { type Logger, silentLogger } from "../log/logger.ts";
 import { type Authenticator, createNoAuth } from "./authenticator.ts";
 import { createHtpasswdProvider } from "./htpasswd.ts";
 import { createJwtAuth, type JwksOptions, type JwtOptions } from "./jwt.ts";
-import { createOidcProvider, type OidcOptions } from "./oidc.ts";
+import { createOidcAuth, type OidcAuth, type OidcOptions } from "./oidc.ts";
 import type { MtlsOptions } from "./certificate_identity.ts";
 import { createMtlsProvider } from "./mtls.ts";
 import { type ClientProvider, withProviders } from "./providers.ts";
@@ -13,7 +13,7 @@ import { checkWebhookSecret, createWebhookProvider, type WebhookOptions } from "
 
 /** Values of the options `auth.*` on the side that verifies credentials. */
 export interface AuthOptions {
-  type: "noauth" | "jwt";
+  type: "noauth" | "jwt" | "oidc";
   /** Identity providers for clients, tried in order. Empty: as `type` says. */
   clients: readonly string[];
   jwt: JwtOptions;
@@ -26,7 +26,7 @@ export interface AuthOptions {
 
 /** The scheme that clients are authenticated with: `noauth`, or one that needs a secret. */
 export function clientScheme({ type, clients }: Pick<AuthOptions, "type"> & { readonly clients: readonly string[] }): "noauth" | "jwt" {
-  return clients.length > 0 ? "jwt" : type;
+  return clients.length > 0 || type !== "noauth" ? "jwt" : "noauth";
 }
 
 /**
@@ -34,30 +34,36 @@ export function clientScheme({ type, clients }: Pick<AuthOptions, "type"> & { re
  * @throws {ConfigError} for an invalid file
  */
 export async function createAuthenticator(options: AuthOptions, log: Logger): Promise<Authenticator> {
-  const { type, clients, jwt, jwks } = options;
-  refuseUnused(options);
+  const { type, jwt, jwks, oidc } = options;
+  const clients = options.clients.length === 0 && type === "oidc" ? ["oidc"] : options.clients;
+  refuseUnused({ ...options, clients });
+  checkIssuer(type, clients, oidc);
   const tokens = type === "jwt" || clients.includes("jwt") ? await createJwtAuth(jwt, { log, jwks }) : undefined;
-  const agents = type === "jwt" ? tokens! : createNoAuth();
-  if (clients.length === 0) return agents;
   const providers: ClientProvider[] = [];
+  let issuer: OidcAuth | undefined;
   try {
-    for (const name of clients) providers.push(await createProvider(name, options, tokens, log));
+    if (type === "oidc" || clients.includes("oidc")) {
+      issuer = await createOidcAuth({ ...oidc, ...jwks }, { log, onExpiry: jwt.onExpiry, revocationFile: jwt.revocationFile });
+    }
+    for (const name of clients) providers.push(await createProvider(name, options, { tokens, issuer }, log));
   } catch (error) {
-    for (const opened of [tokens, ...providers]) opened?.close?.();
+    for (const opened of [tokens, issuer, ...providers]) opened?.close?.();
     throw error;
   }
+  const agents: Authenticator = type === "jwt" ? tokens! : type === "oidc" ? issuer! : createNoAuth();
+  if (clients.length === 0) return agents;
   return { ...withProviders(agents, providers), revoke: tokens?.revoke?.bind(tokens) };
 }
 
 async function createProvider(
   name: string,
-  { jwt: { onExpiry, revocationFile }, jwks, oidc, htpasswd, webhook, mtls }: AuthOptions,
-  tokens: Authenticator | undefined,
+  { jwt: { onExpiry, revocationFile }, htpasswd, webhook, mtls }: AuthOptions,
+  { tokens, issuer }: { readonly tokens?: Authenticator; readonly issuer?: OidcAuth },
   log: Logger,
 ): Promise<ClientProvider> {
   switch (name) {
     case "oidc":
-      return await createOidcProvider({ ...oidc, ...jwks }, { log, onExpiry, revocationFile });
+      return { name, ...issuer! };
     case "htpasswd":
       return await createHtpasswdProvider(htpasswd, { log });
     case "mtls":
@@ -79,6 +85,26 @@ async function createProvider(
 }
 
 /**
+ * Without an audience, the issuer's tokens for other services would do.
+ * @throws {ConfigError}
+ */
+function checkIssuer(
+  type: AuthOptions["type"],
+  clients: readonly string[],
+  { issuer, audience, agentAudience }: AuthOptions["oidc"],
+): void {
+  if (type === "oidc" && issuer === undefined) throw new ConfigError("Cannot use --auth.type=oidc: --auth.oidc.issuer is required");
+  if (clients.includes("oidc") && issuer === undefined) throw new ConfigError("Cannot use --auth.clients: oidc needs --auth.oidc.issuer");
+  if (clients.includes("oidc") && audience.length === 0) {
+    throw new ConfigError("Cannot use --auth.clients: oidc needs --auth.oidc.audience, or the issuer's tokens for other services would do");
+  }
+  // lb has no agents, and no such option
+  if (type === "oidc" && agentAudience?.length === 0) {
+    throw new ConfigError("Cannot use --auth.type=oidc: --auth.oidc.agent-audience is required, which only agents' tokens name");
+  }
+}
+
+/**
  * Rejects options of a provider that is not used: they show that it was meant to be.
  * @throws {ConfigError}
  */
@@ -92,10 +118,11 @@ function refuseUnused({ type, clients, jwt, jwks, oidc, htpasswd, webhook }: Aut
     [
       "jwt.revocation-file",
       revocationFile !== undefined,
-      clients.some((name) => name === "oidc" || name === "mtls") ? undefined : unlessJwt,
+      type === "oidc" || clients.some((name) => name === "oidc" || name === "mtls") ? undefined : unlessJwt,
     ],
     ["jwks.url", jwks.url !== undefined, unlessJwt],
-    ["oidc.issuer", oidc.issuer !== undefined, unless("oidc")],
+    ["oidc.issuer", oidc.issuer !== undefined, type === "oidc" ? undefined : unless("oidc")],
+    ["oidc.agent-audience", (oidc.agentAudience ?? []).length > 0, type === "oidc" ? undefined : "--auth.type is not oidc"],
     ["oidc.audience", oidc.audience.length > 0, unless("oidc")],
     ["htpasswd.file", htpasswd.file !== undefined, unless("htpasswd")],
     ["webhook.url", webhook.url !== undefined, unless("webhook")],

@@ -239,7 +239,7 @@ function problemOf(
 }
 
 /** A claim that is a list of patterns; `undefined` if it is missing. */
-function readPatterns<T>(
+export function readPatterns<T>(
   claim: string,
   value: unknown,
   create: (patterns: string[]) => T,

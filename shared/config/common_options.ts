@@ -141,8 +141,8 @@ export const authOptions = defineOptions({
     guards: NOT_GIVEN,
     kind: "string",
     default: "noauth",
-    choices: ["noauth", "jwt"],
-    description: "Authentication: none (noauth), or by tokens (jwt).",
+    choices: ["noauth", "jwt", "oidc"],
+    description: "Authentication: none (noauth), by tokens (jwt), or by tokens of an OpenID Connect issuer (oidc).",
   },
   "auth.clients": {
     guards: NOT_GIVEN,
@@ -261,6 +261,20 @@ export const providerOptions = defineOptions({
     default: "ou",
     choices: ["ou", "o", "none"],
     description: "Where a client's certificate has its groups: its organizational units, its organizations, or nowhere.",
+  },
+});
+
+/** Agents with tokens of the OpenID Connect issuer. */
+export const agentProviderOptions = defineOptions({
+  "auth.oidc.agent-audience": {
+    kind: "list",
+    description:
+      "With --auth.type=oidc, the audiences, one of which agents' tokens must name; none of them may be in auth.oidc.audience, or people could be agents.",
+  },
+  "auth.oidc.agent-id-claim": {
+    kind: "string",
+    default: "sub",
+    description: "Claim with the agent's id, with --auth.type=oidc; dots lead into nested claims.",
   },
 });
 

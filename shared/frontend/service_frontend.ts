@@ -16,7 +16,7 @@ import type { SocksUdpOptions } from "./socks5_udp.ts";
 
 /** The options that proxy and load balancer share. */
 export interface ServiceFrontendOptions {
-  readonly auth: { readonly type: "noauth" | "jwt"; readonly clients: readonly string[]; readonly mtls: MtlsOptions };
+  readonly auth: { readonly type: "noauth" | "jwt" | "oidc"; readonly clients: readonly string[]; readonly mtls: MtlsOptions };
   readonly httpProxy: {
     readonly listenAddress: string;
     readonly agentSuffix?: string;

@@ -6,9 +6,8 @@ import { createPublicKey } from "node:crypto";
 import { describe, it } from "node:test";
 import { decodeJwt, exportSPKI, importJWK, type JWTPayload, SignJWT } from "jose";
 import { AuthenticationError, identifyClient, type Identity } from "../../shared/auth/authenticator.ts";
-import { createOidcProvider, type OidcOptions } from "../../shared/auth/oidc.ts";
+import { createOidcAuth, type OidcAuth, type OidcOptions } from "../../shared/auth/oidc.ts";
 import { createJwtAuth, type OnExpiry } from "../../shared/auth/jwt.ts";
-import type { ClientProvider } from "../../shared/auth/providers.ts";
 import { ConfigError } from "../../shared/config/option.ts";
 import { silentLogger } from "../../shared/log/logger.ts";
 import { LogBook } from "../../testing/network.ts";
@@ -24,9 +23,9 @@ class Bench implements AsyncDisposable {
   /** Milliseconds that both clocks are ahead. */
   ahead = 0;
 
-  #provider?: ClientProvider;
+  #provider?: OidcAuth;
 
-  private constructor(readonly issuer: OidcIssuer, private readonly open: (bench: Bench) => Promise<ClientProvider>) {}
+  private constructor(readonly issuer: OidcIssuer, private readonly open: (bench: Bench) => Promise<OidcAuth>) {}
 
   static async start(
     options: Partial<OidcOptions> = {},
@@ -44,7 +43,7 @@ class Bench implements AsyncDisposable {
       ...options,
     };
     return new Bench(issuer, (bench) =>
-      createOidcProvider(all, {
+      createOidcAuth(all, {
         log: bench.log,
         onExpiry,
         revocationFile,
@@ -53,7 +52,7 @@ class Bench implements AsyncDisposable {
       }));
   }
 
-  get provider(): ClientProvider {
+  get provider(): OidcAuth {
     return this.#provider!;
   }
 
@@ -250,7 +249,11 @@ describe("the issuer's keys", () => {
   it("need an issuer and an audience", async () => {
     const options = { audience: [], nameClaim: "a", groupsClaim: "b", refresh: 1, maxStale: 0 };
     const deps = { log: silentLogger, onExpiry: "keep" } as const;
-    await assert.rejects(createOidcProvider(options, deps), ConfigError);
-    await assert.rejects(createOidcProvider({ ...options, issuer: "https://a.example" }, deps), /auth.oidc.audience/);
+    await assert.rejects(createOidcAuth(options, deps), ConfigError);
+    const same = { ...options, issuer: "https://a.example", audience: ["a", "b"], agentAudience: ["b"] };
+    await assert.rejects(
+      createOidcAuth(same, deps),
+      /Cannot use --auth.oidc.agent-audience b: .*anyone with a client's token could be an agent/,
+    );
   });
 });

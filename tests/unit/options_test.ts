@@ -134,7 +134,11 @@ for (const [name, { options, defaults }] of Object.entries(ORIGINAL)) {
 
     it("mark secrets", () => {
       for (const [option, { secret }] of Object.entries(options)) {
-        assert.equal(secret === true, /(password|token|redis\.url|agent-client\.proxy|join|hmac-key|otlp-headers)$/.test(option), option);
+        assert.equal(
+          secret === true,
+          /(password|token|redis\.url|agent-client\.proxy|join|hmac-key|otlp-headers|client-secret)$/.test(option),
+          option,
+        );
       }
     });
   });
