@@ -134,12 +134,12 @@ describe("the audit log", () => {
     using folder = new Folder();
     const { audit, file, counts } = await openIn(folder);
     await audit.start({ ...nameOf("a"), ...START });
-    const reason = "x".repeat(1 << 20);
-    for (let i = 0; i < 8; i++) audit.refused({ ...nameOf(String(i)), ...START, reason });
-    assert.ok(counts.lost > 0);
-    audit.end({ ...nameOf("a"), outcome: "completed" });
+    for (const size of [1 << 20, 1 << 10, 1]) { // until nothing else fits
+      for (const before = counts.lost; counts.lost === before;) audit.refused({ ...nameOf("b"), ...START, reason: "x".repeat(size) });
+    }
+    audit.end({ ...nameOf("a"), outcome: "broken", reason: "x".repeat(1_000) });
     await audit.close();
-    assert.equal(events(file).at(-1), "end a completed");
+    assert.equal(events(file).at(-1), "end a broken");
   });
 
   it("bounds what waits for the disk", async () => {
