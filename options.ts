@@ -260,7 +260,7 @@ export interface ProxyOptions {
     tunnels?: number;
     /** `--limits.tunnels-per-agent`: The same per agent; 0: no limit. Default: `16384`. */
     tunnelsPerAgent?: number;
-    /** `--limits.tunnels-per-client`: The same per client, which is a token, or an agent id without tokens; 0: no limit. Default: `16384`. */
+    /** `--limits.tunnels-per-client`: The same per client, which is a person of an identity provider, a token, or an agent id without tokens; 0: no limit. Default: `16384`. */
     tunnelsPerClient?: number;
     /** `--limits.udp-flows-per-client`: Concurrent UDP flows per client, and SOCKS associations, which have flows; they count as tunnels too. 0: no limit. Default: `1024`. */
     udpFlowsPerClient?: number;
@@ -272,7 +272,7 @@ export interface ProxyOptions {
     tunnelBurst?: number;
     /** `--limits.bandwidth-per-agent`: Bytes per second of all tunnels through one agent, both directions together, such as 512KiB or 10MiB; 0: no limit. Default: `"0"`. */
     bandwidthPerAgent?: string;
-    /** `--limits.bandwidth-per-client`: The same per client, which is a token, or an agent id without tokens; 0: no limit. Default: `"0"`. */
+    /** `--limits.bandwidth-per-client`: The same per client, which is a person of an identity provider, a token, or an agent id without tokens; 0: no limit. Default: `"0"`. */
     bandwidthPerClient?: string;
     /** `--limits.tunnel-idle-timeout`: Idle time after which a tunnel is reset; 0s: never. In milliseconds. Default: `86400000`. */
     tunnelIdleTimeout?: number;
@@ -767,7 +767,7 @@ export interface LoadBalancerOptions {
     tunnels?: number;
     /** `--limits.tunnels-per-agent`: The same per agent; 0: no limit. Default: `16384`. */
     tunnelsPerAgent?: number;
-    /** `--limits.tunnels-per-client`: The same per client, which is a token, or an agent id without tokens; 0: no limit. Default: `16384`. */
+    /** `--limits.tunnels-per-client`: The same per client, which is a person of an identity provider, a token, or an agent id without tokens; 0: no limit. Default: `16384`. */
     tunnelsPerClient?: number;
     /** `--limits.udp-flows-per-client`: Concurrent UDP flows per client, and SOCKS associations, which have flows; they count as tunnels too. 0: no limit. Default: `1024`. */
     udpFlowsPerClient?: number;
@@ -779,7 +779,7 @@ export interface LoadBalancerOptions {
     tunnelBurst?: number;
     /** `--limits.bandwidth-per-agent`: Bytes per second of all tunnels through one agent, both directions together, such as 512KiB or 10MiB; 0: no limit. Default: `"0"`. */
     bandwidthPerAgent?: string;
-    /** `--limits.bandwidth-per-client`: The same per client, which is a token, or an agent id without tokens; 0: no limit. Default: `"0"`. */
+    /** `--limits.bandwidth-per-client`: The same per client, which is a person of an identity provider, a token, or an agent id without tokens; 0: no limit. Default: `"0"`. */
     bandwidthPerClient?: string;
     /** `--limits.tunnel-idle-timeout`: Idle time after which a tunnel is reset; 0s: never. In milliseconds. Default: `86400000`. */
     tunnelIdleTimeout?: number;

@@ -72,6 +72,8 @@ export interface Identity {
    * agent's id behind it and an `@`. Default: the user name names the agent, or anything.
    */
   readonly user?: string;
+  /** Identifies the client for limits. Default: `tokenId`, or else `agentId`. */
+  readonly client?: string;
   /** When the credentials expire, in milliseconds since 1970. Default: never, or it is not known. */
   readonly expiresAt?: number;
   /** Aborted when the credentials become invalid; everything opened with them is then closed. The reason, an `Error`, goes to the log. */
@@ -167,9 +169,14 @@ function checked(identity: Identity, check: () => void): Identity {
 /** `release` may be a function of an embedding program. */
 function isolateRelease(identity: Identity, log: Logger): Identity {
   if (identity.release === undefined) return identity;
-  const { agentId, agents, allowList, publish, tokenId, expiresAt, subject, name, groups, user, signal } = identity;
+  const { agentId, agents, allowList, publish, tokenId, expiresAt, subject, name, groups, user, client, signal } = identity;
   const release = isolateHook("release", () => identity.release?.(), log);
-  return { agentId, agents, allowList, publish, tokenId, expiresAt, subject, name, groups, user, signal, release };
+  return { agentId, agents, allowList, publish, tokenId, expiresAt, subject, name, groups, user, client, signal, release };
+}
+
+/** What identifies the client for limits: a person, a token, or else the agent. */
+export function clientOf({ client, tokenId, agentId }: Pick<Identity, "client" | "tokenId" | "agentId">): string {
+  return client ?? tokenId ?? agentId;
 }
 
 /** Why `signal` was aborted, for the log. */

@@ -105,7 +105,15 @@ export async function createHtpasswdProvider({ file: name }: { readonly file?: s
       const hash = await verify(user, credentials.password);
       // the file may have changed meanwhile
       if (file.value.get(user) !== hash) throw new AuthenticationError("ended", "The user was removed, or the password was changed");
-      return { agentId, agents: ALL_AGENTS, subject: user, name: user, user, ...live.add({ user, hash }, Infinity) };
+      return {
+        agentId,
+        agents: ALL_AGENTS,
+        subject: user,
+        name: user,
+        user,
+        client: `htpasswd ${user}`,
+        ...live.add({ user, hash }, Infinity),
+      };
     },
     reload,
     close() {

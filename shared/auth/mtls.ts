@@ -42,7 +42,7 @@ export async function createMtlsProvider(options: MtlsOptions, deps: MtlsDeps): 
     const problem = problemOf(client);
     if (problem !== undefined) throw new AuthenticationError("ended", problem, { tokenId });
     const use = live.add(client, onExpiry === "close" ? expiresAt : Infinity);
-    return { agentId, agents: ALL_AGENTS, subject, name, groups, tokenId, expiresAt, ...use };
+    return { agentId, agents: ALL_AGENTS, subject, name, groups, tokenId, expiresAt, client: `mtls ${subject}`, ...use };
   };
   let reloading: Promise<void> | undefined;
   const reloadList = async () => {

@@ -117,7 +117,7 @@ export async function createOidcAuth(options: OidcOptions, deps: OidcDeps): Prom
     },
     async authenticateClient(credentials) {
       const { token: _, ...identity } = await admit(tokenOf(credentials), "client");
-      return { ...identity, agentId: agentNamedBy(credentials), agents: ALL_AGENTS };
+      return { ...identity, agentId: agentNamedBy(credentials), agents: ALL_AGENTS, client: `oidc ${identity.subject}` };
     },
     reload,
     close() {

@@ -116,7 +116,8 @@ export function createWebhookProvider(options: WebhookOptions, deps: WebhookDeps
       if (identity === undefined) {
         throw new AuthenticationError("denied", `The webhook denies it${message === undefined ? "" : `: ${message}`}`, {}, message);
       }
-      return { ...identity, agentId: agentId || identity.agentId, user };
+      const who = identity.subject ?? user;
+      return { ...identity, agentId: agentId || identity.agentId, user, client: who === "" ? undefined : `webhook ${who}` };
     },
     close: () => closing.abort(),
   };

@@ -71,6 +71,7 @@ const explainCommand: Subcommand<Values> = {
     if (values.to === undefined) throw new ConfigError("Cannot explain: --to is required");
     const { query, at, decision, refusal } = await decide(rules, values);
     explain(file, rules, query, at, terminal);
+    if (decision.allowed) { for (const rule of rules.limits(query, at)) terminal.write(`limited: ${describeLimit(file, rule)}\n`); }
     const { allowed, rule } = decision;
     terminal.write(refusal === undefined ? `${allowed ? "allowed" : "denied"}: ${describe(file, rule)}\n` : `denied: ${refusal}\n`);
   },
@@ -171,6 +172,14 @@ function explain(file: string, { rules, minuteOf }: RuleSet, query: PolicyQuery,
 
 function describe(file: string, rule: Rule | undefined): string {
   return rule === undefined ? `no rule of ${file} allows it` : `rule ${JSON.stringify(rule.name)} (${file}:${rule.line})`;
+}
+
+function describeLimit(file: string, rule: Rule): string {
+  const { bytesPerSecond, tunnels, isShared } = rule.limit!;
+  const what = [bytesPerSecond > 0 ? `${bytesPerSecond} bytes per second` : [], tunnels > 0 ? `${tunnels} tunnels` : []].flat().join(
+    " and ",
+  );
+  return `${what} for ${isShared ? "all its clients together" : "each client"}: ${describe(file, rule)}`;
 }
 
 function problemOf(check: () => void): string | undefined {

@@ -1,4 +1,4 @@
-// Bandwidths as options and policies write them.
+// Bandwidths, as options and policies write them.
 
 const UNITS = { "": 1, KiB: 1 << 10, MiB: 1 << 20, GiB: 1 << 30 };
 const BANDWIDTH = /^([0-9]{1,12})(KiB|MiB|GiB)?$/;

@@ -238,7 +238,7 @@ export class ClientSession {
     record.network = network === "udp" ? network : undefined;
     using grant = request.isOperators ? undefined : authorize(this.context, chosen, network);
     const identity = grant ? { ...chosen.identity, signal: anyOf(chosen.identity.signal, grant.signal) } : chosen.identity;
-    const tunnel = this.#permit?.open(identity, network);
+    const tunnel = this.#permit?.open(identity, network, grant?.quotas);
     try {
       const signal = tunnel ? tunnel.signal : identity.signal;
       const splice = { initialDataToA: established, idleTimeoutMs: limits?.idleMs, rates: tunnel?.rates, signal };
@@ -387,10 +387,10 @@ function chooseAgent(
   if (agentId !== identity.agentId && !identity.agents?.allows(agentId)) {
     throw new TunnelError("http_request_denied", `The credentials are not for the agent ${JSON.stringify(agentId)}`);
   }
-  const { allowList, tokenId, subject, name, groups, signal } = identity;
+  const { allowList, tokenId, subject, name, groups, client, signal } = identity;
   const password = credentials?.scheme === "bearer" ? credentials.token : credentials?.password ?? "";
   return {
-    identity: { agentId, allowList, tokenId, subject, name, groups, signal },
+    identity: { agentId, allowList, tokenId, subject, name, groups, client, signal },
     credentials: { scheme: "basic", username: usernameFor(identity, agentId), password },
     destination: named.destination,
   };

@@ -1,16 +1,9 @@
-// Bandwidth limits: option values, and the rates that tunnels with the same key share.
+// Bandwidth limits: the rates that tunnels with the same key share.
+import { parseBandwidth } from "../config/bandwidth.ts";
 import type { Net, Rate } from "../net/types.ts";
 
 /** Burst of an idle rate, in seconds' worth of bytes. */
 const BURST_S = 0.25;
-
-const UNITS = { "": 1, KiB: 1 << 10, MiB: 1 << 20, GiB: 1 << 30 };
-const BANDWIDTH = /^([0-9]{1,12})(KiB|MiB|GiB)?$/;
-
-/** Returns why an option value is invalid, or `undefined`. */
-export function checkBandwidth(text: string): string | undefined {
-  return BANDWIDTH.test(text) ? undefined : `${JSON.stringify(text)} is not like 500000, 512KiB, 10MiB or 1GiB, or 0`;
-}
 
 /** Rates by key. A rate is kept briefly after its last user, so that reconnecting does not refill it. */
 export class Bandwidth {
@@ -20,8 +13,7 @@ export class Bandwidth {
 
   /** @param text option value; 0 for no limit */
   constructor(text: string, createRate: Net["createRate"]) {
-    const [, number, unit] = BANDWIDTH.exec(text) ?? [];
-    this.#bytesPerSecond = Number(number ?? 0) * UNITS[(unit ?? "") as keyof typeof UNITS];
+    this.#bytesPerSecond = parseBandwidth(text);
     this.#createRate = createRate;
   }
 
@@ -30,19 +22,21 @@ export class Bandwidth {
   }
 
   /** A rate for one user, who closes it; `undefined` without a limit. */
-  create(): Rate | undefined {
-    const bytesPerSecond = this.#bytesPerSecond;
+  create(bytesPerSecond = this.#bytesPerSecond): Rate | undefined {
     return bytesPerSecond > 0 ? this.#createRate({ bytesPerSecond, burst: bytesPerSecond * BURST_S }) : undefined;
   }
 
-  /** The shared rate of the key, for one more user, who calls {@link release}; `undefined` without a limit. */
-  join(key: string): Rate | undefined {
+  /**
+   * The shared rate of the key, for one more user, who calls {@link release}; `undefined` without a limit.
+   * @param bytesPerSecond the same for each use of a key. Default: that of the option
+   */
+  join(key: string, bytesPerSecond = this.#bytesPerSecond): Rate | undefined {
     const shared = this.#rates.get(key);
     if (shared) {
       shared.users++;
       return shared.rate;
     }
-    const rate = this.create();
+    const rate = this.create(bytesPerSecond);
     if (rate) this.#rates.set(key, { rate, users: 1, isStale: false });
     return rate;
   }

@@ -2,9 +2,10 @@
 // and tunnels.
 import { networksOf } from "../address/allow_list.ts";
 import type { Network } from "../address/authority.ts";
-import type { ClientCredentials, Identity } from "../auth/authenticator.ts";
+import { type ClientCredentials, clientOf, type Identity } from "../auth/authenticator.ts";
 import type { LogFields, Logger } from "../log/logger.ts";
 import type { AddressLimit, Net } from "../net/types.ts";
+import type { Quota } from "../policy/policy.ts";
 import { ConnectionLimiter, type ConnectionPermit } from "./connection_limiter.ts";
 import { type LimitName, LimitReached, type LimitReporter, unlimitedIfZero } from "./limit.ts";
 import type { ClientLimitValues } from "./options.ts";
@@ -46,10 +47,11 @@ export class ClientPermit {
 
   /**
    * Opens a tunnel, which the caller closes.
+   * @param quotas limits of the policy. Default: none
    * @throws {LimitReached}
    */
-  open(identity: Identity, network: Network): OpenTunnel {
-    return this.#limits.open(identity, network);
+  open(identity: Identity, network: Network, quotas?: readonly Quota[]): OpenTunnel {
+    return this.#limits.open(identity, network, quotas);
   }
 
   /** Returns the permit when the connection ends. */
@@ -170,10 +172,11 @@ export class ClientLimits {
    * Opens a tunnel of this client.
    * @throws {LimitReached}
    */
-  open({ agentId, tokenId, signal }: Identity, network: Network): OpenTunnel {
-    const client = tokenId ?? agentId;
+  open(identity: Identity, network: Network, quotas?: readonly Quota[]): OpenTunnel {
+    const { agentId, tokenId, signal } = identity;
+    const client = clientOf(identity);
     this.#checkRate(this.#clientRate, client, "tunnel-rate-per-client", { agent: agentId, jti: tokenId });
-    return this.#tunnels.open({ agentId, client, network, signal });
+    return this.#tunnels.open({ agentId, client, tokenId, network, quotas, signal });
   }
 
   /** The network has dropped the oldest pending request for a new one. */

@@ -4,7 +4,7 @@ import { TunnelError } from "../tunnel/errors.ts";
 
 /**
  * Name of a limit in metrics and log: its option without `limits.`; `memory` is `limits.memory-watermark`, and `ports` are the system's local
- * ports.
+ * ports, and `policy` the limits of `auth.policy-file`.
  */
 export type LimitName =
   | "connections"
@@ -15,6 +15,7 @@ export type LimitName =
   | "tunnels-per-agent"
   | "tunnels-per-client"
   | "udp-flows-per-client"
+  | "policy"
   | "tunnel-rate-per-address"
   | "tunnel-rate-per-client"
   | "tunnel-idle-timeout"

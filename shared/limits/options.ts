@@ -1,7 +1,7 @@
 // The options of the limits, and their values.
+import { checkBandwidth } from "../config/bandwidth.ts";
 import { checkNetworks } from "../config/common_options.ts";
 import { defineOptions, type ValuesOf } from "../config/option.ts";
-import { checkBandwidth } from "./bandwidth.ts";
 import { checkWatermark } from "./resources.ts";
 
 /** Limits of every service that relays tunnels. */
@@ -93,7 +93,7 @@ export const clientLimitOptions = defineOptions({
     reload: "new tunnels",
     kind: "integer",
     default: "16384",
-    description: "The same per client, which is a token, or an agent id without tokens; 0: no limit.",
+    description: "The same per client, which is a person of an identity provider, a token, or an agent id without tokens; 0: no limit.",
   },
   "limits.udp-flows-per-client": {
     reload: "new tunnels",
@@ -128,7 +128,7 @@ export const clientLimitOptions = defineOptions({
   "limits.bandwidth-per-client": {
     kind: "string",
     default: "0",
-    description: "The same per client, which is a token, or an agent id without tokens; 0: no limit.",
+    description: "The same per client, which is a person of an identity provider, a token, or an agent id without tokens; 0: no limit.",
     check: checkBandwidth,
   },
   ...tunnelLimitOptions,

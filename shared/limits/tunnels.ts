@@ -4,6 +4,7 @@ import type { Network } from "../address/authority.ts";
 import type { LogFields } from "../log/logger.ts";
 import type { Net, Rate } from "../net/types.ts";
 import { Bandwidth } from "./bandwidth.ts";
+import type { Quota } from "../policy/policy.ts";
 import { type LimitName, LimitReached, type LimitReporter, TunnelIdle, unlimitedIfZero } from "./limit.ts";
 import type { TunnelLimitValues } from "./options.ts";
 import { BufferBudget, type Buffers, MemoryWatermark } from "./resources.ts";
@@ -32,8 +33,12 @@ export interface TunnelLimitsOptions extends TunnelLimitValues {
 export interface TunnelOwner {
   readonly agentId?: string;
   readonly client?: string;
+  /** The client's token, for the log. */
+  readonly tokenId?: string;
   /** Default `tcp`. */
   readonly network?: Network;
+  /** Limits of the policy, which tunnels with the same keys share. Default: none. */
+  readonly quotas?: readonly Quota[];
   /** Aborts the tunnel for reasons other than limits. */
   readonly signal?: AbortSignal;
 }
@@ -61,7 +66,10 @@ class TrackedTunnel implements OpenTunnel {
   /** The rate in {@link rates} that no other tunnel shares. */
   readonly ownRate: Rate | undefined;
   readonly agentId: string;
+  readonly network: Network;
   readonly client: string;
+  readonly tokenId: string | undefined;
+  readonly quotas: readonly Quota[];
   startedAt = 0;
   /** Ends the tunnel; `undefined` if it may last forever. */
   controller?: AbortController;
@@ -73,16 +81,16 @@ class TrackedTunnel implements OpenTunnel {
 
   constructor(
     limits: TunnelLimits,
-    agentId: string,
-    client: string,
-    readonly network: Network,
-    signal: AbortSignal | undefined,
+    { agentId = "", client = "", tokenId, network = "tcp", quotas = [], signal }: TunnelOwner,
     ownRate: Rate | undefined,
     rates: Rate[],
   ) {
     this.#limits = limits;
     this.agentId = agentId;
     this.client = client;
+    this.tokenId = tokenId;
+    this.network = network;
+    this.quotas = quotas;
     this.#signal = signal;
     this.ownRate = ownRate;
     this.rates = rates;
@@ -139,7 +147,8 @@ export class TunnelLimits {
   readonly #perAgent = new InflightCounts();
   readonly #perClient = new InflightCounts();
   readonly #flowsPerClient = new InflightCounts();
-  readonly #bandwidth: { readonly [of in "tunnel" | "all" | "agent" | "client"]: Bandwidth };
+  readonly #perQuota = new InflightCounts();
+  readonly #bandwidth: { readonly [of in "tunnel" | "all" | "agent" | "client" | "quota"]: Bandwidth };
   /** Tunnels that may have to end, the oldest first. */
   readonly #tracked = new Set<TrackedTunnel>();
   readonly #timer: ReturnType<typeof setInterval>;
@@ -156,6 +165,7 @@ export class TunnelLimits {
       client: bandwidth(options.bandwidthPerClient),
       agent: bandwidth(options.bandwidthPerAgent),
       all: bandwidth(options.bandwidth),
+      quota: bandwidth(),
     };
     this.#timer = setInterval(() => this.tick(), TICK_MS);
   }
@@ -171,7 +181,8 @@ export class TunnelLimits {
   }
 
   /** @throws {LimitReached} */
-  open({ agentId = "", client = "", network = "tcp", signal }: TunnelOwner): OpenTunnel {
+  open(owner: TunnelOwner): OpenTunnel {
+    const { agentId = "", client = "", network = "tcp", quotas = [] } = owner;
     const { tunnels, tunnelsPerAgent = 0, tunnelsPerClient = 0, udpFlowsPerClient = 0, tunnelMaxDuration } = this.#options;
     if (this.#memory.refuses(this.#open)) {
       throw this.#reject("memory", "There is no memory for more tunnels", { maxBytes: this.#memory.limit });
@@ -191,16 +202,25 @@ export class TunnelLimits {
     if (network === "udp" && this.#flowsPerClient.get(client) >= unlimitedIfZero(udpFlowsPerClient)) {
       throw this.#reject("udp-flows-per-client", "There are too many UDP flows of this client", { agent: agentId, max: udpFlowsPerClient });
     }
+    const full = quotas.find(({ key, tunnels }) => tunnels > 0 && this.#perQuota.get(key) >= tunnels);
+    if (full) {
+      const message = `The policy's limit ${JSON.stringify(full.name)} permits no more tunnels`;
+      throw this.#reject("policy", message, { agent: agentId, rule: full.name, max: full.tunnels });
+    }
     this.#open++;
     this.#perAgent.add(agentId);
     this.#perClient.add(client);
     if (network === "udp") this.#flowsPerClient.add(client);
-    const { tunnel: each, client: ofClient, agent, all } = this.#bandwidth;
+    for (const { key } of quotas) this.#perQuota.add(key);
+    const { tunnel: each, client: ofClient, agent, all, quota } = this.#bandwidth;
     const ownRate = each.create();
     // the narrowest first: while it blocks, nothing is taken from the shared ones
     const rates: Rate[] = [];
-    for (const rate of [ownRate, ofClient.join(client), agent.join(agentId), all.join("")]) if (rate !== undefined) rates.push(rate);
-    const tunnel = new TrackedTunnel(this, agentId, client, network, signal, ownRate, rates);
+    const ofPolicy = quotas.map(({ key, bytesPerSecond }) => quota.join(key, bytesPerSecond));
+    for (const rate of [ownRate, ...ofPolicy, ofClient.join(client), agent.join(agentId), all.join("")]) {
+      if (rate !== undefined) rates.push(rate);
+    }
+    const tunnel = new TrackedTunnel(this, owner, ownRate, rates);
     if (tunnelMaxDuration > 0) this.#track(tunnel);
     return tunnel;
   }
@@ -226,19 +246,22 @@ export class TunnelLimits {
     this.#options.reports.noPort(destination);
   }
 
-  recordCut({ agentId, client }: TrackedTunnel): void {
+  recordCut({ agentId, tokenId: jti }: TrackedTunnel): void {
     const maxBytes = this.#buffers?.limit;
-    const jti = client === agentId ? undefined : client || undefined; // without a token, the client's key is the agent id
     this.#options.reports.record("buffer-memory", { agent: agentId || undefined, jti, maxBytes, action: "reset" });
   }
 
   /** Stops counting a tunnel that has ended. */
   release(tunnel: TrackedTunnel): void {
-    const { agentId, client, network, ownRate } = tunnel;
+    const { agentId, client, network, quotas, ownRate } = tunnel;
     this.#open--;
     this.#perAgent.remove(agentId);
     this.#perClient.remove(client);
     if (network === "udp") this.#flowsPerClient.remove(client);
+    for (const { key } of quotas) {
+      this.#perQuota.remove(key);
+      this.#bandwidth.quota.release(key);
+    }
     ownRate?.close();
     this.#bandwidth.client.release(client);
     this.#bandwidth.agent.release(agentId);

@@ -1,5 +1,5 @@
 // The policy of a proxy: a file that is reloaded when it changes, and the live tunnels that it may end.
-import type { Identity } from "../auth/authenticator.ts";
+import { clientOf, type Identity } from "../auth/authenticator.ts";
 import { everySecond } from "../auth/live_credentials.ts";
 import { ConfigError } from "../config/option.ts";
 import { describeFileError, readText } from "../files/read.ts";
@@ -7,10 +7,23 @@ import { PolledFile } from "../files/polled_file.ts";
 import type { Logger } from "../log/logger.ts";
 import { formatDestination } from "../address/authority.ts";
 import { TunnelError } from "../tunnel/errors.ts";
-import type { Decision, PolicyQuery, RuleSet } from "./rules.ts";
+import type { Decision, PolicyQuery, Rule, RuleSet } from "./rules.ts";
+
+/** A limit that tunnels with the same key share. */
+export interface Quota {
+  readonly key: string;
+  /** The rule's. */
+  readonly name: string;
+  /** Bytes per second, both directions together. 0: no limit. */
+  readonly bytesPerSecond: number;
+  /** Tunnels at once. 0: no limit. */
+  readonly tunnels: number;
+}
 
 /** A decision to allow, until it is disposed of. */
 export interface Grant extends Disposable {
+  /** The limits that apply. */
+  readonly quotas: readonly Quota[];
   /** Aborted with a {@link TunnelError} when the policy no longer allows it. */
   readonly signal: AbortSignal;
 }
@@ -124,11 +137,23 @@ export async function openPolicy(name: string, { log, now = Date.now }: PolicyDe
       }
       const tunnel: LiveTunnel = { queries, controller: new AbortController() };
       live.add(tunnel);
-      return { signal: tunnel.controller.signal, [Symbol.dispose]: () => void live.delete(tunnel) };
+      const limits = new Set(queries.flatMap((query) => file.value.limits(query, now())));
+      return {
+        signal: tunnel.controller.signal,
+        quotas: [...limits].map((rule) => quotaOf(rule, identity)),
+        [Symbol.dispose]: () => void live.delete(tunnel),
+      };
     },
     reload,
     close: stop,
   };
+}
+
+/** A limit that is changed has another key, so that it applies to new tunnels. */
+function quotaOf({ name, limit }: Rule, identity: Identity): Quota {
+  const { bytesPerSecond, tunnels, isShared } = limit!;
+  const key = JSON.stringify([name, bytesPerSecond, tunnels, isShared ? null : clientOf(identity)]);
+  return { key, name, bytesPerSecond, tunnels };
 }
 
 function notConnected(): TunnelError {

@@ -2,7 +2,8 @@
 import { type Authority, type Network, parseAuthority } from "../address/authority.ts";
 import { createAgentList } from "../auth/agent_list.ts";
 import { createWeekClock, parseHours } from "./hours.ts";
-import { destinationProblem, type PolicyQuery, type Rule, RuleSet } from "./rules.ts";
+import { checkBandwidth, parseBandwidth } from "../config/bandwidth.ts";
+import { destinationProblem, type PolicyQuery, type Rule, type RuleLimit, RuleSet } from "./rules.ts";
 import { YamlDocument, YamlError, type YamlNode } from "./yaml.ts";
 
 /** An invalid policy, or one that fails its own tests. The message begins with the line. */
@@ -85,9 +86,11 @@ class Reader {
     const sets = this.#readSets(keys);
     const timeZone = this.#text(keys, "timezone") ?? "UTC";
     const set = new RuleSet([], this.#attempt(keys.get("timezone"), () => createWeekClock(timeZone)));
+    let limits = 0;
     for (const node of this.#section(at, "rules")) {
       if (set.rules.length === MAX_RULES) this.#fail(node, `it has more than ${MAX_RULES} rules`);
       const rule = this.#readRule(node, sets);
+      if (rule.effect === "limit" && ++limits > MAX_LIMITS) this.#fail(node, `it has more than ${MAX_LIMITS} limits`);
       try {
         set.add(rule);
       } catch (cause) {
@@ -95,7 +98,7 @@ class Reader {
       }
       yield;
     }
-    if (set.rules.length === 0) this.#fail(nodeOf("rules"), "it has no rules; without one, nothing is allowed");
+    if (set.rules.length === limits) this.#fail(nodeOf("rules"), "it has no rules; without one, nothing is allowed");
     for (const node of this.#section(at, "tests")) {
       this.#runTest(node, set, now);
       yield;
@@ -123,19 +126,17 @@ class Reader {
 
   #readRule(node: YamlNode, sets: ReadonlyMap<string, readonly string[]>): Rule {
     const keys = this.#keys(node, RULE_KEYS);
-    const [allow, deny] = [this.#text(keys, "allow"), this.#text(keys, "deny")];
-    const name = allow ?? deny;
-    if (name === undefined || (allow !== undefined && deny !== undefined)) {
-      return this.#fail(node, "a rule has either allow or deny, with its name");
-    }
+    const [effect, ...more] = (["allow", "deny", "limit"] as const).filter((key) => keys.has(key));
+    if (effect === undefined || more.length > 0) return this.#fail(node, "a rule has either allow, deny or limit, with its name");
     const subjects = this.#list(keys, "subjects", (item) => {
       if (!item.startsWith("set:")) return checkSubject(item);
       if (!sets.has(item.slice(4))) throw new RangeError(`${JSON.stringify(item)} names a set that is not in sets`);
       return item;
     });
     return {
-      effect: allow === undefined ? "deny" : "allow",
-      name,
+      effect,
+      name: this.#text(keys, effect)!,
+      limit: this.#readLimit(node, effect, keys),
       line: this.#lineOf(node),
       subjects: subjects.flatMap((item) => item.startsWith("set:") ? sets.get(item.slice(4))! : [item]),
       agents: this.#list(keys, "agents", checkAgents),
@@ -145,8 +146,23 @@ class Reader {
     };
   }
 
+  #readLimit(node: YamlNode, effect: Rule["effect"], keys: Keys): RuleLimit | undefined {
+    const wrong = LIMIT_KEYS.find((key) => keys.has(key));
+    if (effect !== "limit") return wrong === undefined ? undefined : this.#fail(node, `${wrong} is only for a rule with limit`);
+    if (!keys.has("bandwidth") && !keys.has("tunnels")) return this.#fail(node, "a rule with limit has bandwidth, tunnels, or both");
+    const read = <T>(key: string, parse: (text: string) => T): T | undefined => {
+      const text = this.#text(keys, key);
+      return text === undefined ? undefined : this.#attempt(keys.get(key), () => parse(text));
+    };
+    return {
+      bytesPerSecond: read("bandwidth", readBandwidth) ?? 0,
+      tunnels: read("tunnels", readTunnels) ?? 0,
+      isShared: read("shared", readFlag) ?? false,
+    };
+  }
+
   #runTest(node: YamlNode, rules: RuleSet, now: number): void {
-    const keys = this.#keys(node, ["expect", "as", "agent", "labels", "to", "at", "rule"]);
+    const keys = this.#keys(node, ["expect", "as", "agent", "labels", "to", "at", "rule", "limits"]);
     const [expect, agentId, to, at] = (["expect", "agent", "to", "at"] as const).map((key) => this.#text(keys, key));
     if (expect !== "allow" && expect !== "deny") return this.#fail(node, "a test has expect: allow or expect: deny");
     if (agentId === undefined || to === undefined) return this.#fail(node, "a test has agent and to");
@@ -162,6 +178,12 @@ class Reader {
     const by = rule === undefined ? "no rule applies" : `the rule ${JSON.stringify(rule.name)} in line ${rule.line}`;
     if (allowed !== (expect === "allow")) {
       this.#fail(node, `this test expects ${expect}, and it is ${allowed ? "allowed" : "denied"}: ${by}`);
+    }
+    if (keys.has("limits")) {
+      const [expected, applying] = [this.#list(keys, "limits", (name) => name), rules.limits(query, time).map(({ name }) => name)];
+      if (expected.join("\n") !== applying.join("\n")) {
+        this.#fail(node, `this test expects the limits ${expected.join(", ")}, and they are: ${applying.join(", ") || "none"}`);
+      }
     }
     const wanted = this.#text(keys, "rule");
     if (wanted !== undefined && wanted !== rule?.name) this.#fail(node, `this test expects the rule ${JSON.stringify(wanted)}: ${by}`);
@@ -241,10 +263,36 @@ class Reader {
 }
 
 const SECTIONS = ["timezone", "sets", "rules", "tests"];
-const RULE_KEYS = ["allow", "deny", "subjects", "agents", "labels", "destinations", "hours"];
+const LIMIT_KEYS = ["bandwidth", "tunnels", "shared"];
+const RULE_KEYS = ["allow", "deny", "limit", "subjects", "agents", "labels", "destinations", "hours", ...LIMIT_KEYS];
+/** Most limits: all that apply are enforced. */
+const MAX_LIMITS = 1_000;
 
 function nameOf(key: YamlNode): string {
   return key.kind === "text" ? key.text : "";
+}
+
+/** @throws {RangeError} */
+function readBandwidth(text: string): number {
+  const problem = checkBandwidth(text);
+  if (problem !== undefined) throw new RangeError(problem);
+  const bytesPerSecond = parseBandwidth(text);
+  if (bytesPerSecond === 0) throw new RangeError("a bandwidth of 0 would be no limit; leave it out");
+  return bytesPerSecond;
+}
+
+/** @throws {RangeError} */
+function readTunnels(text: string): number {
+  if (!/^[1-9][0-9]{0,8}$/.test(text)) {
+    throw new RangeError(`${JSON.stringify(text)} is not a number of tunnels from 1 on; a rule with deny allows none`);
+  }
+  return Number(text);
+}
+
+/** @throws {RangeError} */
+function readFlag(text: string): boolean {
+  if (text !== "true" && text !== "false") throw new RangeError(`${JSON.stringify(text)} is not true or false`);
+  return text === "true";
 }
 
 /** @throws {RangeError} */

@@ -5,9 +5,19 @@ import type { Authority, Network } from "../address/authority.ts";
 import { isWithin, type Span } from "./hours.ts";
 import { TextPatterns } from "./text_patterns.ts";
 
+/** What a rule with the effect `limit` limits. */
+export interface RuleLimit {
+  /** Bytes per second, both directions together. 0: no limit. */
+  readonly bytesPerSecond: number;
+  /** Tunnels at once. 0: no limit. */
+  readonly tunnels: number;
+  /** Whether all clients to whom it applies share it; otherwise each has it alone. */
+  readonly isShared: boolean;
+}
+
 /** One rule. It applies if everything that it has matches; a list matches if one of its items does. */
 export interface Rule {
-  readonly effect: "allow" | "deny";
+  readonly effect: "allow" | "deny" | "limit";
   readonly name: string;
   /** Where it is in the policy's file, from 1 on. */
   readonly line: number;
@@ -17,7 +27,9 @@ export interface Rule {
   readonly agents: readonly string[];
   /** Labels that the agent must have, all of them: `name=value`. */
   readonly labels: readonly string[];
-  /** Allow-list patterns; in a rule that denies they match as in a deny-list. Empty: all, TCP and UDP. */
+  /** Of a rule with the effect `limit`. */
+  readonly limit?: RuleLimit;
+  /** Allow-list patterns; in a rule that denies or limits they match as in a deny-list. Empty: all, TCP and UDP. */
   readonly destinations: readonly string[];
   /** Empty: at any time. */
   readonly hours: readonly Span[];
@@ -44,6 +56,7 @@ export interface Decision {
 export class RuleSet {
   readonly #denying = new RuleIndex("deny");
   readonly #allowing = new RuleIndex("allow");
+  readonly #limiting = new RuleIndex("deny");
   /** All that rules name. */
   readonly #labels = new Set<string>();
   readonly #rules: Rule[] = [];
@@ -71,7 +84,8 @@ export class RuleSet {
    * @throws {RangeError} naming an invalid destination; the set cannot be used then
    */
   add(rule: Rule): void {
-    (rule.effect === "deny" ? this.#denying : this.#allowing).add(rule);
+    const indexes = { deny: this.#denying, allow: this.#allowing, limit: this.#limiting };
+    indexes[rule.effect].add(rule);
     for (const label of rule.labels) this.#labels.add(label);
     this.#rules.push(rule);
     this.#usesTime ||= rule.hours.length > 0;
@@ -83,6 +97,14 @@ export class RuleSet {
     const minute = this.usesTime ? this.minuteOf(at) : 0;
     return this.#denying.find({ ...query, labels: [] }, minute) === undefined &&
       this.#allowing.find({ ...query, labels: [...this.#labels] }, minute) !== undefined;
+  }
+
+  /**
+   * The limits that apply to what is allowed, in the order of the file.
+   * @param at milliseconds since 1970
+   */
+  limits(query: PolicyQuery, at: number): Rule[] {
+    return this.#limiting.findAll(query, this.usesTime ? this.minuteOf(at) : 0);
   }
 
   /** @param at milliseconds since 1970 */
@@ -98,7 +120,7 @@ export class RuleSet {
 /** Why a pattern of destinations cannot be used; `undefined` if it can. */
 export function destinationProblem(effect: Rule["effect"], pattern: string): string | undefined {
   try {
-    new DestinationPatterns(effect).add(pattern);
+    new DestinationPatterns(effect === "allow" ? effect : "deny").add(pattern);
     return undefined;
   } catch (error) {
     if (!(error instanceof RangeError)) throw error;
@@ -112,7 +134,8 @@ export function mismatches(rule: Rule, query: PolicyQuery, minute: number): stri
   const lists = ["subjects", "agents", "labels", "destinations", "hours"] as const;
   return lists.filter((list) => {
     const only: Rule = { ...nothing, [list]: rule[list] };
-    return new RuleSet([only], () => minute).decide(query, 0).rule === undefined;
+    const set = new RuleSet([only], () => minute);
+    return (rule.effect === "limit" ? set.limits(query, 0)[0] : set.decide(query, 0).rule) === undefined;
   });
 }
 
@@ -199,8 +222,29 @@ class RuleIndex {
   }
 
   /** The first rule that applies. */
-  find({ subjects, agentId, labels, destination, network }: PolicyQuery, minute: number): Rule | undefined {
-    if (this.#rules.length === 0) return undefined;
+  find(query: PolicyQuery, minute: number): Rule | undefined {
+    let first = this.#rules.length;
+    for (const selected of this.#select(query)) {
+      for (const i of selected) {
+        if (i >= first) break; // they are in order
+        if (this.#applies(this.#rules[i]!, query.labels, minute)) first = i;
+      }
+    }
+    return this.#rules[first]?.rule;
+  }
+
+  /** All rules that apply, in their order. */
+  findAll(query: PolicyQuery, minute: number): Rule[] {
+    const found = new Set<number>();
+    for (const selected of this.#select(query)) {
+      for (const i of selected) if (this.#applies(this.#rules[i]!, query.labels, minute)) found.add(i);
+    }
+    return [...found].sort((a, b) => a - b).map((i) => this.#rules[i]!.rule);
+  }
+
+  /** Lists of rules, each in order, in which all are that apply: those with the fewest. */
+  #select({ subjects, agentId, labels, destination, network }: PolicyQuery): Iterable<readonly number[]> {
+    if (this.#rules.length === 0) return [];
     this.#subjects.rules.search((visit) => {
       for (const subject of subjects) this.#subjects.patterns.match(subject, visit);
     });
@@ -210,15 +254,7 @@ class RuleIndex {
     });
     this.#destinations.rules.search((visit) => this.#destinations.patterns.match(destination, network).forEach(visit));
     const all = [this.#subjects.rules, this.#agents.rules, this.#destinations.rules];
-    const fewest = all.reduce((best, postings) => postings.count < best.count ? postings : best);
-    let first = this.#rules.length;
-    for (const selected of fewest.selected()) {
-      for (const i of selected) {
-        if (i >= first) break; // they are in order
-        if (this.#applies(this.#rules[i]!, labels, minute)) first = i;
-      }
-    }
-    return this.#rules[first]?.rule;
+    return all.reduce((best, postings) => postings.count < best.count ? postings : best).selected();
   }
 
   #applies({ rule, subjects, agents, destinations }: IndexedRule, labels: readonly string[], minute: number): boolean {

@@ -33,7 +33,7 @@ const HOURS = ["Mon-Fri 08:00-18:00", "Sat,Sun", "22:00-06:00", "Sun 23:00-01:00
 
 const some = <T>(values: readonly T[], maxLength: number) => fc.array(fc.constantFrom(...values), { maxLength });
 const rule: fc.Arbitrary<Rule> = fc.record({
-  effect: fc.constantFrom("allow" as const, "allow" as const, "deny" as const),
+  effect: fc.constantFrom("allow" as const, "allow" as const, "deny" as const, "limit" as const),
   name: fc.constant(""),
   line: fc.nat(),
   subjects: some(SUBJECT_PATTERNS, 3),
@@ -99,6 +99,7 @@ export const policyProperties: Readonly<Record<string, fc.IProperty<unknown>>> =
         const { allowed, rule } = set.decide(each.query, 0);
         assert.equal(rule, expected, JSON.stringify({ rule, expected, each }));
         assert.equal(allowed, expected?.effect === "allow");
+        assert.deepEqual(set.limits(each.query, 0), rules.filter((rule) => rule.effect === "limit" && applies(rule, each.query, minute)));
       }
     },
   ) as fc.IProperty<unknown>,

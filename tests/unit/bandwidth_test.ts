@@ -1,7 +1,8 @@
 // Bandwidth limits: values of options, and how long a rate is shared.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { Bandwidth, checkBandwidth } from "../../shared/limits/bandwidth.ts";
+import { checkBandwidth } from "../../shared/config/bandwidth.ts";
+import { Bandwidth } from "../../shared/limits/bandwidth.ts";
 import type { RateOptions } from "../../shared/net/types.ts";
 
 class Rates {

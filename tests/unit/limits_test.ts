@@ -339,7 +339,7 @@ describe("limits of tunnels", () => {
   it("log tunnels that are cut for their buffers with the client's token, if it has presented one", () => {
     for (const [client, jti] of [["a", undefined], ["id-1", "id-1"]] as const) {
       const log = new LogBook();
-      withLimits({ reports: new LimitReporter({ log }) }, (limits) => limits.open({ agentId: "a", client }).recordCut());
+      withLimits({ reports: new LimitReporter({ log }) }, (limits) => limits.open({ agentId: "a", client, tokenId: jti }).recordCut());
       assert.deepEqual(log.logged("limit reached").map((fields) => [fields.agent, fields.jti]), [["a", jti]]);
     }
   });

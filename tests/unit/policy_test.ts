@@ -5,9 +5,13 @@ import { join } from "node:path";
 import { describe, it } from "node:test";
 import type { Identity } from "../../shared/auth/authenticator.ts";
 import { createWeekClock, isWithin, parseHours } from "../../shared/policy/hours.ts";
-import { openPolicy, type PolicyRequest, subjectsOf } from "../../shared/policy/policy.ts";
+import { openPolicy, type Policy, type PolicyRequest, subjectsOf } from "../../shared/policy/policy.ts";
 import { parseDestination, PolicyError, readPolicy } from "../../shared/policy/read.ts";
 import type { Decision, PolicyQuery } from "../../shared/policy/rules.ts";
+import { proxyOptions } from "../../proxy/options.ts";
+import { withDefaults } from "../../shared/config/defaults.ts";
+import { LimitReporter } from "../../shared/limits/limit.ts";
+import { TunnelLimits } from "../../shared/limits/tunnels.ts";
 import { ConfigError } from "../../shared/config/option.ts";
 import { silentLogger } from "../../shared/log/logger.ts";
 import { TunnelError } from "../../shared/tunnel/errors.ts";
@@ -85,8 +89,20 @@ describe("a policy", () => {
       ["rules:\n  - allow: a\n    hours: [Mon-Fri 8-18]\n", 3, /is not a time like/],
       ["rules:\n  - allow: a\n    hours: Mo 08:00-18:00\n", 3, /is not a day/],
       ["rules:\n  - allow: a\n    hours: 08:00-25:00\n", 3, /is not a time from/],
-      ["rules:\n  - allow: a\n    deny: b\n", 2, /either allow or deny/],
-      ["rules:\n  - subjects: name:a\n", 2, /either allow or deny/],
+      ["rules:\n  - allow: a\n    deny: b\n", 2, /either allow, deny or limit/],
+      ["rules:\n  - subjects: name:a\n", 2, /either allow, deny or limit/],
+      ["rules:\n  - limit: a\n", 2, /has bandwidth, tunnels, or both/],
+      ["rules:\n  - allow: a\n    bandwidth: 1MiB\n", 2, /bandwidth is only for a rule with limit/],
+      ["rules:\n  - limit: a\n    bandwidth: fast\n", 3, /"fast" is not like/],
+      ["rules:\n  - limit: a\n    bandwidth: 0\n", 3, /no limit; leave it out/],
+      ["rules:\n  - limit: a\n    tunnels: 0\n", 3, /a rule with deny allows none/],
+      ["rules:\n  - limit: a\n    tunnels: 1\n    shared: yes\n", 4, /not true or false/],
+      ["rules:\n  - limit: a\n    tunnels: 1\n", 2, /no rules/],
+      [
+        "rules:\n  - allow: a\n  - limit: b\n    tunnels: 1\ntests:\n  - {expect: allow, agent: a, to: 'db:1', limits: [c]}\n",
+        6,
+        /the limits c, and they are: b/,
+      ],
       ["rules: []\n", 1, /no rules/],
       ["", 1, /a mapping with/],
       ["- allow: a\n", 1, /a mapping with/],
@@ -195,6 +211,64 @@ async function withPolicy(
 }
 
 const ALICE = "rules:\n  - allow: a\n    subjects: [name:alice, group:ops]\n";
+
+describe("limits of a policy", () => {
+  const LIMITED = `rules:
+  - allow: all
+  - limit: guests
+    subjects: group:guests
+    bandwidth: 1MiB
+    tunnels: 2
+  - limit: office
+    agents: site-*
+    bandwidth: 10MiB
+    shared: true
+tests:
+  - {expect: allow, as: group:guests, agent: site-1, to: "db:5432", limits: [guests, office]}
+  - {expect: allow, as: group:guests, agent: x, to: "udp:db:53", limits: guests}
+`;
+  const quotas = (policy: Policy, identity: Partial<Identity>, agentId = "site-1") =>
+    policy.authorize({ agentId, ...identity }, { agentId, labels: [], destination: { host: "db", port: 1 }, network: "tcp" }).quotas;
+
+  it("apply for each client, or for all together", async () => {
+    using folder = new Folder();
+    const policy = await openPolicy(folder.write("p.yaml", LIMITED), { log: silentLogger, now: () => NOON });
+    const guest = { groups: ["guests"] };
+    const [ann, again, bob] = ["oidc ann", "oidc ann", "oidc bob"].map((client) => quotas(policy, { ...guest, client }));
+    policy.close();
+    assert.deepEqual(ann!.map(({ name, bytesPerSecond, tunnels }) => [name, bytesPerSecond, tunnels]), [["guests", 2 ** 20, 2], [
+      "office",
+      10 * 2 ** 20,
+      0,
+    ]]);
+    assert.deepEqual(ann, again);
+    assert.notEqual(ann![0]!.key, bob![0]!.key);
+    assert.equal(ann![1]!.key, bob![1]!.key);
+    assert.deepEqual(quotas(policy, {}, "x"), []);
+  });
+
+  it("refuse tunnels above their number, and share their rates by key", () => {
+    const rates: number[] = [];
+    const counted: string[] = [];
+    const reports = new LimitReporter({ log: silentLogger, count: (limit) => void counted.push(limit) });
+    const createRate = ({ bytesPerSecond }: { bytesPerSecond: number }) => {
+      rates.push(bytesPerSecond);
+      return { take: () => Promise.resolve(), close: () => {} };
+    };
+    const limits = new TunnelLimits({ ...withDefaults(proxyOptions, {}).limits, createRate, reports });
+    const quota = (client: string) => ({ key: client, name: "guests", bytesPerSecond: 1_000, tunnels: 2 });
+    const open = (client: string) => limits.open({ agentId: "a", client, quotas: [quota(client)] });
+    const [first, second] = [open("ann"), open("ann")];
+    assert.equal(first.rates[0], second.rates[0]);
+    assert.throws(() => open("ann"), { name: "LimitReached", limit: "policy", message: /limit "guests" permits no more tunnels/ });
+    open("bob").close();
+    first.close();
+    open("ann").close();
+    second.close();
+    limits.close();
+    assert.deepEqual([rates, counted], [[1_000, 1_000], ["policy"]]);
+  });
+});
 
 describe("the policy of a proxy", () => {
   it("refuses with the reason for the log alone", async () => {
