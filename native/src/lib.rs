@@ -3,6 +3,7 @@
 //! JavaScript refers to everything by handle and chooses the number of each call. Access control and responses are decided in TypeScript.
 mod addon;
 mod error;
+mod handover;
 mod http;
 mod http2;
 mod net;

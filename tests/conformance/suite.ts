@@ -3,6 +3,7 @@
 import { describe } from "node:test";
 import { datagramTests } from "./datagrams.ts";
 import { duplexTests } from "./duplex.ts";
+import { handoverTests } from "./handovers.ts";
 import { headTests } from "./heads.ts";
 import { http2Tests } from "./http2.ts";
 import { lifetimeTests } from "./lifetime.ts";
@@ -21,6 +22,7 @@ export function conformance(adapter: Adapter): void {
     for (
       const tests of [
         duplexTests,
+        handoverTests,
         headTests,
         http2Tests,
         preambleTests,

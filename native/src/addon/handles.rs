@@ -13,6 +13,8 @@ use tokio::task::AbortHandle;
 use super::accept_queue::AcceptQueue;
 use super::completion_queue::{CallResult, CompletionQueue, Promise, Value};
 use crate::error::{NetError, Warn};
+use crate::handover::channel::{Channel, ChannelListener};
+use crate::handover::sockets::Sockets;
 use crate::http::head::{Incoming, TlsPeer};
 use crate::net::resolver::config::Paths;
 use crate::net::resolver::Resolver;
@@ -70,6 +72,9 @@ pub struct EngineState {
     pub tcp_listeners: Table<tcp::listener::Listener>,
     pub udp_listeners: Table<udp_listener::Listener>,
     pub session_listeners: Table<SessionListener>,
+    pub sockets: Arc<Sockets>,
+    pub channel_listeners: Table<ChannelListener>,
+    pub channels: Table<Channel>,
     pub rates: Table<Rate>,
     pub cancels: Mutex<HashMap<u64, Cancel>>,
     /// Its reference count is the number of splices plus one.
@@ -123,6 +128,18 @@ impl Closable for SessionListener {
     }
 }
 
+impl Closable for ChannelListener {
+    fn close_now(&self) {
+        self.close();
+    }
+}
+
+impl Closable for Channel {
+    fn close_now(&self) {
+        self.close();
+    }
+}
+
 impl EngineState {
     pub fn new(completions: Arc<CompletionQueue>, runtime: &'static Handle, owns_process: bool) -> Self {
         Self {
@@ -137,6 +154,9 @@ impl EngineState {
             tcp_listeners: Mutex::default(),
             udp_listeners: Mutex::default(),
             session_listeners: Mutex::default(),
+            sockets: Arc::new(Sockets::new(runtime.clone())),
+            channel_listeners: Mutex::default(),
+            channels: Mutex::default(),
             rates: Mutex::default(),
             cancels: Mutex::default(),
             splices: Arc::default(),
@@ -304,6 +324,8 @@ impl EngineState {
         close_all(&self.tcp_listeners);
         close_all(&self.udp_listeners);
         close_all(&self.session_listeners);
+        close_all(&self.channel_listeners);
+        close_all(&self.channels);
         close_all(&self.connections);
         close_all(&self.streams);
         lock(&self.rates).clear();

@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::net::UdpSocket;
-use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 use tokio::time::sleep;
 
 use crate::addon::accept_queue::AcceptQueue;
 use crate::error::{NetError, NetErrorCode, Warn};
+use crate::handover::channel::duplicate;
+use crate::handover::sockets::{Gate, Kind, Listening, Passed, Sockets};
 use crate::http::head::Incoming;
 use crate::net::address::{bind_first, canonical};
 use crate::net::socks_datagram::Client;
@@ -85,26 +86,34 @@ struct Shared {
 
 impl Listener {
     /// With a `client` it is that of an association.
-    pub fn open(runtime: &Handle, address: &str, max_peers: usize, client: Option<Client>, warn: &Warn) -> Result<Self, NetError> {
+    pub fn open(sockets: &Sockets, address: &str, max_peers: usize, client: Option<Client>, warn: &Warn) -> Result<Self, NetError> {
+        // an association belongs to a client of this process
+        let gate = client.is_none().then(|| sockets.gate());
         let socket = match client {
-            None => udp::bind(address, warn)?,
+            None => match sockets.take(Kind::Udp, address) {
+                Some(passed) => passed.socket.into(),
+                None => udp::bind(address, warn)?,
+            },
             Some(_) => bind_first(address, udp::open_small)?,
         };
         let bound = socket
             .local_addr()
             .map_err(|_| NetError::new(NetErrorCode::Internal, "A socket without an address"))?;
-        let _guard = runtime.enter();
-        let socket = UdpSocket::from_std(socket).map_err(|e| NetError::bind(&e, address))?;
+        let _guard = sockets.runtime.enter();
+        let socket = Arc::new(UdpSocket::from_std(socket).map_err(|e| NetError::bind(&e, address))?);
+        if gate.is_some() {
+            sockets.offer(Kind::Udp, address, &socket);
+        }
         let accept_queue = Arc::new(AcceptQueue::new(ACCEPT_QUEUE));
         let shared = Arc::new(Shared {
-            socket: Arc::new(socket),
+            socket,
             peers: Arc::default(),
             max_peers,
             client,
             dropped: Arc::default(),
             accept_queue: accept_queue.clone(),
         });
-        let task = runtime.spawn(shared.clone().run()).abort_handle();
+        let task = sockets.runtime.spawn(shared.clone().run(gate)).abort_handle();
         Ok(Self {
             address: canonical(bound).to_string(),
             accept_queue,
@@ -133,6 +142,12 @@ impl Listener {
     }
 }
 
+impl Listening for UdpSocket {
+    fn pass(&self) -> std::io::Result<Passed> {
+        Ok(duplicate(self)?.into())
+    }
+}
+
 fn stream_of(entry: &Entry) -> Option<Arc<UdpPeer>> {
     match entry {
         Entry::Stream(peer) => peer.upgrade(),
@@ -147,9 +162,13 @@ impl Drop for Listener {
 }
 
 impl Shared {
-    async fn run(self: Arc<Self>) {
+    async fn run(self: Arc<Self>, mut gate: Option<Gate>) {
         loop {
-            let received = match self.socket.readable().await {
+            let readable = match &mut gate {
+                Some(gate) => gate.accept(self.socket.readable()).await,
+                None => self.socket.readable().await,
+            };
+            let received = match readable {
                 Ok(()) => with_buffer(|buffer| self.receive_ready(buffer)),
                 Err(error) => Err(error),
             };

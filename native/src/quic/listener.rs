@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{Connection, Endpoint};
 use socket2::{Domain, Protocol, Type};
-use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -17,10 +16,12 @@ use super::connection::{close_notified, CLOSE_NOTIFY_TIMEOUT};
 use super::handshake_limits::{Admission, HandshakeLimits, PendingHandshakes, SuppressedErrors};
 use super::signals;
 use super::socket::Socket;
-use super::transport::Transport;
+use super::succession::Succession;
+use super::transport::{key_of_ids, Transport};
 use super::write_coalescing::CoalescingRuntime;
 use crate::addon::accept_queue::AcceptQueue;
 use crate::error::{NetError, NetErrorCode, Warn};
+use crate::handover::sockets::{Kind, Sockets};
 use crate::net::address::canonical;
 use crate::net::tls::{self, ServerTls};
 use crate::net::udp;
@@ -49,7 +50,7 @@ pub struct Listener {
 
 impl Listener {
     pub fn open(
-        runtime: &Handle,
+        sockets: &Sockets,
         address: &str,
         tls: &ServerTls,
         alpn: Vec<String>,
@@ -58,14 +59,20 @@ impl Listener {
         warn: &Warn,
     ) -> Result<Self, NetError> {
         let config = server_config(tls, &alpn, &transport)?;
-        let endpoint_config = transport.server_endpoint(tls)?;
-        let socket = udp::bind(address, warn)?;
-        let _guard = runtime.enter();
-        let socket = Socket::open(socket).map_err(|e| NetError::bind(&e, address))?;
+        let failed = |e: std::io::Error| NetError::bind(&e, address);
+        let (socket, relays) = match sockets.take(Kind::Udp, address) {
+            Some(passed) => (passed.socket.into(), passed.relays),
+            None => (udp::bind(address, warn)?, Vec::new()),
+        };
+        let succession = Succession::new(key_of_ids(tls)?, relays, sockets.gate().is_open());
+        let endpoint_config = transport.server_endpoint(tls, succession.generation)?;
+        let _guard = sockets.runtime.enter();
+        let socket = Socket::listen(socket, succession).map_err(failed)?;
+        sockets.offer(Kind::Udp, address, &socket);
         let held = Arc::downgrade(&socket);
-        let endpoint = Endpoint::new_with_abstract_socket(endpoint_config, Some(config), socket, Arc::new(CoalescingRuntime))
-            .map_err(|e| NetError::bind(&e, address))?;
-        let bound = endpoint.local_addr().map_err(|e| NetError::bind(&e, address))?;
+        let endpoint =
+            Endpoint::new_with_abstract_socket(endpoint_config, Some(config), socket, Arc::new(CoalescingRuntime)).map_err(failed)?;
+        let bound = endpoint.local_addr().map_err(failed)?;
         let accept_queue = Arc::new(AcceptQueue::new(ACCEPT_QUEUE));
         let (open, closed) = watch::channel(true);
         let suppressed = Arc::new(SuppressedErrors::default());
@@ -76,7 +83,7 @@ impl Listener {
             transport: transport.clone(),
             socket: held.clone(),
         };
-        runtime.spawn(accept(endpoint.clone(), limiter, closed));
+        sockets.runtime.spawn(accept(endpoint.clone(), limiter, closed));
         Ok(Self {
             address: bound.to_string(),
             accept_queue,
@@ -142,6 +149,8 @@ fn server_config(tls: &ServerTls, alpn: &[String], transport: &Transport) -> Res
     let crypto = QuicServerConfig::try_from(crypto).map_err(|e| NetError::tls("Cannot set up QUIC", e))?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     config.transport_config(transport.config()?);
+    // valid for a successor, too
+    config.token_key(Arc::new(tls::derive_token_key(&tls.key)?));
     Ok(config)
 }
 

@@ -10,6 +10,7 @@ mod losses;
 pub mod probe;
 pub mod signals;
 pub mod socket;
+mod succession;
 #[cfg(test)]
 mod transmit_tests;
 pub mod transport;

@@ -2,7 +2,7 @@
 use std::future::Future;
 use std::io::{self, ErrorKind, IoSliceMut};
 use std::net::{SocketAddr, UdpSocket};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -14,7 +14,10 @@ use quinn::{AsyncUdpSocket, Runtime, UdpPoller};
 use tokio::time::{sleep, Sleep};
 
 use super::icmp;
+use super::succession::Succession;
 use super::write_coalescing::CoalescingRuntime;
+use crate::handover::channel::duplicate;
+use crate::handover::sockets::{Listening, Passed};
 use crate::sync::lock;
 
 /// Maximum number of peers that are probed at the same time.
@@ -33,6 +36,8 @@ pub struct Socket {
     has_reported: AtomicBool,
     /// The last send found no room.
     is_full: AtomicBool,
+    /// Of a listener.
+    succession: Option<Succession>,
 }
 
 /// A peer whose ICMP errors count.
@@ -43,7 +48,16 @@ struct Watched {
 }
 
 impl Socket {
+    /// A socket for outgoing connections.
     pub fn open(socket: UdpSocket) -> io::Result<Arc<Self>> {
+        Self::new(socket, None)
+    }
+
+    pub fn listen(socket: UdpSocket, succession: Succession) -> io::Result<Arc<Self>> {
+        Self::new(socket, Some(succession))
+    }
+
+    fn new(socket: UdpSocket, succession: Option<Succession>) -> io::Result<Arc<Self>> {
         let descriptor = socket.as_raw_fd();
         Ok(Arc::new(Self {
             inner: CoalescingRuntime.wrap_udp_socket(socket)?,
@@ -51,11 +65,20 @@ impl Socket {
             watched: Mutex::default(),
             has_reported: AtomicBool::new(false),
             is_full: AtomicBool::new(false),
+            succession,
         }))
+    }
+
+    /// Whether the errors are this process's: only the one that reads the socket asks for them.
+    fn has_errors(&self) -> bool {
+        self.succession.as_ref().is_none_or(Succession::is_accepting)
     }
 
     /// Reports errors of this peer from now on; `None` if the system cannot, or too many are watched.
     pub fn watch(self: &Arc<Self>, address: SocketAddr) -> Option<PortWatch> {
+        if !self.has_errors() {
+            return None;
+        }
         let mut watched = lock(&self.watched);
         if watched.len() >= MAX_WATCHED || (watched.is_empty() && !icmp::report_errors(self.descriptor, true)) {
             return None;
@@ -97,6 +120,24 @@ impl AsRawFd for Socket {
     }
 }
 
+impl Listening for Socket {
+    fn pass(&self) -> io::Result<Passed> {
+        let succession = self.succession.as_ref().ok_or(ErrorKind::Unsupported)?;
+        // SAFETY: `inner` owns the descriptor, and lives as long as `self`
+        let socket = unsafe { BorrowedFd::borrow_raw(self.descriptor) };
+        Ok(Passed {
+            socket: duplicate(socket)?,
+            relays: succession.pass()?,
+        })
+    }
+
+    fn set_accepting(&self, accepting: bool) {
+        if let Some(succession) = &self.succession {
+            succession.set_accepting(accepting);
+        }
+    }
+}
+
 /// Ends when it is dropped.
 pub struct PortWatch {
     socket: Arc<Socket>,
@@ -115,7 +156,7 @@ impl Drop for PortWatch {
     fn drop(&mut self) {
         let mut watched = lock(&self.socket.watched);
         watched.retain(|peer| !Arc::ptr_eq(peer, &self.peer));
-        if watched.is_empty() {
+        if watched.is_empty() && self.socket.has_errors() {
             icmp::report_errors(self.socket.descriptor, false);
         }
     }
@@ -139,7 +180,10 @@ impl AsyncUdpSocket for Socket {
     }
 
     fn poll_recv(&self, cx: &mut Context, bufs: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> Poll<io::Result<usize>> {
-        self.inner.poll_recv(cx, bufs, meta)
+        match &self.succession {
+            None => self.inner.poll_recv(cx, bufs, meta),
+            Some(succession) => succession.poll_recv(cx, bufs, meta, |cx, bufs, meta| self.inner.poll_recv(cx, bufs, meta)),
+        }
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {

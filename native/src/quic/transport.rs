@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use aws_lc_rs::hmac;
 use quinn::{Connection, EndpointConfig, MtuDiscoveryConfig, TransportConfig, VarInt};
-use quinn_proto::HashedConnectionIdGenerator;
 
 use super::congestion;
 use super::connection_window;
 use super::signals::ConnectionSignals;
 use super::socket::Socket;
+use super::succession::GenerationalIds;
 use crate::error::{NetError, NetErrorCode};
 use crate::net::tls::{self, ServerTls};
 use crate::stream::window_growth;
@@ -98,17 +98,25 @@ impl Transport {
 
     /// The configuration of a server's endpoint. Its stateless resets (RFC 9000 §10.3) are derived from the private key, so that a
     /// restarted server, or another one with the same key behind a load balancer, can end connections it does not know.
-    pub fn server_endpoint(&self, tls: &ServerTls) -> Result<EndpointConfig, NetError> {
-        let key = tls::derive(&tls.key, b"QUIC stateless reset")?;
-        let mut ids = [0; 8];
-        ids.copy_from_slice(&hmac::sign(&key, b"key of connection ids").as_ref()[..8]);
-        let ids = u64::from_le_bytes(ids);
+    pub fn server_endpoint(&self, tls: &ServerTls, generation: u8) -> Result<EndpointConfig, NetError> {
+        let (key, ids) = (reset_key(tls)?, key_of_ids(tls)?);
         let mut config = self.endpoint();
         config.reset_key(Arc::new(key));
-        config.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(ids)));
+        config.cid_generator(move || Box::new(GenerationalIds::new(generation, ids)));
         config.min_reset_interval(RESET_INTERVAL);
         Ok(config)
     }
+}
+
+fn reset_key(tls: &ServerTls) -> Result<hmac::Key, NetError> {
+    tls::derive(&tls.key, b"QUIC stateless reset")
+}
+
+/// The key by which a server recognizes its connection ids.
+pub fn key_of_ids(tls: &ServerTls) -> Result<u64, NetError> {
+    let mut key = [0; 8];
+    key.copy_from_slice(&hmac::sign(&reset_key(tls)?, b"key of connection ids").as_ref()[..8]);
+    Ok(u64::from_le_bytes(key))
 }
 
 #[cfg(test)]

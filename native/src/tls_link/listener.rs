@@ -8,7 +8,6 @@ use bytes::BytesMut;
 use rustls::server::UnbufferedServerConnection;
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
-use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout, Instant};
@@ -18,8 +17,9 @@ use super::session::{Config, Session};
 use super::socket::Socket;
 use crate::addon::accept_queue::AcceptQueue;
 use crate::error::{NetError, NetErrorCode, Warn};
+use crate::handover::sockets::{Gate, Kind, Sockets};
 use crate::net::address::canonical;
-use crate::net::tcp::listener::{bind, ACCEPT_PAUSE, WARN_INTERVAL};
+use crate::net::tcp::listener::{listen, ACCEPT_PAUSE, WARN_INTERVAL};
 use crate::net::tls::{self, ServerTls};
 use crate::quic::connection::CLOSE_NOTIFY_TIMEOUT;
 use crate::quic::handshake_limits::{Admission, HandshakeLimits, PendingHandshakes, SuppressedErrors};
@@ -84,7 +84,7 @@ pub struct Listener {
 
 impl Listener {
     pub fn open(
-        runtime: &Handle,
+        sockets: &Sockets,
         address: Option<&str>,
         tls: &ServerTls,
         alpn: Vec<String>,
@@ -93,9 +93,14 @@ impl Listener {
         warn: Arc<Warn>,
     ) -> Result<Self, NetError> {
         let tls = Arc::new(Mutex::new(server_config(tls, &alpn)?));
-        let _guard = runtime.enter();
-        let socket = address.map(listen).transpose()?;
-        let bound = socket.as_ref().map_or_else(String::new, |(_, bound)| bound.to_string());
+        let _guard = sockets.runtime.enter();
+        let (mut socket, mut bound) = (None, String::new());
+        if let Some(address) = address {
+            let (opened, at) = listen(sockets, address)?;
+            let opened = Arc::new(opened);
+            sockets.offer(Kind::Tcp, address, &opened);
+            (socket, bound) = (Some(opened), at.to_string());
+        }
         let (open, closed) = watch::channel(true);
         let (connections, passed) = mpsc::channel(MAX_PASSED);
         let acceptor = Acceptor {
@@ -107,7 +112,7 @@ impl Listener {
             warn,
         };
         let (accept_queue, suppressed, max_streams) = (acceptor.accept_queue.clone(), acceptor.suppressed.clone(), acceptor.config.streams);
-        runtime.spawn(accept(socket.map(|(socket, _)| socket), passed, acceptor, closed));
+        sockets.runtime.spawn(accept(socket, sockets.gate(), passed, acceptor, closed));
         Ok(Self {
             address: bound,
             handoff: Handoff {
@@ -147,12 +152,6 @@ impl Listener {
     }
 }
 
-fn listen(address: &str) -> Result<(TcpListener, SocketAddr), NetError> {
-    let socket = TcpListener::from_std(bind(address)?.into()).map_err(|e| NetError::bind(&e, address))?;
-    let bound = socket.local_addr().map_err(|e| NetError::bind(&e, address))?;
-    Ok((socket, bound))
-}
-
 fn server_config(tls: &ServerTls, alpn: &[String]) -> Result<Arc<ServerConfig>, NetError> {
     let mut config = tls::link_server(tls, alpn)?;
     config.send_tls13_tickets = 0; // a link lives long, and is not resumed
@@ -182,7 +181,8 @@ async fn accept_next(socket: Option<&TcpListener>) -> std::io::Result<Connection
 
 /// Accepts connections, its own and those that are passed on. Handshakes run concurrently.
 async fn accept(
-    socket: Option<TcpListener>,
+    socket: Option<Arc<TcpListener>>,
+    mut gate: Gate,
     mut passed: mpsc::Receiver<Connection>,
     acceptor: Acceptor,
     mut closed: watch::Receiver<bool>,
@@ -193,7 +193,7 @@ async fn accept(
     let mut warned_at: Option<Instant> = None;
     loop {
         let accepted = tokio::select! {
-            accepted = accept_next(socket.as_ref()) => accepted,
+            accepted = gate.accept(accept_next(socket.as_deref())) => accepted,
             Some(connection) = passed.recv() => Ok(connection),
             _ = closed.wait_for(|open| !open) => break,
         };

@@ -32,6 +32,7 @@ import type {
 import { loadAddon } from "./addon.ts";
 import { Calls, check, checkPort, checkSignal, toError } from "./calls.ts";
 import type { Addon, Engine, EngineConstructor, EngineServerTls, RawError, RawFlowResult, RawSpliceResult } from "./engine.ts";
+import { NativeHandover } from "./handover.ts";
 import { NativeSessionListener, NativeTcpListener, NativeUdpListener } from "./listeners.ts";
 import { ClientSettings, handshakes, heads, toEngineServerTls } from "./options.ts";
 import { NativeSession, type OpenedSession } from "./sessions.ts";
@@ -105,10 +106,12 @@ function defaultThreads(): number {
 class NativeNet implements Net {
   readonly #calls: Calls;
   readonly #clientTls = new ClientSettings();
+  readonly handover: NativeHandover;
 
   constructor(engine: EngineConstructor, options: NativeNetOptions) {
     const { warn = () => {}, threads = defaultThreads(), ownsProcess = false } = options;
     this.#calls = new Calls(engine, { warn, threads, ownsProcess });
+    this.handover = new NativeHandover(this.#calls);
   }
 
   checkServerTls(tls: ServerTls): void {

@@ -88,6 +88,17 @@ export interface Engine {
     transport: SessionTransport,
     handshakes: Handshakes,
   ): void;
+  listenChannel(op: number, path: string): void;
+  acceptChannel(op: number, listener: number): void;
+  closeChannelListener(listener: number): void;
+  connectChannel(op: number, path: string): void;
+  sendToChannel(op: number, channel: number, text: string): void;
+  receiveFromChannel(op: number, channel: number): void;
+  closeChannel(channel: number): void;
+  sendSockets(op: number, channel: number): void;
+  receiveSockets(op: number, channel: number): void;
+  setAccepting(accepting: boolean): void;
+  dropUnusedSockets(): void;
   // the listeners and sessions below are of either kind
   sessionAccept(op: number, listener: number): void;
   sessionSetTls(listener: number, tls: EngineServerTls): RawResult;

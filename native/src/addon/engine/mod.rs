@@ -1,4 +1,5 @@
 //! The calls from JavaScript. `op` is the number of a call; the callback receives its result under this number.
+mod handover;
 mod options;
 mod sessions;
 mod streams;

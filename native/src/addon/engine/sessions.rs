@@ -54,7 +54,7 @@ impl Engine {
         let state = self.state.clone();
         self.state.run(op, false, async move {
             let (limits, warn) = (handshakes.limits()?, state.one_time_warner());
-            let listener = quic::listener::Listener::open(state.runtime, &address, &tls, alpn, transport, limits, &*warn)?;
+            let listener = quic::listener::Listener::open(&state.sockets, &address, &tls, alpn, transport, limits, &*warn)?;
             Ok(opened(&state, SessionListener::Quic(listener)))
         });
     }
@@ -74,7 +74,7 @@ impl Engine {
         self.state.run(op, false, async move {
             let (config, limits) = ((&transport).into(), handshakes.limits()?);
             let listener =
-                tls_link::listener::Listener::open(state.runtime, address.as_deref(), &tls, alpn, config, limits, state.warner())?;
+                tls_link::listener::Listener::open(&state.sockets, address.as_deref(), &tls, alpn, config, limits, state.warner())?;
             Ok(opened(&state, SessionListener::TlsLink(listener)))
         });
     }

@@ -34,7 +34,7 @@ impl Engine {
                 peers,
                 links: links.transpose()?,
             };
-            let listener = tcp::listener::Listener::open(state.runtime, &address, tls.as_ref(), settings, state.warner())?;
+            let listener = tcp::listener::Listener::open(&state.sockets, &address, tls.as_ref(), settings, state.warner())?;
             let bound = Value::Text(listener.address.clone());
             Ok(Value::Array(vec![state.insert(&state.tcp_listeners, Arc::new(listener)), bound]))
         });

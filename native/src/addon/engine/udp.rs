@@ -25,7 +25,7 @@ impl Engine {
         let state = self.state.clone();
         self.state.run(op, false, async move {
             let client = client.map(|host| read_client(&host, client_port)).transpose()?;
-            let listener = Listener::open(state.runtime, &address, max_peers as usize, client, &*state.one_time_warner())?;
+            let listener = Listener::open(&state.sockets, &address, max_peers as usize, client, &*state.one_time_warner())?;
             let bound = Value::Text(listener.address.clone());
             Ok(Value::Array(vec![state.insert(&state.udp_listeners, Arc::new(listener)), bound]))
         });

@@ -9,7 +9,6 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::runtime::Handle;
 use tokio::sync::{watch, Notify};
 use tokio::task::AbortHandle;
 use tokio::time::{timeout, Instant};
@@ -19,6 +18,8 @@ use super::tls_accept::{Secured, SecuredClient, ServerConfigs};
 use super::{keepalive, plain, secure, socks_handshake};
 use crate::addon::accept_queue::AcceptQueue;
 use crate::error::{NetError, NetErrorCode, Warn};
+use crate::handover::channel::duplicate;
+use crate::handover::sockets::{Gate, Kind, Listening, Passed, Sockets};
 use crate::http::head::{head_timeout, read_head, HeadLimits, Incoming, TlsPeer};
 use crate::http::pending_heads::{HeadPermit, PendingHeads};
 use crate::http2::connection::{self as http2, Client};
@@ -186,6 +187,20 @@ type Tls = Arc<Mutex<Arc<ServerConfigs>>>;
 /// The listening socket. Taking it out frees the address at once, whatever the task is doing.
 type Slot = Arc<Mutex<Option<TcpListener>>>;
 
+impl Listening for Mutex<Option<TcpListener>> {
+    fn pass(&self) -> std::io::Result<Passed> {
+        let socket = lock(self);
+        let socket = socket.as_ref().ok_or(ErrorKind::NotConnected)?;
+        Ok(duplicate(socket)?.into())
+    }
+}
+
+impl Listening for TcpListener {
+    fn pass(&self) -> std::io::Result<Passed> {
+        Ok(duplicate(self)?.into())
+    }
+}
+
 impl Shared {
     /// Whose requests come from `remote`.
     fn client(&self, remote: SocketAddr, peer: TlsPeer) -> Client {
@@ -211,7 +226,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    pub fn open(runtime: &Handle, address: &str, tls: Option<&ServerTls>, settings: Settings, warn: Arc<Warn>) -> Result<Self, NetError> {
+    pub fn open(sockets: &Sockets, address: &str, tls: Option<&ServerTls>, settings: Settings, warn: Arc<Warn>) -> Result<Self, NetError> {
         let Settings {
             preamble,
             limits,
@@ -228,15 +243,10 @@ impl Listener {
             Some(tls) => Some(Arc::new(Mutex::new(Arc::new(ServerConfigs::new(tls, preamble)?)))),
             None => None,
         };
-        let socket = bind(address)?;
-        let bound = socket
-            .local_addr()
-            .ok()
-            .and_then(|a| a.as_socket())
-            .ok_or_else(|| NetError::new(NetErrorCode::Internal, "A socket without an address"))?;
-        let _guard = runtime.enter();
-        let socket = TcpListener::from_std(socket.into()).map_err(|e| NetError::bind(&e, address))?;
+        let _guard = sockets.runtime.enter();
+        let (socket, bound) = listen(sockets, address)?;
         let socket = Arc::new(Mutex::new(Some(socket)));
+        sockets.offer(Kind::Tcp, address, &socket);
         let accept_queue = Arc::new(AcceptQueue::new(ACCEPT_QUEUE));
         let stop = Arc::new(Notify::new());
         let shared = Arc::new(Shared {
@@ -248,8 +258,16 @@ impl Listener {
             accept_queue: accept_queue.clone(),
             draining: watch::Sender::new(false),
         });
-        let task = runtime
-            .spawn(accept(socket.clone(), tls.clone(), shared.clone(), stop.clone(), warn))
+        let task = sockets
+            .runtime
+            .spawn(accept(
+                socket.clone(),
+                sockets.gate(),
+                tls.clone(),
+                shared.clone(),
+                stop.clone(),
+                warn,
+            ))
             .abort_handle();
         Ok(Self {
             address: bound.to_string(),
@@ -288,7 +306,18 @@ impl Listener {
     }
 }
 
-pub fn bind(address: &str) -> Result<Socket, NetError> {
+/// The predecessor's socket, or a new one, and its address. Requires the runtime.
+pub fn listen(sockets: &Sockets, address: &str) -> Result<(TcpListener, SocketAddr), NetError> {
+    let socket = match sockets.take(Kind::Tcp, address) {
+        Some(passed) => passed.socket.into(),
+        None => bind(address)?.into(),
+    };
+    let socket = TcpListener::from_std(socket).map_err(|e| NetError::bind(&e, address))?;
+    let bound = socket.local_addr().map_err(|e| NetError::bind(&e, address))?;
+    Ok((socket, bound))
+}
+
+fn bind(address: &str) -> Result<Socket, NetError> {
     bind_first(address, |candidate| {
         let socket = Socket::new(Domain::for_address(candidate), Type::STREAM, Some(Protocol::TCP))?;
         if candidate.is_ipv6() {
@@ -305,7 +334,7 @@ pub fn bind(address: &str) -> Result<Socket, NetError> {
     })
 }
 
-async fn accept(socket: Slot, tls: Option<Tls>, shared: Arc<Shared>, stop: Arc<Notify>, warn: Arc<Warn>) {
+async fn accept(socket: Slot, mut gate: Gate, tls: Option<Tls>, shared: Arc<Shared>, stop: Arc<Notify>, warn: Arc<Warn>) {
     let accept_queue = &shared.accept_queue;
     // dropped with this task, which aborts pending heads
     let mut heads = tokio::task::JoinSet::new();
@@ -320,7 +349,7 @@ async fn accept(socket: Slot, tls: Option<Tls>, shared: Arc<Shared>, stop: Arc<N
         });
         let accepted = tokio::select! {
             biased;
-            accepted = accepted => accepted,
+            accepted = gate.accept(accepted) => accepted,
             () = std::future::ready(()), if stopping => break, // the kernel's queue is empty
             () = stop.notified() => {
                 stopping = true;

@@ -196,6 +196,11 @@ fn private_key(der: &[u8]) -> Result<PrivateKeyDer<'static>, NetError> {
     PrivateKeyDer::try_from(der.to_vec()).map_err(|e| NetError::tls("Cannot read the private key", e))
 }
 
+/// Derives the key of QUIC's tokens from the private key.
+pub fn derive_token_key(key: &[u8]) -> Result<hkdf::Prk, NetError> {
+    Ok(hkdf::Salt::new(hkdf::HKDF_SHA256, b"reverse-http QUIC tokens").extract(private_key(key)?.secret_der()))
+}
+
 /// Derives a secret from the private key with HKDF (RFC 5869), for one purpose.
 pub fn derive(key: &[u8], purpose: &[u8]) -> Result<hmac::Key, NetError> {
     let key = private_key(key)?;

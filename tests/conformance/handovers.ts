@@ -1,0 +1,160 @@
+// Hand-over of listening sockets to another network, as to another process: which one accepts, and that sessions go on.
+import assert from "node:assert/strict";
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { describe } from "node:test";
+import type { Channel, Net, SocketHandover } from "../../shared/net/types.ts";
+import {
+  assertUsable,
+  bytes,
+  dialTcp,
+  HEAD,
+  isPending,
+  listenTcp,
+  netError,
+  openPair,
+  readTextExactly,
+  Sessions,
+  type Suite,
+  within,
+} from "./support.ts";
+
+/** Two processes, and the channel between them. */
+interface Processes {
+  readonly next: Net;
+  readonly old: { readonly handover: SocketHandover; readonly channel: Channel };
+  readonly new: { readonly handover: SocketHandover; readonly channel: Channel };
+  /** Passes all sockets on. Returns how many. */
+  pass(): Promise<number>;
+}
+
+export function handoverTests(suite: Suite): void {
+  const { test, pki, adapter } = suite;
+  if (!adapter.has.sockets) return;
+
+  const withProcesses = (name: string, body: (net: Net, processes: Processes) => Promise<void>) =>
+    test(name, async (net) => {
+      const folder = await mkdtemp(join(tmpdir(), "reverse-http-handover-"));
+      const next = adapter.create();
+      try {
+        const [from, to] = [net.handover!, next.handover!];
+        const listener = await from.listen(join(folder, "s"));
+        const [ours, theirs] = await within(Promise.all([to.connect(join(folder, "s")), listener.accept()]));
+        assert.ok(theirs);
+        listener.close();
+        const pass = async () => (await within(Promise.all([to.receive(ours), from.send(theirs)])))[0];
+        await body(net, { next, old: { handover: from, channel: theirs }, new: { handover: to, channel: ours }, pass });
+      } finally {
+        next.close();
+        await rm(folder, { recursive: true });
+      }
+    });
+
+  describe("a hand-over", () => {
+    test("is refused where nothing listens", async (net) => {
+      await netError(net.handover!.connect("/nonexistent/socket"), "refused");
+    });
+
+    withProcesses("has messages in both directions, and shows the end", async (_, { old, new: successor }) => {
+      await Promise.all([old.channel.send("a"), successor.channel.send("x".repeat(64 * 1024))]);
+      assert.equal(await within(successor.channel.receive()), "a");
+      assert.equal((await within(old.channel.receive()))?.length, 64 * 1024);
+      await netError(old.channel.send("x".repeat(64 * 1024 + 1)), "reset");
+      successor.channel.close();
+      assert.equal(await within(old.channel.receive()), null);
+    });
+
+    withProcesses("of TCP lets one side accept at a time, and loses no client", async (net, { next, old, new: successor, pass }) => {
+      const before = await listenTcp(net);
+      assert.equal(await pass(), 1);
+      const after = await listenTcp(next);
+      assert.equal(after.port, before.port);
+      const first = await dialTcp(net, before.port);
+      await first.write(bytes(HEAD));
+      const open = await before.request();
+      old.handover.setAccepting(false);
+      const second = await dialTcp(net, before.port);
+      await second.write(bytes(HEAD));
+      const [none, served] = [before.next(), after.request()];
+      assert.ok(await isPending(Promise.race([none.catch(() => {}), served])));
+      successor.handover.setAccepting(true);
+      await assertUsable(second, (await within(served)).stream);
+      before.listener.close();
+      await none;
+      await assertUsable(first, open.stream);
+      const third = await dialTcp(net, before.port);
+      await third.write(bytes(HEAD));
+      await assertUsable(third, (await after.request()).stream);
+    });
+
+    withProcesses("that fails leaves the old side as it was", async (net, { next, old, pass }) => {
+      const before = await listenTcp(net);
+      await pass();
+      await listenTcp(next);
+      old.handover.setAccepting(false);
+      next.close();
+      old.handover.setAccepting(true);
+      const client = await dialTcp(net, before.port);
+      await client.write(bytes(HEAD));
+      await assertUsable(client, (await before.request()).stream);
+    });
+
+    withProcesses("closes what the new side does not use", async (net, { next, new: successor, pass }) => {
+      const { listener, port } = await listenTcp(net);
+      await pass();
+      listener.close();
+      (await dialTcp(net, port)).close(); // the socket is still open
+      successor.handover.dropUnused();
+      await netError(next.connectTcp({ host: "127.0.0.1", port, timeoutMs: 5_000 }), "refused");
+    });
+
+    for (const kind of adapter.sessions.filter((kind) => kind !== "websocket")) {
+      const sessions = new Sessions(kind);
+      withProcesses(
+        `of ${sessions.name} keeps sessions, and gives new ones to the new side`,
+        async (net, { next, old, new: successor, pass }) => {
+          const { tls } = await pki;
+          const clients = adapter.create(); // another process, with sockets of its own
+          try {
+            const options = { address: "127.0.0.1:0", tls, alpn: ["conformance"] };
+            const before = await sessions.listen(net, options);
+            const port = Number(before.address.split(":").at(-1));
+            const dial = async () => await sessions.dial(clients, await pki, port);
+            const [first, server] = await Promise.all([dial(), within(before.accept())]);
+            assert.ok(server);
+            const { a, b } = await openPair(first, server);
+            assert.equal(await pass(), 1);
+            const after = await sessions.listen(next, options);
+            assert.equal(after.address, before.address);
+            old.handover.setAccepting(false);
+            successor.handover.setAccepting(true);
+            before.stopAccepting();
+            await assertUsable(a, b);
+            const [second, served] = await Promise.all([dial(), within(after.accept())]);
+            assert.ok(served);
+            const other = await openPair(second, served);
+            await Promise.all([assertUsable(other.a, other.b), assertUsable(a, b)]);
+            // and large data, in both directions
+            const bulk = "0123456789abcdef".repeat(64 * 1024);
+            const send = async () => {
+              for (let at = 0; at < bulk.length; at += 65_536) await b.write(bytes(bulk.slice(at, at + 65_536)));
+            };
+            const [received] = await Promise.all([readTextExactly(a, bulk.length), send()]);
+            assert.ok(received === bulk);
+            const back = async () => {
+              for (let at = 0; at < bulk.length; at += 65_536) await a.write(bytes(bulk.slice(at, at + 65_536)));
+            };
+            const [answered] = await Promise.all([readTextExactly(b, bulk.length), back()]);
+            assert.ok(answered === bulk);
+            await within(before.close(0, "done"));
+            assert.equal((await within(first.closed)).reason, "done");
+            await assertUsable(other.a, other.b);
+          } finally {
+            clients.close();
+          }
+        },
+      );
+    }
+  });
+}
