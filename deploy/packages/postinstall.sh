@@ -12,6 +12,12 @@ chgrp reverse-http /etc/reverse-http/private
 chmod 2750 /etc/reverse-http/private
 if [ -d /run/systemd/system ]; then
   systemctl daemon-reload
-  # running services restart with the new release, after their tunnels have drained
-  for part in proxy agent 'agent@*' lb; do systemctl try-restart --no-block "reverse-http-$part.service" || true; done
+  # new processes take over from running services, or these restart after their tunnels have drained
+  for part in proxy agent 'agent@*' lb; do
+    systemctl list-units --plain --no-legend --state=active "reverse-http-$part.service" | while read -r unit _; do
+      action=try-restart
+      if [ -S "/run/${unit%.service}/handover.sock" ]; then action=reload; fi
+      systemctl "$action" --no-block "$unit" || true
+    done
+  done
 fi
