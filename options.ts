@@ -308,6 +308,13 @@ export interface ProxyOptions {
     /** `--drain.timeout`: Time for open tunnels to finish on SIGTERM, before they are reset; 0s resets them at once. In milliseconds. Default: `30000`. */
     timeout?: number;
   };
+  /** `--handover.*` */
+  handover?: {
+    /** `--handover.socket`: Unix socket, of this service alone, at which a new process with the same options takes over what this one listens on, while this one finishes what is open: at the start of a second one, or on SIGUSR2. Only the user of the service can open it. Off by default. */
+    socket?: string;
+    /** `--handover.timeout`: Time for tunnels of the old process to finish after a hand-over, before they are reset. In milliseconds. Default: `86400000`. */
+    timeout?: number;
+  };
   /** `--admin.*` */
   admin?: {
     /** `--admin.listen-address`: TCP address for /healthz, /readyz, /metrics, /agents and the API; without a host, on loopback only. Off by default. */
@@ -504,6 +511,13 @@ export interface AgentOptions {
   /** `--drain.*` */
   drain?: {
     /** `--drain.timeout`: Time for open tunnels to finish on SIGTERM, before they are reset; 0s resets them at once. In milliseconds. Default: `30000`. */
+    timeout?: number;
+  };
+  /** `--handover.*` */
+  handover?: {
+    /** `--handover.socket`: Unix socket, of this service alone, at which a new process with the same options takes over what this one listens on, while this one finishes what is open: at the start of a second one, or on SIGUSR2. Only the user of the service can open it. Off by default. */
+    socket?: string;
+    /** `--handover.timeout`: Time for tunnels of the old process to finish after a hand-over, before they are reset. In milliseconds. Default: `86400000`. */
     timeout?: number;
   };
   /** `--admin.*` */
@@ -805,6 +819,13 @@ export interface LoadBalancerOptions {
     /** `--drain.refuse-clients`: On SIGTERM, after drain.delay: refuse new clients at once, so that a balancer without readiness checks uses another lb. Otherwise they are served until no client is left or drain.timeout is over. Default: `false`. */
     refuseClients?: boolean;
     /** `--drain.timeout`: Time for open tunnels to finish on SIGTERM, before they are reset; 0s resets them at once. In milliseconds. Default: `30000`. */
+    timeout?: number;
+  };
+  /** `--handover.*` */
+  handover?: {
+    /** `--handover.socket`: Unix socket, of this service alone, at which a new process with the same options takes over what this one listens on, while this one finishes what is open: at the start of a second one, or on SIGUSR2. Only the user of the service can open it. Off by default. */
+    socket?: string;
+    /** `--handover.timeout`: Time for tunnels of the old process to finish after a hand-over, before they are reset. In milliseconds. Default: `86400000`. */
     timeout?: number;
   };
   /** `--admin.*` */

@@ -77,6 +77,8 @@ export interface Agent {
   drain(): Promise<void>;
   /** Resolves when it has closed: after {@link close}, {@link drain}, or a drain that an operator has asked for. */
   readonly closed: Promise<void>;
+  /** Resolves when another process has taken over by `handover.socket`; this one finishes what is open, and closes. */
+  readonly handedOver: Promise<void>;
   /** Reloads certificates and keys. The token is read at every connect anyway. */
   reload(): Promise<void>;
   /** Closes all connections and tunnels. */
@@ -94,8 +96,11 @@ export interface UpdatableAgent extends Agent {
 /** Backoff after short connections that a proxy has closed cleanly, because it is restarting. */
 const RECONNECT_BACKOFF = { initialMs: 100, maxMs: 1_000 };
 const NOT_CONNECTED = "not connected to a proxy";
-/** Limit on connections that are being replaced; above it the oldest is closed. */
-const MAX_LEAVING = 8;
+/** Limits on connections that are being replaced, without tunnels and in all; above one of them the oldest is closed. */
+const MAX_IDLE_LEAVING = 8;
+const MAX_LEAVING = 32;
+/** Time in milliseconds to connect before the agent takes over from another process. */
+const TAKE_OVER_TIMEOUT_MS = 60_000;
 
 /**
  * Starts an agent. Resolves without waiting for a connection; the agent reconnects until it is closed.
@@ -103,7 +108,7 @@ const MAX_LEAVING = 8;
  * @throws {NetError} if the admin address cannot be bound
  */
 export async function startAgent(options: AgentOptions, deps: AgentDeps): Promise<UpdatableAgent> {
-  return await startService("agent", deps, (runtime) => start(runtime, options, deps));
+  return await startService("agent", deps, (runtime) => start(runtime, options, deps), options.handover);
 }
 
 async function start(runtime: ServiceRuntime, options: AgentOptions, deps: AgentDeps): Promise<UpdatableAgent> {
@@ -156,9 +161,12 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
     nextKey: createRequestIds(),
     onEnd: (end) => tunnelMetrics.ended(end),
   };
+  const instance = runtime.predecessor?.state.instance ?? crypto.randomUUID();
+  runtime.handoverState = { instance };
   const hello: Hello = {
     version: `reverse-http/${VERSION}`,
-    instance: crypto.randomUUID(),
+    // to proxies, a process that takes over is the same one with another connection
+    instance,
     host: hostname(),
     labels: parseLabels(labels),
     features: [UDP_FEATURE, TRACE_FEATURE],
@@ -170,6 +178,8 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
     return `${runtime.isDraining ? "Draining" : "Connected"}: ${[...sessions].map(({ remote }) => remote).join(", ")}, ${tunnels} tunnels`;
   };
   const stopping = new AbortController();
+  /** Settles once there are as many connections as there shall be. */
+  const connected = Promise.withResolvers<true>();
   const { signal } = stopping;
 
   const readAccess = async (): Promise<Access> => {
@@ -219,6 +229,7 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
     sessions.add(session);
     if (signal.aborted) session.close(); // it was opened while the agent stopped
     health.setReady("proxy");
+    if (sessions.size >= connections) connected.resolve(true);
     log.info("connected", { proxy: remote, agent: agentId, link, via });
     void session.proxy.then((proxy) => adviseClients(proxy, remote));
     hooks.onConnected?.({ remote });
@@ -228,7 +239,9 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
       hooks.onDisconnected?.({ remote, reason: describeClose(closed) });
     });
     const leaving = [...sessions].filter(({ isLeaving }) => isLeaving);
-    if (leaving.length > MAX_LEAVING) leaving[0]!.close();
+    const idle = leaving.filter(({ tunnels }) => tunnels === 0);
+    if (idle.length > MAX_IDLE_LEAVING) idle[0]!.close();
+    else if (leaving.length > MAX_LEAVING) leaving[0]!.close();
   };
   // a single connection uses the first address of a name that responds; several use one address each
   const targets = new ProxyEndpoints(shuffle(serverAddress, random), connections > 1 ? resolve : undefined);
@@ -268,17 +281,31 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
     for (const session of sessions) session.close();
   });
   let { timeout: timeoutMs } = options.drain;
+  const finishTunnels = async (limitMs: number) => {
+    const open = [...sessions];
+    stopping.abort();
+    if (limitMs > 0) await withTimeout(limitMs, Promise.all(open.map((session) => session.drain())));
+  };
+  runtime.onHandedOver = async (settle) => {
+    settle();
+    await Promise.race([finishTunnels(options.handover.timeout), drainRequested.promise]);
+  };
+  const drainRequested = Promise.withResolvers<void>();
   const drain = () => {
+    if (runtime.isHandedOver) void finishTunnels(timeoutMs).then(drainRequested.resolve); // sooner than planned
     const open = [...sessions];
     return runtime.drain({
       fields: { tunnels: open.reduce((sum, { tunnels }) => sum + tunnels, 0), timeoutMs },
       delayMs: 0,
-      async finish() {
-        stopping.abort();
-        if (timeoutMs > 0) await withTimeout(timeoutMs, Promise.all(open.map((session) => session.drain())));
-      },
+      finish: () => finishTunnels(timeoutMs),
     });
   };
+  if (runtime.predecessor) {
+    // before, it does better
+    if (await withTimeout(TAKE_OVER_TIMEOUT_MS, connected.promise) === undefined) {
+      throw new Error(`Cannot take over: no connection to ${serverAddress.join(", ")} within ${TAKE_OVER_TIMEOUT_MS / 1000} s`);
+    }
+  }
   const states = new SessionStates();
   runtime.serveAdmin({
     agents: () => [...sessions].map((session) => describeSession(agentId, session, states)),
@@ -293,6 +320,7 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
     },
     drain,
     closed: runtime.closed,
+    handedOver: runtime.handedOver,
     reload: () => runtime.reload(),
     update({ agentClient: { hostWhitelist: allow, hostDenylist: deny }, drain: { timeout } }) {
       tunnels.destinations = createDestinationPolicy({ allow, deny, resolve });

@@ -47,6 +47,7 @@ export function agentCommand(
           return drain.timeout + CLOSE_MS;
         },
         closed: agent.closed,
+        handedOver: agent.handedOver,
         reload: () => agent.reload(),
         update(next) {
           agent.update(next);

@@ -25,6 +25,7 @@ export function lbCommand(createNet: CreateNet): Service<LoadBalancerOptions> {
           return drain.delay + drain.timeout + CLOSE_MS;
         },
         closed: lb.closed,
+        handedOver: lb.handedOver,
         reload: () => lb.reload(),
         async update(next) {
           await lb.update(next);

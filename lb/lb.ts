@@ -49,6 +49,8 @@ export interface LoadBalancer {
   drain(): Promise<void>;
   /** Resolves when it has closed: after {@link close}, {@link drain}, or a drain that an operator has asked for. */
   readonly closed: Promise<void>;
+  /** Resolves when another process has taken over by `handover.socket`; this one finishes what is open, and closes. */
+  readonly handedOver: Promise<void>;
   /** Reads certificates, keys, and the files of the authenticator again. */
   reload(): Promise<void>;
   /** Resets the clients and frees the address. */
@@ -116,8 +118,13 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     runtime.refreshTls(tls.proxies, options.httpConnector.tls.refresh);
     runtime.describe = () => `${runtime.isDraining ? "Draining" : "Serving"}: ${frontend.open} clients`;
     let drainOptions = options.drain;
+    runtime.onHandedOver = async (settle) => {
+      settle(); // clients stay where they are
+      await frontend.outlive(options.handover.timeout);
+    };
     const drain = () => {
       const { delay: delayMs, timeout: timeoutMs, refuseClients } = drainOptions;
+      if (runtime.isHandedOver) void frontend.drain(timeoutMs, Promise.resolve()); // sooner than planned
       return runtime.drain({
         fields: { clients: frontend.open, delayMs, timeoutMs },
         delayMs,
@@ -139,6 +146,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
       http2Address,
       drain,
       closed: runtime.closed,
+      handedOver: runtime.handedOver,
       reload: () => runtime.reload(),
       async update(next) {
         forwardAddresses = await forwards.update(next.forward); // the only part that can fail
@@ -147,7 +155,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
       },
       close: () => runtime.close(),
     };
-  });
+  }, options.handover);
 }
 
 /**

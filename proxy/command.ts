@@ -28,6 +28,7 @@ export function proxyCommand(createNet: CreateNet, stateDirectory: string | unde
           return drain.delay + drain.timeout + CLOSE_MS;
         },
         closed: proxy.closed,
+        handedOver: proxy.handedOver,
         reload: () => proxy.reload(),
         async update(next) {
           await proxy.update(next);

@@ -25,6 +25,7 @@ import type { Store } from "../shared/store/store.ts";
 import type { TlsCheck } from "../shared/tls/reloadable_tls.ts";
 import { checkTracingOptions } from "../shared/tracing/otlp.ts";
 import type { Dialer } from "../shared/tunnel/request.ts";
+import { Arrivals } from "./agents/arrivals.ts";
 import { DestinationFailures } from "./agents/destination_failures.ts";
 import { type AgentListeners, listenForAgents } from "./agents/listener.ts";
 import { type AgentEvents, type AgentServer, startAgentServer } from "./agents/server.ts";
@@ -78,6 +79,8 @@ export interface Proxy {
   drain(): Promise<void>;
   /** Resolves when it has closed: after {@link close}, {@link drain}, or a drain that an operator has asked for. */
   readonly closed: Promise<void>;
+  /** Resolves when another process has taken over by `handover.socket`; this one finishes what is open, and closes. */
+  readonly handedOver: Promise<void>;
   /** Reads certificates, keys, and the files of the authenticator again. */
   reload(): Promise<void>;
   /** Resets the clients, tells the agents, frees the addresses. */
@@ -144,6 +147,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     const limiter = createAgentLimiter(options, runtime.limitReporter);
     let drainOptions = options.drain;
     const server = startAgentServer({
+      onArrival: (agentId) => arrivals?.connected(agentId), // never before this function goes on
       onAgentConnected: deps.onAgentConnected,
       onAgentDisconnected: deps.onAgentDisconnected,
       log,
@@ -161,6 +165,12 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       onReplaced: metrics.count("reverse_http_agents_replaced_total", "Agents that were replaced by another one with the same id."),
     });
     const { agents } = server;
+    const { predecessor } = runtime;
+    const arrivals = predecessor && new Arrivals({
+      over: predecessor.settled,
+      isConnected: (agentId) => agents.isConnected(agentId),
+      timeoutMs: () => dialing.timeoutMs,
+    });
     runtime.defer(() => server.close());
     registerProxyMetrics(metrics, server);
     runtime.watchCertificate("agents", () => tls.agents.current.cert);
@@ -168,7 +178,8 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     const dialing = { agents, monitor, failures: new DestinationFailures(), timeoutMs: options.agentServer.agent.dialTimeout };
     const dial: Dialer = (request) => dialAgent(dialing, request, runtime.isDraining);
     const labelsOf = (agentId: string) => agents.labelsOf(agentId);
-    const frontend = clients.serve({ authenticator, allowList, policy, labelsOf, dial, audit, tracer });
+    const whenExpected = arrivals && ((agentId: string) => arrivals.whenExpected(agentId));
+    const frontend = clients.serve({ authenticator, allowList, policy, labelsOf, whenExpected, dial, audit, tracer });
     runtime.refreshTls(tls.agents, options.agentServer.tls.refresh, (renewed) => {
       for (const listener of Object.values(listeners)) listener.setTls(renewed);
     });
@@ -177,7 +188,17 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     const { address: agentAddress } = listeners.quic;
     const agentTcpAddress = listeners.tls && (listeners.tls.address || clientAddress);
     if (tls.selfSigned) logPin(tls.selfSigned, agentAddresses(options, { bound: agentAddress }), log);
-    const drainAll = () => drain(runtime, server, frontend, drainOptions);
+    const drainAll = () => {
+      if (runtime.isHandedOver) void frontend.drain(drainOptions.timeout, Promise.resolve()); // sooner than planned
+      return drain(runtime, server, frontend, drainOptions);
+    };
+    runtime.onHandedOver = async (settle) => {
+      const { timeout: timeoutMs } = options.handover;
+      await server.migrate(timeoutMs);
+      server.closeUnmovable();
+      settle();
+      await frontend.outlive(timeoutMs);
+    };
     runtime.serveAdmin({
       agents: () => server.operations.list(),
       population: () => ({ agents: agents.size }),
@@ -211,6 +232,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       },
       drain: drainAll,
       closed: runtime.closed,
+      handedOver: runtime.handedOver,
       reload: () => runtime.reload(),
       async update(next) {
         forwardAddresses = await forwards.update(next.forward); // the only part that can fail
@@ -221,7 +243,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       },
       close: () => runtime.close(),
     };
-  });
+  }, options.handover);
 }
 
 function drain(runtime: ServiceRuntime, server: AgentServer, frontend: Frontend, options: ProxyOptions["drain"]): Promise<void> {

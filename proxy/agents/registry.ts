@@ -65,6 +65,11 @@ export class AgentRegistry {
     return (this.#agents.get(agentId) ?? []).some(isStaying);
   }
 
+  /** Whether the agent has a connection. */
+  isConnected(agentId: string): boolean {
+    return this.#agents.has(agentId);
+  }
+
   /** Whether a connection of any agent stays. */
   get hasAvailable(): boolean {
     for (const agent of this) if (isStaying(agent)) return true;

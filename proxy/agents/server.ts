@@ -48,6 +48,8 @@ export interface AgentServerOptions extends AgentEvents {
   authenticator: Authenticator;
   /** Whether several agents may share one id. */
   multiple: boolean;
+  /** Is told when an agent has connected. */
+  onArrival?: (agentId: string) => void;
   /** Publishes what agents ask for. They do not wait for it. */
   published?: PublishedForwards;
   /** Which of two agents is kept that replace each other again and again. */
@@ -79,6 +81,8 @@ export interface AgentServer {
    * over, `timeoutMs` at most. Agents that stay are served on.
    */
   migrate(timeoutMs: number): Promise<void>;
+  /** Closes connections that cannot be asked to move and carry no tunnel, now and when their last tunnel ends, until the server closes. */
+  closeUnmovable(): void;
   /** Resolves when no agent stays: each has connected to another proxy, is draining, or has disconnected. */
   abandoned(): Promise<void>;
   /** Closes the listeners and every connection. */
@@ -93,6 +97,8 @@ const UNRESPONSIVE_TIMEOUT_MS = 5_000;
 const CLOSE_TIMEOUT_MS = 100;
 /** Time in milliseconds in which an agent that only checks its credentials closes the connection after the answer. */
 const CHECKED_TIMEOUT_MS = 1_000;
+/** Interval in milliseconds at which agents that cannot be asked to move are looked at. */
+const UNMOVABLE_INTERVAL_MS = 500;
 /** Maximum length of the labels in a log line; /agents shows all of them. */
 const MAX_LOGGED_LABELS = 512;
 
@@ -117,6 +123,7 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
     conflicts.check(agent);
     const removed = agents.add(agent);
     options.presence?.add(agent.identity.agentId);
+    options.onArrival?.(agent.identity.agentId);
     const replaced = removed.filter((old) => agents.replaces(agent, old));
     for (const old of replaced) replacementLog.replaced(old, agent);
     if (replaced.length > 0) conflicts.replaced(replaced, agent);
@@ -199,6 +206,7 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
     for (let connection; (connection = await listener.accept()) !== null;) void serve(connection); // never rejects
   };
   const running = listeners.map(run);
+  let unmovable: ReturnType<typeof setInterval> | undefined;
 
   return {
     agents,
@@ -210,8 +218,18 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
       for (const listener of listeners) listener.stopAccepting();
       await migration.run(timeoutMs);
     },
+    closeUnmovable() {
+      const close = () => {
+        for (const { control, tunnels, connection } of agents) {
+          if (control === undefined && tunnels === 0) connection.close(CloseCode.shutdown, "shutting down");
+        }
+      };
+      close();
+      unmovable ??= setInterval(close, UNMOVABLE_INTERVAL_MS);
+    },
     abandoned: () => migration.abandoned(),
     async close() {
+      clearInterval(unmovable);
       await Promise.all(listeners.map((listener) => listener.close(CloseCode.shutdown, "shutting down")));
       await Promise.all(running);
     },

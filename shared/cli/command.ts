@@ -76,6 +76,8 @@ export interface Running<Values = object> {
   readonly closesWithinMs: number;
   /** Resolves when it has closed, by {@link close} or by an operator. Default: no operator can close it. */
   readonly closed?: Promise<void>;
+  /** Resolves when another process has taken over, and the service only finishes what is open. Default: none can. */
+  readonly handedOver?: Promise<void>;
   /** Applies values of options that can be reloaded; the others have not changed. If it rejects, nothing has changed. */
   update(values: Values): Promise<void>;
   /** Reloads certificates, keys and revocation lists. Connections that they still permit stay open. */

@@ -18,6 +18,7 @@ import { createSupervisor } from "../service/supervisor.ts";
 import { hashOf } from "../config/plan.ts";
 import { watchFile } from "../files/version.ts";
 import { Reloader, reportOfReload } from "./reload.ts";
+import { createSuccessorStarter } from "./successor.ts";
 import { messageOf } from "../log/error_message.ts";
 
 /** Exit codes: 0 for a clean stop, 1 for a failure at run time, 2 for an invalid configuration. */
@@ -33,9 +34,10 @@ const FLUSH_MS = 1_000;
 type Process = NodeJS.Process;
 type RunTask = Extract<Task, { do: "run" }>;
 
-/** The log options, which every service has. */
-interface LogValues {
+/** Options that services have. */
+interface CommonValues {
   log: { format: LogFormat; level: LogLevel };
+  handover?: { socket?: string };
 }
 
 /** Runs until a stop signal, the end of a subcommand, or a failure. Sets the exit code; never rejects. */
@@ -111,7 +113,7 @@ async function perform(task: Task, process: Process, streams: StandardStreams, e
     if (!await task.diagnosis.run(values, terminal, task.value)) process.exitCode = FAILED;
     return;
   }
-  const { log: options } = values as unknown as LogValues;
+  const { log: options } = values as unknown as CommonValues;
   // https://no-color.org
   const color = process.stderr.isTTY === true && !process.env.NO_COLOR;
   const early = createLogger({ ...options, color, write: (line) => void writeSync(process.stderr.fd, line) });
@@ -171,6 +173,8 @@ interface Signals {
   readonly stop: Promise<string>;
   /** Sets the handler of SIGHUP, which never rejects. */
   onReload(reload: () => Promise<void>): void;
+  /** Sets the handler of SIGUSR2. */
+  onHandover(handOver: () => void): void;
 }
 
 /** Installs handlers: without one, each of these signals would kill the process and all its tunnels. */
@@ -181,10 +185,17 @@ function handleSignals(process: Process, log: Logger): Signals {
     log.debug("reloading", { signal: "SIGHUP" });
     void reload();
   });
-  for (const signal of ["SIGUSR1", "SIGUSR2"] as const) process.on(signal, () => log.info("signal ignored", { signal }));
+  let handOver: (() => void) | undefined;
+  process.on("SIGUSR1", () => log.info("signal ignored", { signal: "SIGUSR1" }));
+  process.on("SIGUSR2", () => {
+    if (handOver === undefined) return log.info("signal ignored", { signal: "SIGUSR2", remedy: "set --handover.socket" });
+    log.debug("handing over", { signal: "SIGUSR2" });
+    handOver();
+  });
   return {
     stop: whenStopped(process),
     onReload: (next) => reload = next,
+    onHandover: (next) => handOver = next,
   };
 }
 
@@ -273,18 +284,31 @@ async function runUntilSignalled(
     check: (wanted) => service.check(wanted),
     async apply(next) {
       await running.update(next);
-      log.level = (next as unknown as LogValues).log.level;
+      log.level = (next as unknown as CommonValues).log.level;
     },
     reloadFiles: () => running.reload(),
     log,
   });
+  const { handover } = values as unknown as CommonValues;
+  // of a separate runtime the arguments are unknown
+  const successor = handover?.socket !== undefined && canRestart()
+    ? await createSuccessorStarter(process.execPath, { args: process.argv.slice(2), env: process.env }, log)
+    : undefined;
   const reload = async () => {
     supervisor?.reloading();
+    if (await successor?.isReplaced()) return successor!.start(() => supervisor?.ready()); // by an upgrade
     await reloader.reload();
     supervisor?.ready();
   };
   signals.onReload(reload);
+  if (successor) signals.onHandover(() => successor.start(() => supervisor?.ready()));
   const watching = isWatched && file !== undefined ? await watchFile(file, WATCH_MS, reload) : undefined;
+  void running.handedOver?.then(async () => {
+    const ignore = () => log.info("signal ignored: another process has taken over");
+    signals.onReload(() => Promise.resolve(ignore()));
+    signals.onHandover(ignore);
+    await watching?.close();
+  });
   const signal = await Promise.race([signals.stop, ...running.closed ? [running.closed.then(() => undefined)] : []]);
   if (signal !== undefined) log.info("stopping", { signal });
   await watching?.close();

@@ -135,6 +135,28 @@ export const drainOptions = defineOptions({
   },
 });
 
+/** What a timer can wait for, in milliseconds. */
+const MAX_HANDOVER_MS = 24 * 24 * 3_600_000;
+
+/** The hand-over of a running service to a new process. */
+export const handoverOptions = defineOptions({
+  "handover.socket": {
+    kind: "file",
+    description:
+      "Unix socket, of this service alone, at which a new process with the same options takes over what this one listens on, while this one " +
+      "finishes what is open: at the start of a second one, or on SIGUSR2. Only the user of the service can open it. Off by default.",
+  },
+  "handover.timeout": {
+    kind: "duration",
+    default: "24h",
+    description: "Time for tunnels of the old process to finish after a hand-over, before they are reset.",
+    check: (ms) => ms > 0 && ms <= MAX_HANDOVER_MS ? undefined : "it is not more than zero and up to 24d",
+  },
+});
+
+/** As on the command line: `--handover.socket` is `socket`. */
+export type HandoverOptions = ValuesOf<typeof handoverOptions>["handover"];
+
 /** Authentication of agents and clients, on the side that verifies credentials. */
 export const authOptions = defineOptions({
   "auth.type": {

@@ -24,30 +24,72 @@ export async function examineSocket(path: string): Promise<"nothing" | "stale" |
   }
 }
 
+/** A socket with mode 0600 that has not got its path yet. */
+export interface PreparedSocket {
+  /**
+   * Gives it its path, and replaces what is there. Returns a function that removes it unless another process has replaced it.
+   * @throws {Error} of the file system
+   */
+  publish(): Promise<() => Promise<void>>;
+  /** Removes it instead. */
+  discard(): Promise<void>;
+}
+
+/**
+ * Opens a socket that will have `path`.
+ * @param listen listens at the path that it gets
+ * @throws {Error} of the file system or of `listen`, or if the path is too long
+ */
+export async function prepareSocket(path: string, listen: (hidden: string) => Promise<unknown>): Promise<PreparedSocket> {
+  // other users cannot reach it before it has its mode
+  const folder = await mkdtemp(join(dirname(path), ".socket-"));
+  const discard = () => rm(folder, { recursive: true, force: true });
+  const hidden = join(folder, "s");
+  try {
+    if (Math.max(Buffer.byteLength(hidden), Buffer.byteLength(path)) > MAX_PATH) throw new Error("the path is too long for a socket");
+    await listen(hidden);
+    await chmod(hidden, 0o600);
+    const { ino } = await lstat(hidden);
+    return {
+      discard,
+      async publish() {
+        try {
+          await rename(hidden, path);
+        } finally {
+          await discard();
+        }
+        return async () => {
+          if (await lstat(path).then((now) => now.ino === ino, () => false)) await unlink(path);
+        };
+      },
+    };
+  } catch (error) {
+    await discard();
+    throw error;
+  }
+}
+
 /**
  * Listens at `path` with mode 0600, and replaces what is there. If that fails, the server is closed. Returns a function that removes the socket
  * unless another process has replaced it.
- * @throws {Error} of the file system, or if the path is too long
+ * @throws {Error} as {@link prepareSocket} and `publish`
  */
 export async function bindSocket(server: Server, path: string): Promise<() => Promise<void>> {
-  let folder: string | undefined;
   try {
-    // other users cannot reach it before it has its mode
-    folder = await mkdtemp(join(dirname(path), ".socket-"));
-    const hidden = join(folder, "s");
-    if (Math.max(Buffer.byteLength(hidden), Buffer.byteLength(path)) > MAX_PATH) throw new Error("the path is too long for a socket");
-    server.listen(hidden);
-    await once(server, "listening");
-    await chmod(hidden, 0o600);
-    await rename(hidden, path);
+    return await (await prepareServer(server, path)).publish();
   } catch (error) {
     server.close();
     throw error;
-  } finally {
-    if (folder !== undefined) await rm(folder, { recursive: true, force: true });
   }
-  const { ino } = await lstat(path);
-  return async () => {
-    if (await lstat(path).then((now) => now.ino === ino, () => false)) await unlink(path);
-  };
+}
+
+/**
+ * Lets a server listen on a socket that will have `path`.
+ * @throws {Error} as {@link prepareSocket}
+ */
+export async function prepareServer(server: Server, path: string): Promise<PreparedSocket> {
+  return await prepareSocket(path, async (hidden) => {
+    server.listen(hidden);
+    await once(server, "listening");
+  });
 }

@@ -48,6 +48,8 @@ export interface PipelineContext {
   readonly dial: Dialer;
   /** Whether `dial` finds the agent of a request that names none. Default `false`: such a request is refused. */
   readonly findsAgent?: boolean;
+  /** Resolves when an agent may be looked for that is about to connect; `undefined`: at once. Default: at once. */
+  readonly whenExpected?: (agentId: string) => Promise<void> | undefined;
   /** What `dial` connects to, for the log. */
   readonly upstreamRole: string;
   readonly trusted?: TrustedProxies;
@@ -236,6 +238,8 @@ export class ClientSession {
     const chosen = chooseAgent(request, this.context, record);
     const { credentials, destination } = chosen;
     record.network = network === "udp" ? network : undefined;
+    const expected = this.context.whenExpected?.(chosen.identity.agentId);
+    if (expected !== undefined) await expected;
     using grant = request.isOperators ? undefined : authorize(this.context, chosen, network);
     const identity = grant ? { ...chosen.identity, signal: anyOf(chosen.identity.signal, grant.signal) } : chosen.identity;
     const tunnel = this.#permit?.open(identity, network, grant?.quotas);

@@ -53,6 +53,11 @@ export interface Frontend {
    * `timeoutMs`, or until `until` resolves.
    */
   drain(timeoutMs: number, until?: Promise<void>): Promise<void>;
+  /**
+   * Serves the clients that it has to their end, `timeoutMs` at most, while another process accepts new ones. {@link drain} and {@link close}
+   * end it earlier.
+   */
+  outlive(timeoutMs: number): Promise<void>;
   /** Stops accepting and resets all clients. */
   close(): void;
   /** Resolves when the last client has gone after {@link close}. */
@@ -65,6 +70,8 @@ const DROPPED_RATE = { bytesPerSecond: 64 << 20, burst: 8 << 20 };
 /** What became of a request: it was served to its end, or refused. */
 type RequestEnd = "served" | ConnectionEnd;
 
+/** Time in milliseconds for the requests of clients that have connected before another process accepts; as the network gives them. */
+const LAST_REQUESTS_MS = 10_000;
 /** Time in milliseconds that clients get that were accepted just before a drain ends. */
 const LAST_CLIENTS_GRACE_MS = 500;
 
@@ -264,6 +271,25 @@ export function startFrontend(options: FrontendOptions): Frontend {
     for (const { listener } of listeners) listener.close();
     for (const client of clients.keys()) client.reset(1);
   };
+  const drain = async (timeoutMs: number, until?: Promise<void>): Promise<void> => {
+    const startedAt = performance.now();
+    startDraining();
+    {
+      using unused = whenNone(() => clients.size - lingering.size);
+      await withTimeout(timeoutMs, until ? Promise.race([until, unused.reached]) : unused.reached);
+    }
+    for (const { listener } of listeners) listener.stopAccepting();
+    stopLingering();
+    let timer = setTimeout(() => {
+      if (timeoutMs === 0) return close();
+      const end = now();
+      for (const [client, { startedAt }] of clients) if (end - startedAt > LAST_CLIENTS_GRACE_MS) client.reset(1);
+      timer = setTimeout(close, LAST_CLIENTS_GRACE_MS);
+    }, Math.max(0, timeoutMs - (performance.now() - startedAt)));
+    await done;
+    clearTimeout(timer);
+    for (const { listener } of listeners) listener.close();
+  };
   return {
     add,
     allow: (list) => void (context.allowList = list),
@@ -276,25 +302,11 @@ export function startFrontend(options: FrontendOptions): Frontend {
     get datagramsDropped() {
       return [...datagrams.listeners].reduce((sum, { dropped }) => sum + dropped, datagrams.droppedBefore);
     },
-    async drain(timeoutMs, until) {
-      const startedAt = performance.now();
-      startDraining();
-      {
-        using unused = whenNone(() => clients.size - lingering.size);
-        await withTimeout(timeoutMs, until ? Promise.race([until, unused.reached]) : unused.reached);
-      }
-      for (const { listener } of listeners) listener.stopAccepting();
-      stopLingering();
-      let timer = setTimeout(() => {
-        if (timeoutMs === 0) return close();
-        const end = now();
-        for (const [client, { startedAt }] of clients) if (end - startedAt > LAST_CLIENTS_GRACE_MS) client.reset(1);
-        timer = setTimeout(close, LAST_CLIENTS_GRACE_MS);
-      }, Math.max(0, timeoutMs - (performance.now() - startedAt)));
-      await done;
-      clearTimeout(timer);
-      for (const { listener } of listeners) listener.close();
+    async outlive(timeoutMs) {
+      await withTimeout(Math.min(LAST_REQUESTS_MS, timeoutMs), done);
+      await drain(timeoutMs, Promise.resolve());
     },
+    drain,
     close,
     done,
   };

@@ -73,7 +73,7 @@ export interface ListenAllOptions extends Pick<ListenOptions, "tls" | "links"> {
 /** What a service decides about its frontend. */
 export type ServeOptions = Pick<
   FrontendOptions,
-  "upstreamRole" | "authenticator" | "allowList" | "policy" | "labelsOf" | "dial" | "audit" | "tracer"
+  "upstreamRole" | "authenticator" | "allowList" | "policy" | "labelsOf" | "whenExpected" | "dial" | "audit" | "tracer"
 >;
 
 /** A listener, and what is needed to renew its certificate and to warn. */

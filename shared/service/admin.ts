@@ -38,10 +38,16 @@ export class Admin {
 
   /**
    * Listens where the options say; `undefined` if they name nothing. Without a host, an address is on loopback.
+   * @param hasPredecessor whether another process has the socket, until {@link takeOver}
    * @throws {ConfigError}
    * @throws {NetError} as `listenTcp` of the network
    */
-  static async open(options: AdminOptions & OperatorOptions, net: Net, log: Logger): Promise<Admin | undefined> {
+  static async open(
+    options: AdminOptions & OperatorOptions,
+    net: Net,
+    log: Logger,
+    hasPredecessor = false,
+  ): Promise<Admin | undefined> {
     const { listenAddress, socket, hosts } = options;
     const operators = await openOperators(options, log);
     if (!listenAddress && !socket) return undefined;
@@ -58,12 +64,18 @@ export class Admin {
       });
     }
     try {
-      if (socket) admin.#unix = await listenUnix(socket, "--admin.socket", (connection) => void admin.#serveLocal(socket, connection));
+      const serveLocal = (connection: Connection) => void admin.#serveLocal(socket!, connection);
+      if (socket) admin.#unix = await listenUnix(socket, "--admin.socket", serveLocal, hasPredecessor);
     } catch (error) {
       tcp?.close();
       throw error;
     }
     return admin;
+  }
+
+  /** Takes the socket over from a predecessor. */
+  async takeOver(): Promise<void> {
+    await this.#unix?.publish();
   }
 
   /** The TCP address bound. */

@@ -86,6 +86,8 @@ export interface AuditOptions {
   /** Name of the service, in each record. */
   readonly service: string;
   readonly log: Logger;
+  /** Whether an earlier process may still have tunnels open in the file, whose ends it writes itself. Default `false`. */
+  readonly hasPredecessor?: boolean;
   /** Called with the number of records written or lost. */
   readonly count?: (outcome: "written" | "lost", records: number) => void;
 }
@@ -113,6 +115,8 @@ export class AuditLog {
   #isTorn: boolean;
   #hasFailed = false;
   #isRotated = false;
+  /** Another process appends to the file, too. */
+  #isShared: boolean;
   readonly #closing = new AbortController();
 
   private constructor(options: AuditOptions, file: FileHandle, size: number, isTorn: boolean) {
@@ -120,6 +124,7 @@ export class AuditLog {
     this.#file = file;
     this.#size = size;
     this.#isTorn = isTorn;
+    this.#isShared = options.hasPredecessor ?? false;
     this.#timer = setInterval(() => void this.reopen(), ROTATION_INTERVAL_MS);
     this.#timer.unref();
   }
@@ -133,7 +138,7 @@ export class AuditLog {
     try {
       const { size } = await file.stat();
       const isTorn = size > 0 && (await file.read(new Uint8Array(1), 0, 1, size - 1)).buffer[0] !== NEWLINE;
-      const unfinished = size > 0 ? await readUnfinished(options.file) : []; // a device has no size
+      const unfinished = size > 0 && !options.hasPredecessor ? await readUnfinished(options.file) : []; // a device has no size
       const audit = new AuditLog(options, file, size, isTorn);
       for (const tunnel of unfinished) audit.#put("end", { ...tunnel, outcome: "lost", reason: "the process ended without a record" });
       return audit;
@@ -154,6 +159,11 @@ export class AuditLog {
     if (isQueued && await this.#batch.promise) return;
     this.#unfinished.delete(start.tunnel);
     throw new TunnelError("proxy_internal_error", "The audit log cannot be written");
+  }
+
+  /** Another process appends to the file from now on, too. */
+  share(): void {
+    this.#isShared = true;
   }
 
   /** Records the end of a tunnel that was started. */
@@ -246,7 +256,7 @@ export class AuditLog {
   async #takeBack(): Promise<void> {
     try {
       const { size } = await this.#file.stat();
-      if (size > this.#size) return await this.#file.truncate(this.#size);
+      if (size > this.#size && !this.#isShared) return await this.#file.truncate(this.#size);
       this.#size = size; // another program has truncated it, or it is a device
       this.#isTorn = size > 0;
     } catch {

@@ -18,11 +18,12 @@ import type { TracingOptions } from "../tracing/options.ts";
 import { openTracer } from "../tracing/otlp.ts";
 import type { Tracer } from "../tracing/span.ts";
 import type { ClusterOptions } from "../config/cluster_options.ts";
-import type { AdminOptions } from "../config/common_options.ts";
+import type { AdminOptions, HandoverOptions } from "../config/common_options.ts";
 import { AuditLog } from "./audit.ts";
 import { Admin } from "./admin.ts";
 import type { ServiceOperations } from "./api/operations.ts";
 import type { ServiceName } from "./api/types.ts";
+import { type HandoverDeps, type HandoverState, Predecessor, Successors } from "./handover.ts";
 import { Health } from "./health.ts";
 import { Activity } from "./live/activity.ts";
 import { CertificateExpiry } from "./certificate_expiry.ts";
@@ -60,17 +61,25 @@ export interface Drain {
 }
 
 /**
- * Starts a service: `start` opens what it needs in the runtime. When `start` fails, everything it opened is closed.
+ * Starts a service: `start` opens what it needs in the runtime. When `start` fails, everything it opened is closed. If a process listens at
+ * `handover.socket`, the service takes over from it once it has started, and from then on another process can take over from it.
  * @throws what `start` throws
+ * @throws {ConfigError} if the socket cannot be used
+ * @throws {Error} if the other process refuses
  */
 export async function startService<T>(
   name: ServiceName,
   deps: ServiceDeps,
   start: (runtime: ServiceRuntime) => Promise<T>,
+  handover?: Pick<HandoverOptions, "socket">,
 ): Promise<T> {
   const resources = new ResourceStack();
   try {
-    return await start(new ServiceRuntime(name, deps, resources));
+    const runtime = new ServiceRuntime(name, deps, resources);
+    if (handover?.socket !== undefined) await runtime.findPredecessor(handover.socket);
+    const service = await start(runtime);
+    await runtime.completeHandover();
+    return service;
   } catch (error) {
     await resources.disposeAsync().catch(() => {}); // the first error is the cause
     throw error;
@@ -88,11 +97,22 @@ export class ServiceRuntime {
   readonly activity: Activity;
   /** Resolves when the service has closed. */
   readonly closed: Promise<void>;
+  /** Resolves when another process has taken over, and this one only finishes what is open. */
+  readonly handedOver: Promise<void>;
   readonly limitReporter: LimitReporter;
   /** Limits log lines that unauthenticated peers can cause. */
   readonly logLimit: LogLimit;
   /** Describes the service's state in one line, for the supervisor. */
   describe?: () => string;
+  /** Passed on to a process that takes over. */
+  handoverState: HandoverState = {};
+  /** Finishes what is open when another process has taken over, and calls `settle` when nothing more can move there. Required for a hand-over. */
+  onHandedOver?: (settle: () => void) => Promise<void>;
+  #predecessor?: Predecessor;
+  #handover?: HandoverDeps;
+  #isSettled = true;
+  #isHandedOver = false;
+  readonly #supervisor?: Supervisor;
   readonly #resources: ResourceStack;
   readonly #reloads: (() => Promise<void> | void)[] = [];
   readonly #tlsReloads: (() => Promise<void>)[] = [];
@@ -102,6 +122,7 @@ export class ServiceRuntime {
   readonly #logLevel?: LogLevelControl;
   readonly #startedAt = new Date();
   #resolveClosed: () => void = () => {};
+  #resolveHandedOver: () => void = () => {};
   #authenticator?: Authenticator;
   #audit?: AuditLog;
   #admin?: Admin;
@@ -117,8 +138,10 @@ export class ServiceRuntime {
   ) {
     this.#resources = resources;
     this.#name = name;
+    this.#supervisor = supervisor;
     this.#logLevel = logLevel;
     this.closed = new Promise((resolve) => this.#resolveClosed = resolve);
+    this.handedOver = new Promise((resolve) => this.#resolveHandedOver = resolve);
     if (ownsNet) this.defer(() => net.close());
     this.net = net;
     this.log = isolateLogger(log);
@@ -136,6 +159,51 @@ export class ServiceRuntime {
     this.#expiry = this.adopt(new CertificateExpiry(this.log, this.health), (expiry) => expiry.close());
     this.activity = this.adopt(new Activity(net), (activity) => activity.close());
     this.logLimit = this.adopt(new LogLimit({ log: this.log }), (limit) => limit.close());
+  }
+
+  /** The process that this one takes over from, if any. */
+  get predecessor(): Predecessor | undefined {
+    return this.#predecessor;
+  }
+
+  /** Whether another process serves, and this one finishes what is open. */
+  get isHandedOver(): boolean {
+    return this.#isHandedOver;
+  }
+
+  /** @throws {ConfigError | Error} as `find` of {@link Predecessor} */
+  async findPredecessor(path: string): Promise<void> {
+    const { handover: sockets } = this.net;
+    if (sockets === undefined) throw new ConfigError("Cannot use --handover.socket: this network has no sockets of the system");
+    this.#handover = { path, sockets, service: this.#name, log: this.log };
+    this.#predecessor = await Predecessor.find(this.#handover);
+  }
+
+  /** @throws {ConfigError | Error} as `takeOver` of {@link Predecessor} and `listen` of {@link Successors} */
+  async completeHandover(): Promise<void> {
+    if (this.#handover === undefined) return;
+    const predecessor = this.#predecessor;
+    if (predecessor) {
+      this.#isSettled = false;
+      void predecessor.settled.then(() => this.#isSettled = true);
+      await predecessor.takeOver();
+      await this.#admin?.takeOver();
+    }
+    const refusal = () =>
+      this.#isDraining ? "it is stopping" : this.#isSettled ? undefined : "it has not finished taking over from another process";
+    const successors = await Successors.listen(this.#handover, {
+      state: this.handoverState,
+      refusal,
+      released: (pid) => {
+        this.#isHandedOver = true;
+        this.#resolveHandedOver();
+        this.#audit?.share();
+        if (pid !== undefined) this.#supervisor?.handedOver(pid);
+      },
+      finish: (settle) =>
+        this.drain({ fields: { reason: "another process has taken over" }, delayMs: 0, finish: () => this.onHandedOver!(settle) }),
+    });
+    this.adopt(successors, (own) => own.close());
   }
 
   /** Calls `close` when the service closes, before what was opened earlier is closed. */
@@ -192,7 +260,10 @@ export class ServiceRuntime {
     }
     const count = this.metrics.outcomes("reverse_http_audit_records_total", "Records for the audit log: written or lost.");
     try {
-      const audit = this.adopt(await AuditLog.open({ file, strict, service: this.#name, log: this.log, count }), (own) => own.close());
+      const audit = this.adopt(
+        await AuditLog.open({ file, strict, service: this.#name, log: this.log, count, hasPredecessor: this.#predecessor !== undefined }),
+        (own) => own.close(),
+      );
       this.#reloads.push(() => audit.reopen());
       this.#audit = audit;
       return audit;
@@ -222,7 +293,7 @@ export class ServiceRuntime {
    * @throws {NetError} as `listenTcp` of the network
    */
   async listenAdmin(options: AdminOptions & OperatorOptions): Promise<void> {
-    this.#admin = await Admin.open(options, this.net, this.log);
+    this.#admin = await Admin.open(options, this.net, this.log, this.#predecessor !== undefined);
     if (this.#admin) this.adopt(this.#admin, (admin) => admin.close());
   }
 

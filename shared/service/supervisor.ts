@@ -14,6 +14,8 @@ export interface Supervisor {
   reloading(): void;
   /** The program stops within `withinMs` milliseconds; the manager's timeout is extended by that. */
   stopping(withinMs: number): void;
+  /** Another process, which serves, is the main one from now on; this one sends nothing more. */
+  handedOver(pid: number): void;
   /** Sets the status line. Sent only when it has changed. */
   status(text: string): void;
   /** The program runs. May be called at any rate: it is sent twice per timeout. */
@@ -40,7 +42,9 @@ export function createSupervisor(options: SupervisorOptions): Supervisor | undef
   if (!socket) return undefined;
   const watchdogMs = watchdogOf(options);
   let [failed, lastStatus, sentAt] = [false, "", -Infinity];
+  let isMain = true;
   const send = (message: string): void => {
+    if (!isMain) return;
     const problem = notify(socket, message);
     if (problem !== undefined && !failed) log.warn("cannot notify the service manager", { socket, reason: problem });
     failed = problem !== undefined;
@@ -51,6 +55,10 @@ export function createSupervisor(options: SupervisorOptions): Supervisor | undef
     // in one message: see sd_notify(3)
     reloading: () => send(`RELOADING=1\nMONOTONIC_USEC=${monotonicUs()}`),
     stopping: (withinMs) => send(`STOPPING=1\nEXTEND_TIMEOUT_USEC=${Math.ceil(withinMs) * 1_000}`),
+    handedOver(pid) {
+      send(`MAINPID=${pid}\nREADY=1`);
+      isMain = false;
+    },
     status(text) {
       if (text === lastStatus) return;
       lastStatus = text;

@@ -4,7 +4,7 @@ import { Buffer } from "node:buffer";
 import { createServer, type Socket } from "node:net";
 import { ConfigError } from "../config/option.ts";
 import { describeWriteError } from "../files/read.ts";
-import { bindSocket, examineSocket } from "../files/unix_socket.ts";
+import { examineSocket, prepareServer } from "../files/unix_socket.ts";
 import { endOfHead } from "../http/head.ts";
 import { NetError } from "../net/errors.ts";
 import type { Connection } from "./http_server.ts";
@@ -17,6 +17,8 @@ const MAX_CONNECTIONS = 64;
 /** Delivers connections until it is closed. */
 export interface UnixListener {
   readonly path: string;
+  /** Takes the path over from a predecessor, which has it until then. */
+  publish(): Promise<void>;
   /** Ends all connections, and removes the socket. */
   close(): Promise<void>;
 }
@@ -24,14 +26,22 @@ export interface UnixListener {
 /**
  * Listens on `path`. A socket that no process listens on is replaced.
  * @param option for errors
+ * @param hasPredecessor whether a process may listen there: the socket is then not reachable until it is published
  * @throws {ConfigError} if the path cannot be used
  * @throws {NetError} `address-in-use`
  */
-export async function listenUnix(path: string, option: string, serve: (connection: Connection) => void): Promise<UnixListener> {
+export async function listenUnix(
+  path: string,
+  option: string,
+  serve: (connection: Connection) => void,
+  hasPredecessor = false,
+): Promise<UnixListener> {
   const refuse = (why: string, cause?: unknown) => new ConfigError(`Cannot use ${option} ${JSON.stringify(path)}: ${why}`, { cause });
   const existing = await examineSocket(path);
   if (existing === "file") throw refuse("there is a file that is no socket");
-  if (existing === "in-use") throw new NetError("address-in-use", `Cannot listen on ${path}: another process listens there`);
+  if (existing === "in-use" && !hasPredecessor) {
+    throw new NetError("address-in-use", `Cannot listen on ${path}: another process listens there`);
+  }
   const sockets = new Set<Socket>();
   const server = createServer({ allowHalfOpen: true }, (socket) => {
     sockets.add(socket);
@@ -40,11 +50,17 @@ export async function listenUnix(path: string, option: string, serve: (connectio
     void readHead(socket).then((connection) => connection && serve(connection)); // never rejects
   });
   server.maxConnections = MAX_CONNECTIONS;
-  const remove = await bindSocket(server, path).catch((cause) => {
+  const failed = (cause: unknown) => {
+    server.close();
     throw refuse(describeWriteError(cause), cause);
-  });
+  };
+  const prepared = await prepareServer(server, path).catch(failed);
+  let remove = () => prepared.discard();
+  const publish = async () => void (remove = await prepared.publish().catch(failed));
+  if (!hasPredecessor) await publish();
   return {
     path,
+    publish,
     async close() {
       for (const socket of sockets) socket.destroy();
       const closed = new Promise<void>((resolve) => server.close(() => resolve()));

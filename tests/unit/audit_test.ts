@@ -74,6 +74,20 @@ describe("the audit log", () => {
     assert.deepEqual(ends, [["1", undefined], ["2", "lost"], ["3", "lost"], ["4", "completed"], ["5", "broken"]]);
   });
 
+  it("leaves the ends of a process to that process while it runs", async () => {
+    using folder = new Folder();
+    const { audit: earlier, file } = await openIn(folder);
+    await earlier.start({ id: "a", tunnel: "a", ...START });
+    earlier.share();
+    const { audit: later } = await openIn(folder, { hasPredecessor: true });
+    await later.start({ id: "b", tunnel: "b", ...START });
+    later.end({ id: "b", tunnel: "b", outcome: "completed" });
+    await later.close();
+    earlier.end({ id: "a", tunnel: "a", outcome: "completed" });
+    await earlier.close();
+    assert.deepEqual(events(file).toSorted(), ["end a completed", "end b completed", "start a", "start b"]);
+  });
+
   it("ends tunnels that are open when it is closed", async () => {
     using folder = new Folder();
     const { audit, file } = await openIn(folder);

@@ -168,7 +168,7 @@ describe("program", () => {
     assert.deepEqual(process.exits, [0]);
   });
 
-  it("ignores SIGHUP before it runs, and SIGUSR1 and SIGUSR2 always", async () => {
+  it("ignores SIGHUP before it runs, SIGUSR1 always, and SIGUSR2 without a socket for a hand-over", async () => {
     let begun!: () => void;
     let finish!: () => void;
     const starting = new Promise<void>((resolve) => begun = resolve);

@@ -46,6 +46,15 @@ describe("a supervisor", () => {
     ]);
   });
 
+  it("is notified of the process that has taken over, and of nothing more", () => {
+    const { supervisor, told } = bench({ NOTIFY_SOCKET: SOCKET, WATCHDOG_USEC: "1000" });
+    supervisor!.handedOver(8);
+    supervisor!.alive();
+    supervisor!.status("one");
+    supervisor!.stopping(1);
+    assert.deepEqual(told, ["MAINPID=8\nREADY=1"]);
+  });
+
   it("is notified twice in WATCHDOG_USEC that the program runs", () => {
     const { supervisor, told, clock } = bench({ NOTIFY_SOCKET: SOCKET, WATCHDOG_USEC: "2000000" });
     assert.equal(supervisor!.watchdogMs, 2_000);

@@ -1,6 +1,6 @@
 // The unix socket of the admin server: who can open it, what replaces it, and what is read from it.
 import assert from "node:assert/strict";
-import { existsSync, statSync, writeFileSync } from "node:fs";
+import { existsSync, readdirSync, statSync, writeFileSync } from "node:fs";
 import { connect } from "node:net";
 import { join } from "node:path";
 import { describe, it } from "node:test";
@@ -11,7 +11,7 @@ import { Folder } from "../../testing/programs.ts";
 import { within } from "../conformance/support.ts";
 
 /** Answers with what it was asked. */
-async function listen(path: string): Promise<UnixListener> {
+async function listen(path: string, hasPredecessor = false): Promise<UnixListener> {
   return await listenUnix(
     path,
     "--admin.socket",
@@ -22,6 +22,7 @@ async function listen(path: string): Promise<UnixListener> {
         async (request, { isLocal, host }) =>
           Response.json({ method: request.method, path: new URL(request.url).pathname, body: await request.text(), isLocal, host }),
       ),
+    hasPredecessor,
   );
 }
 
@@ -47,6 +48,24 @@ describe("the unix socket", () => {
     assert.equal(body.length, 10_008);
     await listener.close();
     assert.ok(!existsSync(path));
+  });
+
+  it("is another process's until it is published", async () => {
+    using folder = new Folder();
+    const path = join(folder.path, "admin.sock");
+    const before = await listen(path);
+    const { ino } = statSync(path);
+    const failed = await listen(path, true);
+    await failed.close();
+    assert.equal(statSync(path).ino, ino);
+    const after = await listen(path, true);
+    await after.publish();
+    assert.notEqual(statSync(path).ino, ino);
+    assert.equal(statSync(path).mode & 0o777, 0o600);
+    await before.close();
+    await (await clientOf(path)).get("status");
+    await after.close();
+    assert.deepEqual(readdirSync(folder.path), []);
   });
 
   it("replaces one without a listener, and neither one in use nor another file", async () => {

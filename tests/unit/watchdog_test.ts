@@ -40,6 +40,7 @@ describe("the watchdog", () => {
         ready() {},
         reloading() {},
         stopping() {},
+        handedOver() {},
         status: (text) => told.push(text),
         alive: () => told.push("alive"),
       },
@@ -68,7 +69,7 @@ describe("the watchdog", () => {
       log: new LogBook(),
       networkStalledMs: () => networkMs,
       onStall: (_, ms) => counted.push(ms),
-      supervisor: { watchdogMs: 40, ready() {}, reloading() {}, stopping() {}, status() {}, alive() {} },
+      supervisor: { watchdogMs: 40, ready() {}, reloading() {}, stopping() {}, handedOver() {}, status() {}, alive() {} },
     });
     assert.equal(await counted.next(), 5_000);
     networkMs = 1_200;
