@@ -229,6 +229,8 @@ export interface ProxyOptions {
     directory?: string;
     /** `--acme.profile`: Profile of the certificate that the authority offers, such as shortlived; by default the authority chooses. */
     profile?: string;
+    /** `--acme.challenge`: How control of the names is proved, unless by acme.dns-command: at acme.http-listen-address (http-01), or at the TLS ports of clients and of forwards with network=https, one of which must be reached at port 443 of each name (tls-alpn-01). Default: `"http-01"`. */
+    challenge?: "http-01" | "tls-alpn-01";
     /** `--acme.http-listen-address`: TCP address that answers the authority's HTTP-01 challenges, and nothing else. It must be reached at port 80 of each name. Default: `":80"`. */
     httpListenAddress?: string;
     /** `--acme.dns-command`: Program that proves control of the names by DNS-01 instead, called as PROGRAM present|cleanup NAME VALUE for a TXT record; needed for wildcards. */

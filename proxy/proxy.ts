@@ -183,7 +183,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     runtime.refreshTls(tls.agents, options.agentServer.tls.refresh, (renewed) => {
       for (const listener of Object.values(listeners)) listener.setTls(renewed);
     });
-    await acme?.start(runtime, store && { store, ttlMs: options.store.ttl });
+    await acme?.start(runtime, (challenges) => clients.setChallenges(challenges), store && { store, ttlMs: options.store.ttl });
     runtime.describe = () => `${runtime.isDraining ? "Draining" : "Serving"}: ${agents.size} agents, ${frontend.open} clients`;
     const { address: agentAddress } = listeners.quic;
     const agentTcpAddress = listeners.tls && (listeners.tls.address || clientAddress);

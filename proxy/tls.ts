@@ -91,6 +91,11 @@ async function openAll(
   if (acme && !hasNoFiles(agentServer.tls) && !(httpProxy.tls.enable && hasNoFiles(httpProxy.tls))) {
     throw new ConfigError("Cannot use --acme.domain: agents and clients get the certificates of --agent-server.tls and --http-proxy.tls");
   }
+  if (acme && options.acme.challenge === "tls-alpn-01" && !httpProxy.tls.enable && forward.every(({ network }) => network !== "https")) {
+    throw new ConfigError(
+      "Cannot use --acme.challenge tls-alpn-01: there is no TLS port to answer at; set --http-proxy.tls.enable, or a --forward with network=https",
+    );
+  }
   const managedFile = acme?.certificateFile;
   const clients = await openClientTls(options, { ...deps, managedFile, selfSigned: acme && selfSigned });
   const forwards = await openForwardTls(forward, clients, deps);

@@ -158,7 +158,7 @@ export class AcmeServer {
         return answer(200, {
           status: order!.status === "pending" ? "pending" : order!.status === "invalid" ? "invalid" : "valid",
           identifier: { type: "dns", value: order!.names[Number(item)]!.replace("*.", "") },
-          challenges: ["http-01", "dns-01"].map((type) => ({
+          challenges: ["http-01", "tls-alpn-01", "dns-01"].map((type) => ({
             type,
             token: `token-${number}-${item}`,
             url: `${base}/challenge/${number}/${item}?${type}`,

@@ -4,7 +4,7 @@ import { CertificateIdentities, type MtlsOptions } from "../auth/certificate_ide
 import { clientScheme } from "../auth/scheme.ts";
 import { ClientLimits } from "../limits/client_limits.ts";
 import type { ClientLimitValues } from "../limits/options.ts";
-import type { ClientListener, ServerTls, SessionListener, TcpListener, UdpListener } from "../net/types.ts";
+import type { ClientListener, HostTls, ServerTls, SessionListener, TcpListener, UdpListener } from "../net/types.ts";
 import type { ServiceRuntime } from "../service/runtime.ts";
 import type { Reloadable } from "../tls/reloadable_tls.ts";
 import { TrustedProxies } from "./client_address.ts";
@@ -87,6 +87,8 @@ export class ServiceFrontend {
   readonly #listeners = new Set<OpenListener>();
   readonly limits: ClientLimits;
   #frontend?: Frontend;
+  /** Certificates that answer challenges at all TLS ports. */
+  #challenges: readonly HostTls[] = [];
 
   constructor(runtime: ServiceRuntime, options: ServiceFrontendOptions, deps: ServiceFrontendDeps) {
     const { net, log, limitReporter: reports } = runtime;
@@ -118,14 +120,21 @@ export class ServiceFrontend {
   async listen({ address, option, tls, protocol, socks, links }: ListenOptions): Promise<TcpListener> {
     const listener = await this.#runtime.net.listenTcp({
       address,
-      tls: tls?.current,
+      tls: tls && { ...tls.current, challenges: this.#challenges },
       preamble: socks === undefined ? protocol.preamble : "http-or-socks5",
       links,
       maxPendingHeads: this.limits.pendingRequests,
       pendingHeadsPerAddress: this.limits.pendingRequestsPerAddress,
       proxyProtocol: networksOf(this.#options.httpProxy.proxyProtocol),
     });
-    this.#add({ listener, option, tls, protocol, socks, setTls: (renewed) => listener.setTls(renewed) });
+    this.#add({
+      listener,
+      option,
+      tls,
+      protocol,
+      socks,
+      setTls: (renewed) => listener.setTls({ ...renewed, challenges: this.#challenges }),
+    });
     return listener;
   }
 
@@ -148,6 +157,12 @@ export class ServiceFrontend {
   update({ limits, httpProxy: { hostWhitelist } }: Pick<ServiceFrontendOptions, "limits" | "httpProxy">): void {
     this.limits.update(limits);
     this.#frontend?.allow(createAllowList(hostWhitelist));
+  }
+
+  /** Sets the certificates with which all TLS ports answer the challenges of an ACME authority. */
+  setChallenges(challenges: readonly HostTls[]): void {
+    this.#challenges = challenges;
+    for (const { tls, setTls } of this.#listeners) if (tls) setTls?.(tls.current);
   }
 
   /** Closes a listener and frees its address. Its clients are served to their end. */

@@ -4,6 +4,8 @@ import type { StateDirectory } from "../files/state_directory.ts";
 import { type AcmeOptions, checkAcmeOptions } from "../tls/acme/options.ts";
 import { Orderer } from "../tls/acme/orderer.ts";
 import { checkCommand, createCommandSolver, HttpSolver, type SharedStore } from "../tls/acme/solvers.ts";
+import type { Solver } from "../tls/acme/client.ts";
+import { type TlsAlpnOptions, TlsAlpnSolver } from "../tls/acme/tls_alpn.ts";
 import { AcmeState } from "../tls/acme/state.ts";
 import { readCertificates } from "../tls/pem.ts";
 import { readPemFile } from "../tls/reloadable_tls.ts";
@@ -19,9 +21,10 @@ export interface Acme {
   readonly certificateFile: string;
   /**
    * Listens for challenges, and orders certificates until the service closes. `shared` is for proxies that answer each other's challenges.
+   * @param useChallenges sets the certificates with which the service's TLS ports answer challenges
    * @throws {NetError} as `listenTcp` of the network
    */
-  start(runtime: ServiceRuntime, shared?: SharedStore): Promise<void>;
+  start(runtime: ServiceRuntime, useChallenges: TlsAlpnOptions["use"], shared?: SharedStore): Promise<void>;
 }
 
 /**
@@ -44,19 +47,27 @@ export async function openAcme(options: AcmeOptions, { path }: StateDirectory, i
   if (!isCheck) await state.open();
   return {
     certificateFile: state.certificateFile,
-    async start(runtime, shared) {
+    async start(runtime, use, shared) {
       const { log, health, metrics } = runtime;
       const stopping = new AbortController();
+      const { signal } = stopping;
+      const { domain: names, challenge, dnsCommand, httpListenAddress } = options;
+      let solver: Solver;
+      if (dnsCommand !== undefined) solver = createCommandSolver(dnsCommand, log, signal);
+      else if (challenge === "http-01") solver = await listenForChallenges(runtime, httpListenAddress, new HttpSolver(log, shared));
+      else {
+        const answering = solver = new TlsAlpnSolver({ names, use, shared, log, signal });
+        const polling = answering.run(); // never rejects
+        runtime.defer(() => polling);
+      }
       const orderer = new Orderer({
         options,
         ca,
         state,
-        solver: options.dnsCommand === undefined
-          ? await listenForChallenges(runtime, options.httpListenAddress, new HttpSolver(log, shared))
-          : createCommandSolver(options.dnsCommand, log, stopping.signal),
+        solver,
         shared,
         log,
-        signal: stopping.signal,
+        signal,
         onState: (problem) => problem === undefined ? health.setReady("certificate") : health.setUnready("certificate", problem),
         onOrder: metrics.outcomes("reverse_http_acme_orders_total", "Orders of certificates by ACME: issued or failed."),
         onCertificate: () => runtime.reloadTls(),

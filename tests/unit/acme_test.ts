@@ -30,6 +30,7 @@ const NONE: AcmeOptions = {
   email: undefined,
   directory: "https://authority.example/directory",
   profile: undefined,
+  challenge: "http-01",
   httpListenAddress: ":80",
   dnsCommand: undefined,
   file: { rootCa: undefined },
@@ -75,6 +76,7 @@ class Setting {
         email: undefined,
         directory: this.server.directory,
         profile: undefined,
+        challenge: "http-01",
         httpListenAddress: ":80",
         dnsCommand: undefined,
         file: { rootCa: undefined },
@@ -412,6 +414,9 @@ describe("options of ACME", () => {
     [{ dnsCommand: "x" }, /--acme\.dns-command: --acme\.domain is not set/],
     [{ domain: ["*.a.example"] }, /wildcards by DNS only; set --acme\.dns-command/],
     [{ domain: ["192.0.2.1"], dnsCommand: "x" }, /has 192\.0\.2\.1, and addresses are validated by HTTP only/],
+    [{ challenge: "tls-alpn-01" }, /--acme\.challenge: --acme\.domain is not set/],
+    [{ domain: ["a.example"], challenge: "tls-alpn-01", dnsCommand: "x" }, /--acme\.dns-command: --acme\.challenge is tls-alpn-01/],
+    [{ domain: ["192.0.2.1"], challenge: "tls-alpn-01" }, /192\.0\.2\.1: addresses are validated by HTTP only/],
     [{ domain: ["a.example"], eab: { keyId: "1", hmacKey: undefined } }, /--acme\.eab\.key-id: --acme\.eab\.hmac-key is required/],
   ];
   it("take a key of an account in base64url alone, and never quote it", () => {

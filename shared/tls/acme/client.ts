@@ -23,7 +23,7 @@ export class AcmeError extends Error {
 
 /** How control of a name is proved. */
 export interface Solver {
-  readonly type: "http-01" | "dns-01";
+  readonly type: "http-01" | "tls-alpn-01" | "dns-01";
   /**
    * Publishes what the authority looks for. `name` is without `*.`.
    * @throws {Error}

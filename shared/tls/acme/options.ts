@@ -25,6 +25,14 @@ export const acmeOptions = defineOptions({
     kind: "string",
     description: "Profile of the certificate that the authority offers, such as shortlived; by default the authority chooses.",
   },
+  "acme.challenge": {
+    kind: "string",
+    default: "http-01",
+    choices: ["http-01", "tls-alpn-01"],
+    description:
+      "How control of the names is proved, unless by acme.dns-command: at acme.http-listen-address (http-01), or at the TLS ports of clients and " +
+      "of forwards with network=https, one of which must be reached at port 443 of each name (tls-alpn-01).",
+  },
   "acme.http-listen-address": {
     kind: "address",
     default: ":80",
@@ -59,11 +67,12 @@ function nameProblem(name: string): string | undefined {
  * Checks options that depend on each other.
  * @throws {ConfigError}
  */
-export function checkAcmeOptions({ domain, email, profile, dnsCommand, file, eab }: AcmeOptions): void {
+export function checkAcmeOptions({ domain, email, profile, challenge, dnsCommand, file, eab }: AcmeOptions): void {
   if (domain.length === 0) {
     const given = {
       email,
       profile,
+      challenge: challenge === "http-01" ? undefined : challenge,
       "dns-command": dnsCommand,
       "file.root-ca": file.rootCa,
       "eab.key-id": eab.keyId,
@@ -79,6 +88,12 @@ export function checkAcmeOptions({ domain, email, profile, dnsCommand, file, eab
   const address = domain.find((name) => isIP(name));
   if (address !== undefined && dnsCommand !== undefined) {
     throw new ConfigError(`Cannot use --acme.dns-command: --acme.domain has ${address}, and addresses are validated by HTTP only`);
+  }
+  if (challenge === "tls-alpn-01" && dnsCommand !== undefined) {
+    throw new ConfigError("Cannot use --acme.dns-command: --acme.challenge is tls-alpn-01");
+  }
+  if (challenge === "tls-alpn-01" && address !== undefined) {
+    throw new ConfigError(`Cannot use --acme.domain ${address}: addresses are validated by HTTP only; leave out --acme.challenge`);
   }
   if ((eab.keyId === undefined) !== (eab.hmacKey === undefined)) {
     const [given, missing] = eab.keyId === undefined ? ["hmac-key", "key-id"] : ["key-id", "hmac-key"];
