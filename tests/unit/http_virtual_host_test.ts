@@ -16,6 +16,7 @@ import type { Duplex, Net } from "../../shared/net/types.ts";
 import { CredentialsError, TunnelError } from "../../shared/tunnel/errors.ts";
 import type { TunnelRequest } from "../../shared/tunnel/request.ts";
 import { ask, connectTo, LogBook, Queue, readUntil, withNet } from "../../testing/network.ts";
+import { RecordingTracer, TRACE_ID } from "../../testing/tracer.ts";
 import { bytes, readText, within } from "../conformance/support.ts";
 import { recordDials } from "./tunnels.ts";
 
@@ -95,6 +96,25 @@ describe("a client of virtual hosts", () => {
       assert.deepEqual([count("a"), count("b")], [2, 1]);
       client.close();
     }));
+
+  it("has a span for each request on its connection, whose place in the trace the server gets", () => {
+    const tracer = new RecordingTracer();
+    return withBench({ records, tracer }, async (bench) => {
+      const client = await connectTo(bench.net, bench.address);
+      const sent = `TraceParent: 00-${"b".repeat(32)}-${"c".repeat(16)}-00\r\nTraceState: v=1\r\n`;
+      for (const [n, fields, expected] of [[1, sent, "\r\ntracestate: v=1"], [2, "", ""]] as const) {
+        await client.write(get("a.example", "/", fields));
+        const { head } = await serveNext(bench);
+        const lines = head.match(/^trace.*$/gim)!.map((line) => line.trim());
+        assert.deepEqual(lines.join("\r\n"), `traceparent: 00-${TRACE_ID}-${String(n).padStart(16, "0")}-01${expected}`);
+        await readUntil(client, "ok");
+        await bench.log.waitFor("request", { trace_id: TRACE_ID }, n);
+      }
+      assert.deepEqual(tracer.parents.map((parent) => parent?.spanId), ["c".repeat(16), undefined]);
+      assert.deepEqual(tracer.ends.map(({ name, error }) => [name, error]), [["GET", undefined], ["GET", undefined]]);
+      client.close();
+    });
+  });
 
   it("has its connection closed after a response that it might read on into the next one", async () => {
     const chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n";

@@ -10,6 +10,8 @@ import { createSocks5Proxy } from "../../shared/frontend/socks5.ts";
 import type { Duplex, ListenTcpOptions, Net } from "../../shared/net/types.ts";
 import { TunnelError, type TunnelErrorType } from "../../shared/tunnel/errors.ts";
 import type { TunnelRequest } from "../../shared/tunnel/request.ts";
+import type { SpanEnd } from "../../shared/tracing/span.ts";
+import { RecordingTracer, TRACE_ID } from "../../testing/tracer.ts";
 import { bytes, readAll, readExactly, readTextExactly, until, within } from "../conformance/support.ts";
 import { ask, connectTo, LogBook, Queue, withNet } from "../../testing/network.ts";
 import { credentials, methods, reply, request, requestOf } from "../../testing/socks.ts";
@@ -60,6 +62,19 @@ function withBench(
     await within(frontend.done);
   });
 }
+
+describe("the span of a SOCKS client", () => {
+  it("has why it was refused", () => {
+    const tracer = new RecordingTracer();
+    return withBench(async ({ connect, log }) => {
+      const client = await connect();
+      await answerTo(client, methods(2), credentials("site", "wrong"));
+      await log.waitFor("request", { trace_id: TRACE_ID, protocol: "socks5" });
+      const [{ name, error, attributes }] = tracer.ends as [SpanEnd];
+      assert.deepEqual([name, error, attributes?.["error.type"]], ["socks5", undefined, "http_request_denied"]);
+    }, { authenticator: passwordOnly("x"), tracer });
+  });
+});
 
 /** Sends messages and returns what the client gets until its connection ends. */
 async function answerTo(client: Duplex, ...messages: Uint8Array[]): Promise<number[]> {

@@ -19,6 +19,7 @@ import type { TunnelRequest } from "../../shared/tunnel/request.ts";
 import { connectTo, LogBook, Queue, withNet } from "../../testing/network.ts";
 import { Folder } from "../../testing/programs.ts";
 import { refusal } from "../../testing/refusal.ts";
+import { RecordingTracer, TRACE_ID } from "../../testing/tracer.ts";
 import { bytes, readText, readTextExactly, within } from "../conformance/support.ts";
 import { recordDials } from "./tunnels.ts";
 
@@ -67,6 +68,20 @@ async function assertReset(net: Net, address: string): Promise<void> {
 }
 
 describe("a forward", () => {
+  it("has a span for each of its connections", () => {
+    const tracer = new RecordingTracer();
+    return withBench({}, { tracer }, async ({ net, address, dialled, log }) => {
+      const client = await connectTo(net, address);
+      const { request, far } = await dialled.next();
+      assert.equal(request.trace?.context.traceId, TRACE_ID);
+      far.closeWrite();
+      client.closeWrite();
+      await log.waitFor("request", { trace_id: TRACE_ID });
+      assert.deepEqual(tracer.ends.map(({ name }) => name), ["forward"]);
+      client.close();
+    });
+  });
+
   it("opens its tunnel before the client has sent a byte, so that a server may speak first", () =>
     withBench({}, {}, async ({ net, address, dialled, log }) => {
       const client = await connectTo(net, address);

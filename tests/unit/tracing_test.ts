@@ -7,6 +7,8 @@ import { describe, it } from "node:test";
 import { ConfigError } from "../../shared/config/option.ts";
 import { silentLogger } from "../../shared/log/logger.ts";
 import { NetError } from "../../shared/net/errors.ts";
+import { endOfRequest } from "../../shared/service/live/trace.ts";
+import type { LiveTunnel } from "../../shared/service/live/tunnel.ts";
 import { addressAttributes } from "../../shared/tracing/attributes.ts";
 import { parseTraceContext, traceFields, withTrace } from "../../shared/tracing/context.ts";
 import { parseHeaderLines, parsePair, tracesUrl, type TracingOptions } from "../../shared/tracing/options.ts";
@@ -187,6 +189,38 @@ describe("work in a span", () => {
       { error: { type: "connection_refused", message: "It refused: ECONNREFUSED" } },
       { error: { type: "timed-out", message: "It was late" } },
     ]);
+  });
+});
+
+describe("the span of a request", () => {
+  const tunnel: LiveTunnel = { key: "k", id: "r", startedAt: 0, destination: "[::1]:5432", client: "192.0.2.1:5", sent: 1, received: 2 };
+
+  it("is named by the method, or by what the client speaks instead of HTTP", () => {
+    const nameOf = (more: Parameters<typeof endOfRequest>[0]) => endOfRequest(more).name;
+    const named = [{ method: "GET" }, { method: "X\u001b" }, { method: "FORWARD" }, { method: "CONNECT", protocol: "socks5" }, {}];
+    assert.deepEqual(named.map((more) => nameOf({ ...tunnel, ...more })), ["GET", "HTTP", "forward", "socks5", "CONNECT"]);
+    const { attributes = {} } = endOfRequest({ ...tunnel, protocol: "socks5", status: 200 });
+    assert.deepEqual(
+      [
+        attributes["server.address"],
+        attributes["server.port"],
+        attributes["network.protocol.name"],
+        attributes["http.response.status_code"],
+      ],
+      ["::1", 5432, "socks5", undefined],
+    );
+  });
+
+  it("has failed unless the client is to blame", () => {
+    const end = (more: Partial<LiveTunnel>) => {
+      const { error, attributes } = endOfRequest({ ...tunnel, reason: "why", ...more });
+      return [error, attributes?.["error.type"], attributes?.["reverse_http.reason"]];
+    };
+    assert.deepEqual(end({ status: 403, proxyError: "http_request_denied" }), [undefined, "http_request_denied", "why"]);
+    assert.deepEqual(end({ status: 502, proxyError: "dns_error" }), [{ type: "dns_error", message: "why" }, undefined, undefined]);
+    const broken = { status: 200, connectedAt: 1, proxyError: "connection_terminated" } as const;
+    assert.deepEqual(end(broken)[0], { type: "connection_terminated", message: "why" });
+    assert.deepEqual(end({ status: 200 }), [undefined, undefined, undefined]);
   });
 });
 
