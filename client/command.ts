@@ -2,7 +2,6 @@
 import { CommandFailure, type Subcommand, type SubcommandLine, type Terminal } from "../shared/cli/command.ts";
 import type { CreateNet } from "../shared/cli/network.ts";
 import { ConfigError, flagOf, type ValuesOf } from "../shared/config/option.ts";
-import { NetError } from "../shared/net/errors.ts";
 import type { Net } from "../shared/net/types.ts";
 import { formatSshConfig, relay } from "./connect.ts";
 import { serveForwards } from "./forward.ts";
@@ -30,18 +29,16 @@ export function connectCommand(createNet: CreateNet): Subcommand<ClientOptions &
     profile: clientOptions,
     expansion: { option: "join", expand: expandJoin },
     operands: { name: "host:port", description: "Destination, as the agent reaches it." },
-    async run({ sshConfig, ...options }, { write, streams }, { operands: [target], flags }) {
+    async run({ sshConfig, ...options }, { write }, { operands: [target], flags }) {
       if (sshConfig) return write(sshConfigOf(options, target, flags));
       if (target === undefined) throw new ConfigError("Cannot connect: the destination host:port is missing");
       const destination = parseDestination(target);
       const access = checkAccess(options);
       await withNet(createNet, async (net) => {
         try {
-          await relay(streams, await openTunnel(net, access, destination));
+          await relay(net, await openTunnel(net, access, destination), target);
         } catch (cause) {
-          if (cause instanceof TunnelFailure) throw failureOf(cause);
-          if (cause instanceof NetError) throw new CommandFailure(1, `The tunnel to ${target} broke: ${cause.message}`, { cause });
-          throw cause;
+          throw cause instanceof TunnelFailure ? failureOf(cause) : cause;
         }
       });
     },

@@ -34,7 +34,6 @@ export function fakeTerminal(
       reports.push(question);
       return Promise.resolve(left.shift() ?? "");
     }),
-    streams: undefined as never, // no command that moves bytes
     columns,
     executable,
     env,

@@ -10,7 +10,6 @@ import { readConfig } from "../config/file.ts";
 import { profileFile, refuseExposed } from "./profile.ts";
 import { secretsOnCommandLine } from "./restart.ts";
 import type { FullScreen } from "./full_screen.ts";
-import type { StandardStreams } from "./standard_streams.ts";
 import { shellWord } from "../config/shell_word.ts";
 import { combine, type Expansion, resolveExpanded } from "../config/expansion.ts";
 import { checkEnvironment, didYouMean, resolve, type Resolved } from "../config/sources.ts";
@@ -102,8 +101,6 @@ export interface Terminal {
   read(): Promise<string>;
   /** Asks on the terminal, if standard input is one. A secret answer is not shown. */
   readonly prompt?: (question: string, options: { readonly isSecret: boolean }) => Promise<string>;
-  /** Standard input and output as bytes, for a command that uses neither {@link write} nor {@link read}. */
-  readonly streams: StandardStreams;
   /** Path of this program, if it is an executable of its own and not run by a separate runtime. */
   readonly executable?: string;
   /** Width in characters if standard output is a terminal. */

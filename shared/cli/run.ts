@@ -10,7 +10,6 @@ import type { Resolved } from "../config/sources.ts";
 import { ConfigError, envOf, flagOf, type Options } from "../config/option.ts";
 import { canRestart, restart, saferStart, secretsOnCommandLine } from "./restart.ts";
 import { openFullScreen } from "./full_screen.ts";
-import { StandardStreams } from "./standard_streams.ts";
 import { withStandardCommands } from "./standard_commands.ts";
 import { readStream } from "../files/read.ts";
 import { SecretFiles } from "../files/secret_files.ts";
@@ -43,7 +42,6 @@ interface CommonValues {
 /** Runs until a stop signal, the end of a subcommand, or a failure. Sets the exit code; never rejects. */
 export async function run(executable: Executable, process: Process): Promise<void> {
   const complete = withStandardCommands(executable);
-  const streams = new StandardStreams();
   process.stdout.on("error", (error: NodeJS.ErrnoException) => {
     if (error.code === "EPIPE") return; // the reader has what it wanted, as `head` has
     process.stderr.write(`${executable.root.name}: Cannot write to standard output: ${error.message}\n`);
@@ -51,13 +49,12 @@ export async function run(executable: Executable, process: Process): Promise<voi
   });
   try {
     const task = readTask(complete, process);
-    await perform(task, process, streams, complete);
+    await perform(task, process, complete);
   } catch (error) {
     const message = messageOf(error);
     if (message !== "") process.stderr.write(`${executable.root.name}: ${message}\n`);
     process.exitCode = error instanceof CommandFailure ? error.exitCode : isMisconfigured(error) ? MISCONFIGURED : FAILED;
   }
-  if (streams.isReading) process.exit(process.exitCode ?? 0);
 }
 
 function readTask(executable: Executable, process: Process): Task {
@@ -69,7 +66,7 @@ function isMisconfigured(error: unknown): boolean {
   return error instanceof ConfigError || (error instanceof NetError && ["tls", "invalid", "unknown-host"].includes(error.code));
 }
 
-async function perform(task: Task, process: Process, streams: StandardStreams, executable: Executable): Promise<void> {
+async function perform(task: Task, process: Process, executable: Executable): Promise<void> {
   const { root } = executable;
   const write = (text: string) => void process.stdout.write(text);
   if (task.do === "print") return write(task.text);
@@ -79,7 +76,6 @@ async function perform(task: Task, process: Process, streams: StandardStreams, e
     report: (line) => void process.stderr.write(`${root.name}: ${line}\n`),
     read: () => readInput(process.stdin),
     prompt: process.stdin.isTTY ? (question, { isSecret }) => ask(process, question, isSecret) : undefined,
-    streams,
     executable: canRestart() ? process.execPath : undefined,
     columns: process.stdout.isTTY ? process.stdout.columns : undefined,
     screen: process.stderr.isTTY

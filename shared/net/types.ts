@@ -31,6 +31,13 @@ export interface Net {
    */
   connectTcp(options: ConnectTcpOptions): Promise<Duplex>;
   /**
+   * Opens standard input and output of the process as a stream, once. They are read from then on, and nothing else may use them. The end of
+   * what is written closes standard output; if standard input is silent for 500 ms after that, it counts as ended. `stopped`: the reader of
+   * standard output is gone, which ends both directions. A closed standard input has ended.
+   * @throws {NetError} `limit`
+   */
+  openStandardStreams(): Promise<Duplex>;
+  /**
    * Resolves `host` to all its addresses, at least one, with the resolver and the cache that connections use. IPv6 has a zone if it needs one;
    * an address resolves to itself. If one address family is slow, the other does not wait for it (RFC 8305 §3).
    * @throws {NetError} `unknown-host`, `name-timed-out`, `cancelled`

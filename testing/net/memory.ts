@@ -321,6 +321,10 @@ class MemoryNet implements Net {
     return { near, far };
   }
 
+  async openStandardStreams(): Promise<Duplex> {
+    throw new NetError("invalid", "Cannot open standard input and output: this network has none");
+  }
+
   async resolve(host: string, { signal }: ResolveOptions): Promise<string[]> {
     this.#checkOpen();
     checkSignal(signal);

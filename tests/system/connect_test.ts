@@ -118,6 +118,34 @@ describe("connect", () => {
     assert.equal(await new Promise((resolve) => shell.once("exit", resolve)), 0);
   });
 
+  it("moves what a shell pipes through it, and leaves the shell's output open", async () => {
+    await using origin = await Origin.start(async (wire) => {
+      for (let part; (part = await wire.next()) !== null;) await wire.write(part);
+      wire.finish();
+    });
+    const connect = [REVERSE_HTTP, "connect", ...flags, origin.authority].map((word) => `'${word}'`).join(" ");
+    const script = `head -c 50000000 /dev/zero | ${connect} | wc -c; echo piped | ${connect}; echo "$?"`;
+    const shell = spawn("/bin/sh", ["-c", script], {
+      stdio: ["ignore", "pipe", "inherit"],
+      env: { PATH: "/usr/bin:/bin", HOME: "/nonexistent" },
+    });
+    let text = "";
+    for await (const part of shell.stdout) text += part;
+    assert.equal(text.trimStart(), "50000000\npiped\n0\n");
+  });
+
+  it("fails when standard input cannot be read, and the destination sees no end", async () => {
+    await using origin = await Origin.start();
+    const folder = openSync("/", "r");
+    using connect = new Connect([...flags, origin.authority], [folder, "pipe", "pipe"]);
+    closeSync(folder);
+    const server = await origin.accept();
+    await assert.rejects(server.readAll());
+    const { code, stderr } = await connect.ended;
+    assert.equal(code, 1);
+    assert.match(stderr, /^reverse-http: Cannot read standard input: [^\n]+\n$/);
+  });
+
   it("ends silently when the reader of its output is gone", async () => {
     await using origin = await Origin.start();
     using connect = new Connect([...flags, origin.authority]);

@@ -259,7 +259,7 @@ async fn copy_direction(
         match &mut reader.half {
             ReadHalf::Quic(stream) => drop(stream.stop(code.into())), // fails if it has ended
             ReadHalf::TlsLink(stream) => stream.stop(code),
-            ReadHalf::Tcp(_) | ReadHalf::Tls(..) | ReadHalf::Udp(_) | ReadHalf::Http2(_) => {}
+            ReadHalf::Tcp(_) | ReadHalf::Tls(..) | ReadHalf::Udp(_) | ReadHalf::Http2(_) | ReadHalf::Stdio(_) => {}
         }
     }
     result
@@ -439,7 +439,7 @@ pub(super) async fn received(writer: &Writer) {
     match &writer.half {
         WriteHalf::Quic(stream, _) => drop(stream.stopped().await), // a lost connection is reported elsewhere
         WriteHalf::TlsLink(stream) => stream.flushed().await,
-        WriteHalf::Tcp(_) | WriteHalf::Tls(..) | WriteHalf::Udp(_) | WriteHalf::Http2(_) => {}
+        WriteHalf::Tcp(_) | WriteHalf::Tls(..) | WriteHalf::Udp(_) | WriteHalf::Http2(_) | WriteHalf::Stdio(_) => {}
     }
 }
 

@@ -1,5 +1,5 @@
-//! The two halves of a stream over TCP, TLS, QUIC, a TLS link, HTTP/2 or UDP. A half that is dropped before its direction ended resets it, so that no code path, not
-//! even a panic, can make a truncated stream look complete.
+//! The two halves of a stream over TCP, TLS, QUIC, a TLS link, HTTP/2 or UDP, or of standard input and output. A half that is dropped before
+//! its direction ended resets it, so that no code path, not even a panic, can make a truncated stream look complete.
 use std::future::Future;
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicU32, AtomicU8, Ordering};
@@ -14,6 +14,7 @@ use tokio_rustls::TlsStream;
 
 use super::buffered::BufferedStream;
 use super::read_buffer::{ReadBuffer, Truncation, LARGE_READ, SMALL_READ};
+use super::stdio;
 use super::tcp_socket::{Tcp, READ_ENDED, WRITE_ENDED};
 use super::tls_transport::TlsTransport;
 use super::udp_peer;
@@ -39,6 +40,7 @@ pub enum ReadHalf {
     TlsLink(tls_link::stream::RecvHalf),
     Udp(udp_peer::RecvHalf),
     Http2(http2::stream::RecvHalf),
+    Stdio(stdio::RecvHalf),
 }
 
 pub enum WriteHalf {
@@ -48,6 +50,7 @@ pub enum WriteHalf {
     TlsLink(tls_link::stream::SendHalf),
     Udp(udp_peer::SendHalf),
     Http2(http2::stream::SendHalf),
+    Stdio(stdio::SendHalf),
 }
 
 /// What happens when a half is dropped before its end. Shared with the owner of the stream.
@@ -136,7 +139,7 @@ impl Drop for Reader {
                     tcp.end(READ_ENDED);
                 }
             }
-            ReadHalf::Udp(_) => {} // it has no reset
+            ReadHalf::Udp(_) | ReadHalf::Stdio(_) => {} // they have no reset
             ReadHalf::Http2(stream) => {
                 if self.on_drop.is_orderly(self.ended) {
                     stream.end();
@@ -216,6 +219,7 @@ impl Reader {
             ReadHalf::TlsLink(stream) => stream.read(buffer.largest).await,
             ReadHalf::Udp(peer) => Ok(peer.read(buffer.largest).await),
             ReadHalf::Http2(stream) => stream.read(buffer.largest).await,
+            ReadHalf::Stdio(stream) => stream.read().await,
             ReadHalf::Tcp(tcp) => buffer.read_tcp(tcp).await,
             ReadHalf::Tls(stream, tcp, truncation) => buffer.read_tls(stream, tcp, *truncation).await,
         };
@@ -258,6 +262,7 @@ impl Reader {
             ReadHalf::TlsLink(stream) => return stream.reset().await,
             ReadHalf::Udp(stream) => return stream.closed().await,
             ReadHalf::Http2(stream) => return stream.stream().clone().reset().await,
+            ReadHalf::Stdio(stream) => return stream.failed().await,
             ReadHalf::Quic(stream) => stream,
         };
         let error = match stream.received_reset().await {
@@ -331,7 +336,7 @@ impl Writer {
     pub fn tcp(&self) -> Option<&Arc<Tcp>> {
         match &self.half {
             WriteHalf::Tcp(tcp) | WriteHalf::Tls(_, tcp) => Some(tcp),
-            WriteHalf::Quic(..) | WriteHalf::TlsLink(_) | WriteHalf::Http2(_) | WriteHalf::Udp(_) => None,
+            WriteHalf::Quic(..) | WriteHalf::TlsLink(_) | WriteHalf::Http2(_) | WriteHalf::Udp(_) | WriteHalf::Stdio(_) => None,
         }
     }
 
@@ -339,7 +344,7 @@ impl Writer {
     pub fn resets_both(&self) -> bool {
         matches!(
             self.half,
-            WriteHalf::Tcp(_) | WriteHalf::Tls(..) | WriteHalf::Http2(_) | WriteHalf::Udp(_)
+            WriteHalf::Tcp(_) | WriteHalf::Tls(..) | WriteHalf::Http2(_) | WriteHalf::Udp(_) | WriteHalf::Stdio(_)
         )
     }
 
@@ -350,7 +355,7 @@ impl Writer {
             WriteHalf::Tcp(tcp) | WriteHalf::Tls(_, tcp) => (None, Some(tcp.clone()), None, None),
             WriteHalf::TlsLink(stream) => (None, None, Some(stream.stopped()), None),
             WriteHalf::Http2(stream) => (None, None, None, Some(stream.stopped())),
-            WriteHalf::Udp(_) => (None, None, None, None),
+            WriteHalf::Udp(_) | WriteHalf::Stdio(_) => (None, None, None, None),
         };
         async move {
             if let Some(tcp) = tcp {
@@ -374,12 +379,13 @@ impl Writer {
         }
     }
 
-    /// Resolves when the data written was sent. TCP reports it; QUIC and HTTP/2 do not and wait for `settle`. On a TLS link a reset overtakes
-    /// no data.
+    /// Resolves when the data written was sent. TCP and standard output report it; QUIC and HTTP/2 do not and wait for `settle`. On a TLS link
+    /// a reset overtakes no data.
     pub async fn wait_sent(&self, settle: Duration) {
         match &self.half {
             WriteHalf::Tcp(tcp) | WriteHalf::Tls(_, tcp) => tcp.acknowledged().await,
             WriteHalf::TlsLink(_) | WriteHalf::Udp(_) => {}
+            WriteHalf::Stdio(stream) => stream.flushed().await,
             WriteHalf::Quic(..) | WriteHalf::Http2(_) if self.ended => {}
             WriteHalf::Quic(..) | WriteHalf::Http2(_) => tokio::time::sleep(settle).await,
         }
@@ -405,6 +411,7 @@ impl Writer {
             WriteHalf::TlsLink(stream) => stream.write(data).await,
             WriteHalf::Udp(peer) => peer.write(&data).await,
             WriteHalf::Http2(stream) => stream.write(data).await,
+            WriteHalf::Stdio(stream) => stream.write(data).await,
             WriteHalf::Tcp(tcp) => tcp.write_vectored(&mut [data]).await,
             // boxed, as few tunnels need it
             WriteHalf::Tls(stream, tcp) => {
@@ -437,7 +444,7 @@ impl Writer {
         let stream = match &mut self.half {
             WriteHalf::Quic(stream, _) => stream,
             WriteHalf::TlsLink(stream) => return stream.room().await,
-            WriteHalf::Tcp(_) | WriteHalf::Tls(..) | WriteHalf::Udp(_) => return LARGE_READ,
+            WriteHalf::Tcp(_) | WriteHalf::Tls(..) | WriteHalf::Udp(_) | WriteHalf::Stdio(_) => return LARGE_READ,
             WriteHalf::Http2(_) => return HTTP2_READ,
         };
         // a quarter at a time: the next part is read while this one is sent
@@ -487,6 +494,7 @@ impl Writer {
             WriteHalf::TlsLink(stream) => stream.finish().await?,
             WriteHalf::Udp(peer) => peer.finish(),
             WriteHalf::Http2(stream) => stream.finish()?,
+            WriteHalf::Stdio(stream) => stream.finish().await?,
             WriteHalf::Tcp(tcp) => SockRef::from(&tcp.stream)
                 .shutdown(std::net::Shutdown::Write)
                 .map_err(|e| tcp.failed(e))?,

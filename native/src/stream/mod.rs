@@ -3,6 +3,7 @@ pub mod buffered;
 pub mod half;
 mod op_queue;
 pub mod read_buffer;
+pub mod stdio;
 pub mod tcp_socket;
 pub mod tls_transport;
 pub mod udp_peer;

@@ -1,5 +1,6 @@
 use std::future::{poll_fn, Future};
 use std::io::ErrorKind;
+use std::mem::MaybeUninit;
 use std::pin::pin;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -93,6 +94,18 @@ impl ReadBuffer {
         } else if read < self.size / 8 {
             self.size = SMALL_READ;
         }
+    }
+
+    /// Reads by a call that blocks, which gets the memory to fill and returns how many bytes it has written there.
+    pub fn read_blocking(&mut self, call: impl FnOnce(&mut [MaybeUninit<u8>]) -> std::io::Result<usize>) -> std::io::Result<Bytes> {
+        let room = self.make_room();
+        let spare = self.bytes.spare_capacity_mut();
+        let room = room.min(spare.len());
+        let n = call(&mut spare[..room])?.min(room);
+        // SAFETY: the call has initialized this many bytes of the spare capacity
+        unsafe { self.bytes.set_len(self.bytes.len() + n) };
+        self.grow_after(n, room);
+        Ok(self.bytes.split().freeze())
     }
 
     pub async fn read_tcp(&mut self, tcp: &Tcp) -> Result<Option<Bytes>, NetError> {

@@ -150,6 +150,10 @@ class NativeNet implements Net {
     return new NativeDuplex(this.#calls, id, remote);
   }
 
+  async openStandardStreams(): Promise<Duplex> {
+    return new NativeDuplex(this.#calls, await this.#calls.call<number>((op, engine) => engine.openStandardStreams(op)), "");
+  }
+
   async resolve(host: string, { timeoutMs, isConfigured = false, signal }: ResolveOptions): Promise<string[]> {
     checkSignal(signal);
     return await this.#calls.cancellable<string[]>(signal, (op, engine) => engine.resolve(op, host, timeoutMs, isConfigured));

@@ -133,6 +133,7 @@ export interface Engine {
   peerCredit(connection: number): number[];
   connectionClosed(op: number, connection: number): void;
   connectionStats(connection: number): number[];
+  openStandardStreams(op: number): void;
   read(op: number, stream: number): void;
   unread(stream: number, data: Uint8Array): void;
   write(op: number, stream: number, data: Uint8Array): void;

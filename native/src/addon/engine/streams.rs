@@ -4,10 +4,24 @@ use napi_derive::napi;
 
 use super::{closed, Engine};
 use crate::addon::completion_queue::Value;
+use crate::error::{NetError, NetErrorCode};
+use crate::stream::half::{ReadHalf, WriteHalf};
+use crate::stream::{stdio, Halves};
 use crate::sync::lock;
 
 #[napi]
 impl Engine {
+    /// Returns a stream of standard input and output, which are read from now on.
+    #[napi]
+    pub fn open_standard_streams(&self, op: f64) {
+        let state = self.state.clone();
+        self.state.run(op, false, async move {
+            let (reader, writer) =
+                stdio::open(0, 1).map_err(|error| NetError::new(NetErrorCode::Limit, format!("Cannot start a thread: {error}")))?;
+            Ok(state.add_stream(Halves::new(ReadHalf::Stdio(reader), WriteHalf::Stdio(writer))))
+        });
+    }
+
     #[napi]
     pub fn read(&self, op: f64, stream: f64) {
         let promise = self.state.promise(op);
