@@ -911,6 +911,8 @@ export interface ClientOptions {
   join?: string;
   /** `--proxy`: Address of the proxy or lb, host:port. Any proxy that serves CONNECT will do. */
   proxy?: string;
+  /** `--http2`: Open all tunnels on one connection over HTTP/2; proxy is then the address of --http-proxy.http2-listen-address. A proxy that does not speak it there is asked over HTTP/1.1, with a connection for each tunnel. Default: `false`. */
+  http2?: boolean;
   /** `--agent-id`: Id of the agent that reaches the destinations; by default the one that a token or the destination's name carries. */
   agentId?: string;
   /** `--token`: The client's token, or file:NAME, which is read for each connection; only the latter on the command line. By default none. */

@@ -12,6 +12,7 @@ import type { ClientListener, Duplex, Net } from "../shared/net/types.ts";
 import type { ForwardState, Monitor } from "./forward_monitor.ts";
 import { type Forward, isUnix } from "./forwards.ts";
 import { toNodeStream } from "./node_stream.ts";
+import { ProxyConnections } from "./proxy_connections.ts";
 import { type Access, checkFiles, openTunnel, reportUnreachableProxy } from "./tunnel.ts";
 import { TunnelFailure } from "./tunnel_failure.ts";
 import { joinStreams, listenUnix } from "./unix_socket.ts";
@@ -50,10 +51,11 @@ export async function serveForwards(
 ): Promise<number> {
   await checkFiles(net, access());
   const stopped = terminal.stopped();
-  const relays = new Relays(net, access, monitor);
+  const connections = new ProxyConnections(net);
+  const relays = new Relays(net, access, connections, monitor);
   try {
     for (const forward of forwards) await relays.listen(forward);
-    const waiting = waitMs === 0 ? undefined : waitForTunnels(net, access, forwards, waitMs).then(() => true);
+    const waiting = waitMs === 0 ? undefined : waitForTunnels(net, access, connections, forwards, waitMs).then(() => true);
     if (waiting && !await Promise.race([waiting, stopped.then(() => false)])) return 0;
     relays.start();
     for (const { address, forward } of relays.states) {
@@ -61,7 +63,12 @@ export async function serveForwards(
     }
     // never rejects
     if (!waiting) {
-      void reportUnreachableProxy(net, access, (why) => monitor.report(`${why}; connections are reset until it can be reached`));
+      void reportUnreachableProxy(
+        net,
+        access,
+        connections,
+        (why) => monitor.report(`${why}; connections are reset until it can be reached`),
+      );
     }
     return command === undefined ? await stopped.then(() => 0) : await runCommand(command, relays.states, terminal, stopped);
   } finally {
@@ -70,12 +77,18 @@ export async function serveForwards(
 }
 
 /** Opens a tunnel for each forward, and closes it again. */
-async function waitForTunnels(net: Net, access: () => Access, forwards: readonly Forward[], waitMs: number): Promise<void> {
+async function waitForTunnels(
+  net: Net,
+  access: () => Access,
+  connections: ProxyConnections,
+  forwards: readonly Forward[],
+  waitMs: number,
+): Promise<void> {
   const deadline = performance.now() + waitMs;
   await Promise.all(forwards.map(async ({ destination, network }) => {
     for (const backoff = new Backoff({ maxMs: 2_000 });;) {
       try {
-        return (await openTunnel(net, access(), destination, { network })).close();
+        return (await openTunnel(net, access(), destination, { network, connections })).close();
       } catch (error) {
         const delay = backoff.next();
         const isFinal = !(error instanceof TunnelFailure) || error.kind === "denied";
@@ -106,7 +119,12 @@ class Relays {
   /** Resolves with whether connections are relayed, or closed. */
   readonly #started = Promise.withResolvers<boolean>();
 
-  constructor(private readonly net: Net, private readonly access: () => Access, private readonly monitor: Monitor) {}
+  constructor(
+    private readonly net: Net,
+    private readonly access: () => Access,
+    private readonly connections: ProxyConnections,
+    private readonly monitor: Monitor,
+  ) {}
 
   /** @throws {Error} if the address cannot be listened on */
   async listen(forward: Forward): Promise<void> {
@@ -189,7 +207,7 @@ class Relays {
     try {
       if (isRefused) throw new Error(`more than ${MAX_PENDING} connections wait for a tunnel`);
       if (!await this.#started.promise) return undefined;
-      const tunnel = await openTunnel(this.net, this.access(), destination, { network });
+      const tunnel = await openTunnel(this.net, this.access(), destination, { network, connections: this.connections });
       state.open++;
       this.monitor.opened(state);
       return tunnel;

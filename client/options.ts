@@ -25,6 +25,14 @@ export const clientOptions = defineOptions({
     description: "Address of the proxy or lb, host:port. Any proxy that serves CONNECT will do.",
     check: (text) => checkRemote(text),
   },
+  "http2": {
+    kind: "boolean",
+    env: `${CLIENT_ENV_PREFIX}HTTP2`,
+    default: "false",
+    description:
+      "Open all tunnels on one connection over HTTP/2; proxy is then the address of --http-proxy.http2-listen-address. A proxy that does not " +
+      "speak it there is asked over HTTP/1.1, with a connection for each tunnel.",
+  },
   "agent-id": {
     kind: "string",
     env: `${CLIENT_ENV_PREFIX}AGENT_ID`,

@@ -15,6 +15,7 @@ import { toErrorType, TunnelError, type TunnelErrorType } from "../shared/tunnel
 import type { Dialer } from "../shared/tunnel/request.ts";
 import { ERRORS, limitErrors } from "./error_limit.ts";
 import { findAgent, type Route } from "./routes.ts";
+import { ProxyConnections } from "./proxy_connections.ts";
 import { type Access, checkFiles, openTunnel, reportUnreachableProxy } from "./tunnel.ts";
 import { TunnelFailure, type TunnelFailureKind } from "./tunnel_failure.ts";
 
@@ -61,6 +62,7 @@ export async function serveSocks(
   await checkFiles(net, access());
   const listener = await net.listenTcp({ address: listen, preamble: "http-or-socks5" });
   const { address } = listener;
+  const connections = new ProxyConnections(net);
   const limit = limitErrors(terminal.report);
   const log = createReporter(terminal, limit);
   const frontend = startFrontend({
@@ -78,19 +80,19 @@ export async function serveSocks(
     allowList: createAllowList([]),
     agentSuffix,
     findsAgent: true,
-    dial: createDialer(net, access, routes),
+    dial: createDialer(net, access, connections, routes),
     upstreamRole: "proxy",
   });
   terminal.write(`${address} is a SOCKS 5 and HTTP proxy\n`);
   if (!isLoopback(address)) terminal.report(`anyone who can reach ${address} uses your credentials`);
-  void reportUnreachableProxy(net, access, terminal.report); // never rejects
+  void reportUnreachableProxy(net, access, connections, terminal.report); // never rejects
   await terminal.stopped();
   await frontend.drain(GRACE_MS, Promise.resolve());
   limit.close();
 }
 
 /** Opens tunnels through the remote proxy, to the agent that the program names, or else a route, or the profile. */
-function createDialer(net: Net, access: () => Access, routes: readonly Route[]): Dialer {
+function createDialer(net: Net, access: () => Access, connections: ProxyConnections, routes: readonly Route[]): Dialer {
   let pending = 0;
   return async ({ agentId, destination, network, clientSignal }) => {
     if (pending >= MAX_PENDING) throw new TunnelError("connection_limit_reached", `More than ${MAX_PENDING} requests wait for a tunnel`);
@@ -98,7 +100,8 @@ function createDialer(net: Net, access: () => Access, routes: readonly Route[]):
     try {
       const current = access();
       const chosen = agentId || findAgent(routes, destination) || current.agentId;
-      return { stream: await openTunnel(net, { ...current, agentId: chosen }, destination, { network, signal: clientSignal?.() }) };
+      const options = { network, signal: clientSignal?.(), connections };
+      return { stream: await openTunnel(net, { ...current, agentId: chosen }, destination, options) };
     } catch (cause) {
       if (cause instanceof TunnelFailure) {
         throw new TunnelError(toErrorType(cause.errorType ?? "") ?? ERROR_TYPES[cause.kind], cause.message);

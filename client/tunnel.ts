@@ -1,7 +1,6 @@
-// Opens a tunnel over HTTP/1.1: by CONNECT (RFC 9110 §9.3.6) at any proxy, and for UDP by CONNECT-UDP (RFC 9298).
+// Opens a tunnel: by CONNECT (RFC 9110 §9.3.6) at any proxy, and for UDP by CONNECT-UDP (RFC 9298).
 import { execFile } from "node:child_process";
 import { type Authority, formatAuthority, formatDestination, type Network, parseAuthority } from "../shared/address/authority.ts";
-import { splitHostPort } from "../shared/address/host_port.ts";
 import { type ClientCredentials, usernameOf } from "../shared/auth/authenticator.ts";
 import { MAX_TOKEN } from "../shared/auth/token.ts";
 import { ConfigError } from "../shared/config/option.ts";
@@ -19,6 +18,7 @@ import type { ClientTls, Duplex, Net } from "../shared/net/types.ts";
 import { openClientTls, refuseWithoutTls } from "../shared/tls/reloadable_tls.ts";
 import { MalformedRequestError } from "../shared/tunnel/errors.ts";
 import type { ClientOptions } from "./options.ts";
+import { ProxyConnections } from "./proxy_connections.ts";
 import { checkSessionOptions, readSessionToken } from "./session.ts";
 import { TunnelFailure, type TunnelFailureKind } from "./tunnel_failure.ts";
 
@@ -57,6 +57,8 @@ export interface OpenOptions {
   readonly network?: Network;
   /** Cancels with `cancelled`. Default: only the timeout ends it. */
   readonly signal?: AbortSignal;
+  /** Those that the tunnels share. Default: those of this tunnel. */
+  readonly connections?: ProxyConnections;
 }
 
 /**
@@ -69,11 +71,38 @@ export async function openTunnel(
   net: Net,
   access: Access,
   destination: Authority,
-  { network = "tcp", signal }: OpenOptions = {},
+  { network = "tcp", signal, connections = new ProxyConnections(net) }: OpenOptions = {},
 ): Promise<Duplex> {
   const deadline = performance.now() + access.connectTimeout;
   const head = encodeRequest(access, destination, network, await readCredentials(access));
-  const stream = await connectToProxy(net, access, signal);
+  const attempt = async () => {
+    const stream = await connectToProxy(net, access, { signal, connections });
+    return await requestTunnel(stream, head, access, { destination, network, deadline, signal });
+  };
+  try {
+    return await attempt();
+  } catch (error) {
+    // the proxy has closed the connection that others had opened before, and has not processed the request (RFC 9113 §6.8)
+    if (!(access.http2 && error instanceof TunnelFailure && error.cause instanceof NetError && error.cause.code === "closed")) throw error;
+    return await attempt();
+  }
+}
+
+interface TunnelRequest {
+  readonly destination: Authority;
+  readonly network: Network;
+  /** As of `performance.now()`. */
+  readonly deadline: number;
+  readonly signal?: AbortSignal;
+}
+
+/** Sends the request, and reads the response. The stream is closed if there is no tunnel. */
+async function requestTunnel(
+  stream: Duplex,
+  head: Uint8Array,
+  access: Access,
+  { destination, network, deadline, signal }: TunnelRequest,
+): Promise<Duplex> {
   const abort = () => stream.reset(1);
   signal?.addEventListener("abort", abort, { once: true });
   try {
@@ -100,10 +129,14 @@ export async function openTunnel(
  * @throws {ConfigError} for a file that cannot be used
  * @throws {NetError} `cancelled`
  */
-export async function connectToProxy(net: Net, { proxy, tls, connectTimeout }: Access, signal?: AbortSignal): Promise<Duplex> {
+export async function connectToProxy(
+  net: Net,
+  { proxy, tls, http2, connectTimeout }: Access,
+  { signal, connections = new ProxyConnections(net) }: Pick<OpenOptions, "signal" | "connections"> = {},
+): Promise<Duplex> {
   const settings = tls.enable ? await readTls(net, tls) : undefined;
   try {
-    return await net.connectTcp({ ...splitHostPort(proxy), timeoutMs: connectTimeout, tls: settings, signal });
+    return await connections.connect({ proxy, tls: settings, http2, connectTimeout, signal });
   } catch (cause) {
     if (!(cause instanceof NetError) || signal?.aborted) throw cause;
     throw new TunnelFailure("proxy", `The proxy ${proxy} cannot be reached: ${cause.message}`, { cause });
@@ -111,9 +144,14 @@ export async function connectToProxy(net: Net, { proxy, tls, connectTimeout }: A
 }
 
 /** Connects to the proxy, and reports why it cannot: a listener is no proof that anything is behind it. Never rejects. */
-export async function reportUnreachableProxy(net: Net, access: () => Access, report: (why: string) => void): Promise<void> {
+export async function reportUnreachableProxy(
+  net: Net,
+  access: () => Access,
+  connections: ProxyConnections,
+  report: (why: string) => void,
+): Promise<void> {
   try {
-    (await connectToProxy(net, access())).close();
+    (await connectToProxy(net, access(), { connections })).close();
   } catch (error) {
     report(messageOf(error));
   }

@@ -1,4 +1,4 @@
-// A client that speaks HTTP/2 frame by frame (RFC 9113), for what no real client does. It knows just enough HPACK to ask (RFC 7541).
+// A peer that speaks HTTP/2 frame by frame (RFC 9113), for what no real one does. It knows just enough HPACK to ask and to answer (RFC 7541).
 import { Buffer } from "node:buffer";
 import type { Duplex } from "../shared/net/types.ts";
 
@@ -21,7 +21,7 @@ export interface Frame {
 }
 
 /** A connection; `frames` has all that was received except acknowledgements. */
-export class Http2Client {
+export class Http2Peer {
   readonly frames: Frame[] = [];
   #buffer = Buffer.alloc(0);
   /** Frames that {@link next} has returned. */
@@ -29,15 +29,23 @@ export class Http2Client {
 
   private constructor(readonly socket: Duplex) {}
 
-  static async open(socket: Duplex, settings: readonly (readonly [id: number, value: number])[] = []): Promise<Http2Client> {
-    const client = new Http2Client(socket);
-    const payload = Buffer.alloc(6 * settings.length);
-    settings.forEach(([id, value], i) => {
-      payload.writeUInt16BE(id, 6 * i);
-      payload.writeUInt32BE(value, 6 * i + 2);
-    });
-    await socket.write(Buffer.concat([PREFACE, encodeFrame(SETTINGS, 0, 0, payload)]));
+  static async open(socket: Duplex, settings: readonly (readonly [id: number, value: number])[] = []): Promise<Http2Peer> {
+    const client = new Http2Peer(socket);
+    await socket.write(Buffer.concat([PREFACE, encodeFrame(SETTINGS, 0, 0, encodeSettings(settings))]));
     return client;
+  }
+
+  /** As a server: reads the client's preface. */
+  static async accept(socket: Duplex, settings: readonly (readonly [id: number, value: number])[] = []): Promise<Http2Peer> {
+    const peer = new Http2Peer(socket);
+    while (peer.#buffer.length < PREFACE.length) {
+      const data = await socket.read();
+      if (data === null) throw new Error("The client has ended before its preface");
+      peer.#buffer = Buffer.concat([peer.#buffer, data]);
+    }
+    peer.#buffer = peer.#buffer.subarray(PREFACE.length);
+    await socket.write(encodeFrame(SETTINGS, 0, 0, encodeSettings(settings)));
+    return peer;
   }
 
   async send(type: number, flags: number, stream: number, payload: Uint8Array = Buffer.alloc(0)): Promise<void> {
@@ -50,6 +58,16 @@ export class Http2Client {
 
   async connect(stream: number, authority = "a.test:1"): Promise<void> {
     await this.request(stream, { ":method": "CONNECT", ":authority": authority });
+  }
+
+  /** Answers a request. */
+  async respond(stream: number, status: number, flags = 0): Promise<void> {
+    await this.request(stream, { ":status": String(status) }, flags);
+  }
+
+  /** Takes no more streams than up to `last`. */
+  async goAway(last: number): Promise<void> {
+    await this.send(GOAWAY, 0, 0, Buffer.concat([word(last), word(NO_ERROR)]));
   }
 
   async data(stream: number, data: string | Uint8Array, flags = 0): Promise<void> {
@@ -121,6 +139,15 @@ export class Http2Client {
       this.#buffer = Buffer.concat([this.#buffer, data]);
     }
   }
+}
+
+function encodeSettings(settings: readonly (readonly [id: number, value: number])[]): Buffer {
+  const payload = Buffer.alloc(6 * settings.length);
+  settings.forEach(([id, value], i) => {
+    payload.writeUInt16BE(id, 6 * i);
+    payload.writeUInt32BE(value, 6 * i + 2);
+  });
+  return payload;
 }
 
 function word(value: number): Buffer {

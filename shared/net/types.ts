@@ -31,6 +31,12 @@ export interface Net {
    */
   connectTcp(options: ConnectTcpOptions): Promise<Duplex>;
   /**
+   * Connects to a server that speaks HTTP/2: with TLS it must select it by ALPN (RFC 7301), without it is known before (RFC 9113 §3.3).
+   * Pings keep the connection alive; one that is not answered in 20 s ends it.
+   * @throws {NetError} as {@link Net.connectTcp}, and `not-http2`
+   */
+  connectHttp2(options: Omit<ConnectTcpOptions, "addresses">): Promise<Http2Connection>;
+  /**
    * Opens standard input and output of the process as a stream, once. They are read from then on, and nothing else may use them. The end of
    * what is written closes standard output; if standard input is silent for 500 ms after that, it counts as ended. `stopped`: the reader of
    * standard output is gone, which ends both directions. A closed standard input has ended.
@@ -240,6 +246,21 @@ export interface Incoming {
   readonly local?: string;
   /** `head-too-large`, `head-timeout`, `head-malformed`, `head-truncated`, `limit`, `limit-per-address`, `tls`, `not-tls`, `not-http2`, `reset` */
   readonly error?: NetError;
+}
+
+/** A connection to a server with many streams (RFC 9113). */
+export interface Http2Connection {
+  /** The server's address, `host:port` or `[host]:port`. */
+  readonly remote: string;
+  /**
+   * Opens a stream that is used like a connection of HTTP/1.1: what is written begins with the head of a CONNECT request, or of a GET with
+   * `Upgrade`, which becomes an extended CONNECT (RFC 8441); what is read begins with the head of its response. Its calls fail with `closed`
+   * if the server has not processed the request (RFC 9113 §6.8, §8.7).
+   * @throws {NetError} `limit` if as many streams are open as the server allows; `closed` if the connection is lost, or takes no more streams
+   */
+  openStream(): Promise<Duplex>;
+  /** Opens no more streams; the connection closes when those that are open have ended. */
+  release(): void;
 }
 
 /** Accepts streams of clients. */

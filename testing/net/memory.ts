@@ -21,6 +21,7 @@ import type {
   Duplex,
   FlowOptions,
   HeadOptions,
+  Http2Connection,
   Incoming,
   ListenQuicOptions,
   ListenSessionsOptions,
@@ -319,6 +320,10 @@ class MemoryNet implements Net {
     const far = new MemoryDuplex("tcp", formatAddress(address, this.tcp.ephemeral()), up, down);
     listener.arrive(far, tls !== undefined);
     return { near, far };
+  }
+
+  async connectHttp2({ host, port }: { host: string; port: number }): Promise<Http2Connection> {
+    throw new NetError("not-http2", `Cannot speak HTTP/2 with ${host}:${port}: there is none in memory`);
   }
 
   async openStandardStreams(): Promise<Duplex> {

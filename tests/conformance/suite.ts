@@ -6,6 +6,7 @@ import { duplexTests } from "./duplex.ts";
 import { handoverTests } from "./handovers.ts";
 import { headTests } from "./heads.ts";
 import { http2Tests } from "./http2.ts";
+import { http2ClientTests } from "./http2_client.ts";
 import { lifetimeTests } from "./lifetime.ts";
 import { linkTests } from "./links.ts";
 import { preambleTests } from "./preambles.ts";
@@ -25,6 +26,7 @@ export function conformance(adapter: Adapter): void {
         handoverTests,
         headTests,
         http2Tests,
+        http2ClientTests,
         preambleTests,
         tcpTests,
         tlsTests,

@@ -7,6 +7,7 @@ use reverse_http_native::fuzzing::{http2_head, HeadScanner};
 /// and a response head keeps no field about a connection.
 pub fn http2_heads(data: &[u8]) {
     let _ = http2_head::response(data);
+    let _ = http2_head::request(data);
     let mut lines = data.split(|byte| *byte == b'\n');
     let (method, target) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
     let mut builder = Request::builder().method(method).uri(target);

@@ -16,6 +16,7 @@ use crate::error::{NetError, Warn};
 use crate::handover::channel::{Channel, ChannelListener};
 use crate::handover::sockets::Sockets;
 use crate::http::head::{Incoming, TlsPeer};
+use crate::http2::client::Client as Http2Client;
 use crate::net::resolver::config::Paths;
 use crate::net::resolver::Resolver;
 use crate::net::tcp;
@@ -71,6 +72,7 @@ pub struct EngineState {
     pub connections: Table<Connection>,
     pub tcp_listeners: Table<tcp::listener::Listener>,
     pub udp_listeners: Table<udp_listener::Listener>,
+    pub http2_clients: Table<Http2Client>,
     pub session_listeners: Table<SessionListener>,
     pub sockets: Arc<Sockets>,
     pub channel_listeners: Table<ChannelListener>,
@@ -122,6 +124,12 @@ impl Closable for udp_listener::Listener {
     }
 }
 
+impl Closable for Http2Client {
+    fn close_now(&self) {
+        self.abort();
+    }
+}
+
 impl Closable for SessionListener {
     fn close_now(&self) {
         self.abort();
@@ -153,6 +161,7 @@ impl EngineState {
             connections: Mutex::default(),
             tcp_listeners: Mutex::default(),
             udp_listeners: Mutex::default(),
+            http2_clients: Mutex::default(),
             session_listeners: Mutex::default(),
             sockets: Arc::new(Sockets::new(runtime.clone())),
             channel_listeners: Mutex::default(),
@@ -327,6 +336,7 @@ impl EngineState {
         close_all(&self.channel_listeners);
         close_all(&self.channels);
         close_all(&self.connections);
+        close_all(&self.http2_clients);
         close_all(&self.streams);
         lock(&self.rates).clear();
     }

@@ -1,6 +1,5 @@
 //! A connection of a client: delivers its requests, and bounds what it may take. An idle one counts as a pending request head.
 use std::future::{pending, poll_fn};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,11 +8,12 @@ use h2::server::{self, SendResponse};
 use h2::{Reason, RecvStream};
 use http::{Method, Request};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
-use tokio::sync::{watch, Notify};
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout, Instant};
 
 use super::head::request_head;
 use super::stream;
+use super::streams::{Streams, CONNECTION_WINDOW, DATA_FRAME_BUDGET, MAX_FORGOTTEN, MAX_STREAMS, SEND_BUFFER, STREAM_WINDOW};
 use crate::addon::accept_queue::AcceptQueue;
 use crate::error::{NetError, NetErrorCode};
 use crate::http::head::{HeadLimits, Incoming, TlsPeer};
@@ -25,18 +25,6 @@ use crate::stream::Halves;
 
 /// What a client sends first (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// Concurrent streams of a connection.
-const MAX_STREAMS: u32 = 1_024;
-/// Receive window of a stream in bytes. It does not grow: `h2` has one for all streams.
-const STREAM_WINDOW: u32 = 512 << 10;
-/// Receive window of a connection in bytes, besides those of its open tunnels. Requests that have no response yet share it.
-const CONNECTION_WINDOW: u32 = 1 << 20;
-/// Bytes of a stream that wait for the socket.
-const SEND_BUFFER: usize = 64 << 10;
-/// Overhead in bytes of small DATA frames that are not read yet.
-const DATA_FRAME_BUDGET: usize = 4 << 20;
-/// Streams that were reset here, whose late frames are ignored.
-const MAX_FORGOTTEN: usize = MAX_STREAMS as usize;
 /// How many more requests a client may reset before their response than it lets complete.
 const MAX_RESETS: usize = 200;
 /// How long a connection without a request stays open.
@@ -46,7 +34,7 @@ const DRAINING: Duration = Duration::from_millis(500);
 /// How long the last frames may take.
 const LAST_FRAMES: Duration = Duration::from_secs(1);
 
-trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
+pub(super) trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
 
 type Connection = server::Connection<Box<dyn Transport>, Bytes>;
@@ -61,51 +49,6 @@ pub struct Client {
     pub accept_queue: Arc<AcceptQueue<Incoming>>,
     /// True once the listener has stopped accepting.
     pub draining: watch::Receiver<bool>,
-}
-
-/// The streams of a connection.
-#[derive(Default)]
-pub struct Streams {
-    open: AtomicUsize,
-    /// Those that have a window of their own.
-    windows: AtomicUsize,
-    /// Requests that the client has reset before their response, less those that have completed.
-    resets: AtomicUsize,
-    changed: Notify,
-}
-
-impl Streams {
-    pub fn opened(&self) {
-        self.open.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// `was_reset`: by the client, before its response.
-    pub fn ended(&self, was_reset: bool) {
-        self.open.fetch_sub(1, Ordering::Relaxed);
-        let count = |resets: usize| if was_reset { resets.checked_add(1) } else { resets.checked_sub(1) };
-        let _ = self.resets.fetch_update(Ordering::Relaxed, Ordering::Relaxed, count); // stays 0
-        self.changed.notify_one();
-    }
-
-    pub fn add_window(&self) {
-        self.windows.fetch_add(1, Ordering::Relaxed);
-        self.changed.notify_one();
-    }
-
-    pub fn remove_window(&self) {
-        self.windows.fetch_sub(1, Ordering::Relaxed);
-        self.changed.notify_one();
-    }
-
-    fn has_open(&self) -> bool {
-        self.open.load(Ordering::Relaxed) > 0
-    }
-
-    /// The receive window of the connection. An unread tunnel stops no other.
-    fn window(&self) -> u32 {
-        let windows = u32::try_from(self.windows.load(Ordering::Relaxed)).unwrap_or(MAX_STREAMS);
-        CONNECTION_WINDOW + windows.min(MAX_STREAMS) * STREAM_WINDOW
-    }
 }
 
 /// Starts HTTP/2 on a stream. `None`: the peer has sent nothing, as health checks do, or has gone. A stream that begins with something else is
@@ -203,7 +146,7 @@ impl Http2 {
                     Some(Err(error)) => return Ended::ByPeer(Some(error)),
                     None => return Ended::ByPeer(None),
                 },
-                () = self.streams.changed.notified() => {}
+                () = self.streams.changed() => {}
                 _ = draining.wait_for(|draining| *draining), if !is_draining => {
                     is_draining = true;
                     self.connection.graceful_shutdown();
@@ -217,7 +160,7 @@ impl Http2 {
                     return Ended::Here(Some(error), Reason::NO_ERROR);
                 }
             }
-            if self.streams.resets.load(Ordering::Relaxed) > MAX_RESETS {
+            if self.streams.resets() > MAX_RESETS {
                 return Ended::Here(None, Reason::ENHANCE_YOUR_CALM);
             }
             if window != self.streams.window() {
@@ -238,7 +181,7 @@ impl Http2 {
     fn push(&self, client: &Client, (request, respond): Accepted) {
         let is_connect = request.method() == Method::CONNECT;
         let (head, framing) = request_head(&request, !request.body().is_end_stream());
-        let (reader, writer) = stream::open(is_connect, framing, request.into_body(), respond, self.streams.clone());
+        let (reader, writer) = stream::accept(is_connect, framing, request.into_body(), respond, self.streams.clone());
         let halves = Halves::new(ReadHalf::Http2(reader), WriteHalf::Http2(writer));
         let mut incoming = Incoming::new(Some(halves), client.remote.clone(), Ok(Some(head)));
         incoming.peer = client.peer.clone();

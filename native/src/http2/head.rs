@@ -1,8 +1,8 @@
-//! Translates heads between HTTP/2 and HTTP/1.1 (RFC 9113 §8.3). What they ask for is checked elsewhere.
+//! Translates heads between HTTP/2 and HTTP/1.1 (RFC 9113 §8.3), of servers and of clients. What they ask for is checked elsewhere.
 use bytes::{BufMut, Bytes, BytesMut};
 use h2::ext::Protocol;
 use http::header::{self, HeaderName};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 
 /// Fields about a connection of HTTP/1.1, which a message of HTTP/2 must not have (RFC 9113 §8.2.2).
 const CONNECTION_FIELDS: [HeaderName; 5] = [
@@ -110,6 +110,59 @@ pub fn response(head: &[u8]) -> Option<Response<()>> {
     Some(response)
 }
 
+/// Parses a request head of HTTP/1.1, written by this program: CONNECT, or GET with Upgrade, which is an extended CONNECT (RFC 8441). `None` if
+/// it is none. `Host` becomes the authority of the latter.
+pub fn request(head: &[u8]) -> Option<Request<()>> {
+    let mut lines = head.split(|byte| *byte == b'\n').map(|line| line.trim_ascii_end());
+    let mut words = lines.next()?.split(|byte| *byte == b' ');
+    let (method, target) = (words.next()?, words.next()?);
+    let mut headers = lines.filter_map(field).collect::<HeaderMap>();
+    let host = headers.remove(header::HOST)?;
+    let protocol = headers.remove(header::UPGRADE);
+    for name in CONNECTION_FIELDS {
+        headers.remove(name);
+    }
+    if let Some(credentials) = headers.get_mut(header::PROXY_AUTHORIZATION) {
+        credentials.set_sensitive(true); // not in the table of a compression (RFC 7541 §7.1.3)
+    }
+    let builder = Request::builder().method(Method::CONNECT);
+    let builder = match (method, protocol) {
+        (b"CONNECT", None) => builder.uri(target),
+        (b"GET", Some(protocol)) => {
+            let path = std::str::from_utf8(target).ok()?;
+            let uri = Uri::builder().scheme("https").authority(host.as_bytes()).path_and_query(path);
+            let protocol = Protocol::from(protocol.to_str().ok()?);
+            builder.uri(uri.build().ok()?).extension(protocol)
+        }
+        _ => return None,
+    };
+    let mut request = builder.body(()).ok()?;
+    request.uri().authority()?;
+    *request.headers_mut() = headers;
+    Some(request)
+}
+
+/// Returns the head of a response in the form of HTTP/1.1. `protocol`: the request was an extended CONNECT for it.
+pub fn response_head<B>(response: &Response<B>, protocol: Option<&Protocol>) -> Bytes {
+    let protocol = protocol.filter(|_| response.status().is_success());
+    let status = protocol.map_or(response.status(), |_| StatusCode::SWITCHING_PROTOCOLS);
+    let mut head = BytesMut::new();
+    head.put_slice(b"HTTP/1.1 ");
+    head.put_slice(status.as_str().as_bytes());
+    head.put_u8(b' ');
+    head.put_slice(status.canonical_reason().unwrap_or_default().as_bytes());
+    head.put_slice(b"\r\n");
+    for (name, value) in response.headers() {
+        put_field(name, value.as_bytes(), &mut head);
+    }
+    if let Some(protocol) = protocol {
+        put_field(&header::CONNECTION, b"Upgrade", &mut head);
+        put_field(&header::UPGRADE, protocol.as_str().as_bytes(), &mut head);
+    }
+    head.put_slice(b"\r\n");
+    head.freeze()
+}
+
 /// A field that HTTP/2 can have.
 fn field(line: &[u8]) -> Option<(HeaderName, HeaderValue)> {
     let colon = line.iter().position(|byte| *byte == b':')?;
@@ -202,6 +255,65 @@ mod tests {
                 ("set-cookie", b"b=\xe4")
             ]
         );
+    }
+
+    fn sent(head: &str) -> Request<()> {
+        request(head.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn a_request_for_a_tunnel_is_a_connect() {
+        let request =
+            sent("CONNECT [::1]:22 HTTP/1.1\r\nHost: [::1]:22\r\nProxy-Authorization: Bearer x\r\nProxy-Connection: keep-alive\r\n\r\n");
+        assert_eq!(
+            (request.method(), request.uri().to_string()),
+            (&Method::CONNECT, "[::1]:22".to_owned())
+        );
+        assert_eq!(request.headers().len(), 1);
+        assert!(request.headers()["proxy-authorization"].is_sensitive());
+        assert!(request.extensions().get::<Protocol>().is_none());
+    }
+
+    #[test]
+    fn a_request_for_an_upgrade_is_an_extended_connect() {
+        let request =
+            sent("GET /a%3Ab/53/ HTTP/1.1\r\nHost: proxy:1\r\nConnection: Upgrade\r\nUpgrade: connect-udp\r\nCapsule-Protocol: ?1\r\n\r\n");
+        assert_eq!(
+            (request.method(), request.uri().to_string()),
+            (&Method::CONNECT, "https://proxy:1/a%3Ab/53/".to_owned())
+        );
+        assert_eq!(request.extensions().get::<Protocol>().unwrap().as_str(), "connect-udp");
+        let fields: Vec<_> = request.headers().keys().map(HeaderName::as_str).collect();
+        assert_eq!(fields, ["capsule-protocol"]);
+    }
+
+    #[test]
+    fn other_requests_are_refused() {
+        for head in [
+            "",
+            "\r\n",
+            "CONNECT\r\n\r\n",
+            "CONNECT a:1 HTTP/1.1\r\n\r\n",
+            "CONNECT /path HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET http://a/ HTTP/1.1\r\nHost: a b\r\nUpgrade: x\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nUpgrade: x\r\n\r\n",
+        ] {
+            assert!(request(head.as_bytes()).is_none(), "{head}");
+        }
+    }
+
+    #[test]
+    fn a_response_is_one_of_the_earlier_version() {
+        let response = |status: u16| Response::builder().status(status).header("x-request-id", "1").body(()).unwrap();
+        let head =
+            |status: u16, protocol: Option<&Protocol>| String::from_utf8(response_head(&response(status), protocol).to_vec()).unwrap();
+        assert_eq!(head(200, None), "HTTP/1.1 200 OK\r\nx-request-id: 1\r\n\r\n");
+        assert_eq!(head(299, None), "HTTP/1.1 299 \r\nx-request-id: 1\r\n\r\n");
+        let udp = Protocol::from_static("connect-udp");
+        let want = "HTTP/1.1 101 Switching Protocols\r\nx-request-id: 1\r\nconnection: Upgrade\r\nupgrade: connect-udp\r\n\r\n";
+        assert_eq!(head(200, Some(&udp)), want);
+        assert_eq!(head(403, Some(&udp)), "HTTP/1.1 403 Forbidden\r\nx-request-id: 1\r\n\r\n");
     }
 
     #[test]

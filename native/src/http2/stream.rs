@@ -3,24 +3,27 @@
 use std::fmt::Write;
 use std::future::Future;
 use std::io::ErrorKind;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
 
 use bytes::{Bytes, BytesMut};
+use h2::client::{ResponseFuture, SendRequest};
+use h2::ext::Protocol;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use tokio::sync::Notify;
 
-use super::connection::Streams;
 use super::head::{self, Framing};
+use super::streams::Streams;
 use crate::error::{NetError, NetErrorCode};
 use crate::http::head::HeadScanner;
 use crate::stream::tcp_socket::{READ_ENDED, WRITE_ENDED};
 use crate::sync::{lock, wait_for};
 
-/// Longest response head in bytes, with what the proxy adds to that of an origin.
-const MAX_RESPONSE_HEAD: usize = 128 << 10;
+/// Longest head in bytes that is written, with what the proxy adds to that of an origin.
+const MAX_HEAD: usize = 128 << 10;
 /// What follows a response head in the same write, up to this size, waits for no credit: an error response must not wait for a client that
 /// grants none.
 const SMALL_BODY: usize = 16 << 10;
@@ -29,20 +32,48 @@ const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 /// A stream without its halves.
 pub struct Stream {
     sending: Mutex<Sending>,
-    receiving: Mutex<Option<RecvStream>>,
+    receiving: Mutex<Receiving>,
     /// Notified when credit or a reset has arrived.
     send_waker: SharedWaker,
     /// Notified when data or an end has arrived.
     receive_waker: SharedWaker,
-    is_connect: bool,
+    role: Role,
     has_response: AtomicBool,
+    /// It counts among those that have a window of their own.
+    has_window: AtomicBool,
     streams: Arc<Streams>,
 }
 
+/// What this side of the stream is.
+#[derive(Clone, Copy, PartialEq)]
+enum Role {
+    Client,
+    Server { is_connect: bool },
+}
+
 enum Sending {
-    Head(SendResponse<Bytes>, HeadScanner),
+    /// The head of a request is expected.
+    Request(SendRequest<Bytes>, HeadScanner),
+    /// The head of a response is expected.
+    Response(SendResponse<Bytes>, HeadScanner),
     Body(SendStream<Bytes>),
     Over,
+}
+
+enum Receiving {
+    /// Nothing has been asked for yet.
+    Idle,
+    /// The response to a request, which may be an extended CONNECT for a protocol.
+    Response(ResponseFuture, Option<Protocol>),
+    Body(RecvStream),
+    Over,
+}
+
+/// What a stream receives.
+enum Received {
+    Head(Bytes),
+    /// Its credit is to be returned.
+    Data(Bytes),
 }
 
 /// Wakes all that wait: `h2` remembers one waker for each direction.
@@ -98,22 +129,34 @@ pub struct SendHalf {
     owner: Arc<Owner>,
 }
 
-/// Creates the halves of a stream.
-pub fn open(
+/// Creates the halves of a stream that a client has opened.
+pub fn accept(
     is_connect: bool,
     framing: Framing,
     body: RecvStream,
     respond: SendResponse<Bytes>,
     streams: Arc<Streams>,
 ) -> (RecvHalf, SendHalf) {
+    let sending = Sending::Response(respond, HeadScanner::new(MAX_HEAD));
+    halves(Role::Server { is_connect }, sending, Receiving::Body(body), framing, streams)
+}
+
+/// Creates the halves of a stream to a server. It begins when the head of its request is written.
+pub fn open(request: SendRequest<Bytes>, streams: Arc<Streams>) -> (RecvHalf, SendHalf) {
+    let sending = Sending::Request(request, HeadScanner::new(MAX_HEAD));
+    halves(Role::Client, sending, Receiving::Idle, Framing::Raw, streams)
+}
+
+fn halves(role: Role, sending: Sending, receiving: Receiving, framing: Framing, streams: Arc<Streams>) -> (RecvHalf, SendHalf) {
     streams.opened();
     let stream = Arc::new(Stream {
-        sending: Mutex::new(Sending::Head(respond, HeadScanner::new(MAX_RESPONSE_HEAD))),
-        receiving: Mutex::new(Some(body)),
+        sending: Mutex::new(sending),
+        receiving: Mutex::new(receiving),
         send_waker: SharedWaker::new(),
         receive_waker: SharedWaker::new(),
-        is_connect,
+        role,
         has_response: AtomicBool::new(false),
+        has_window: AtomicBool::new(false),
         streams,
     });
     let owner = Arc::new(Owner {
@@ -143,8 +186,8 @@ impl Drop for Owner {
         // without them `h2` ends the stream: after an early response with RST_STREAM(NO_ERROR) (RFC 9113 §8.1)
         *sending = Sending::Over;
         drop(sending);
-        drop(lock(&stream.receiving).take());
-        if stream.has_response() {
+        *lock(&stream.receiving) = Receiving::Over;
+        if stream.has_window.load(Ordering::Relaxed) {
             stream.streams.remove_window();
         }
     }
@@ -153,17 +196,17 @@ impl Drop for Owner {
 impl Sending {
     fn poll_reset(&mut self, context: &mut Context<'_>) -> Poll<Result<Reason, h2::Error>> {
         match self {
-            Self::Head(respond, _) => respond.poll_reset(context),
+            Self::Response(respond, _) => respond.poll_reset(context),
             Self::Body(body) => body.poll_reset(context),
-            Self::Over => Poll::Pending,
+            Self::Request(..) | Self::Over => Poll::Pending,
         }
     }
 
     fn reset(&mut self, reason: Reason) {
         match self {
-            Self::Head(respond, _) => respond.send_reset(reason),
+            Self::Response(respond, _) => respond.send_reset(reason),
             Self::Body(body) => body.send_reset(reason),
-            Self::Over => {}
+            Self::Request(..) | Self::Over => {}
         }
     }
 }
@@ -175,24 +218,32 @@ impl Stream {
 
     /// Why the stream is reset (RFC 9113 §8.5).
     fn reason(&self) -> Reason {
-        match self.is_connect && self.has_response() {
-            true => Reason::CONNECT_ERROR,
-            false => Reason::INTERNAL_ERROR,
+        match self.role {
+            Role::Client | Role::Server { is_connect: true } if self.has_response() => Reason::CONNECT_ERROR,
+            Role::Client => Reason::CANCEL,
+            Role::Server { .. } => Reason::INTERNAL_ERROR,
         }
     }
 
     /// Bytes received and not read.
     pub fn held(&self) -> u64 {
-        let mut receiving = lock(&self.receiving);
-        receiving.as_mut().map_or(0, |body| body.flow_control().used_capacity() as u64)
+        match &mut *lock(&self.receiving) {
+            Receiving::Body(body) => body.flow_control().used_capacity() as u64,
+            _ => 0,
+        }
     }
 
-    /// Resolves when the client resets the stream or the connection is lost, even if nothing is read or written. Does not resolve at a regular
+    /// Resolves when the peer resets the stream or the connection is lost, even if nothing is read or written. Does not resolve at a regular
     /// end.
     pub async fn reset(self: Arc<Self>) -> NetError {
         self.send_waker
             .wait(|context| lock(&self.sending).poll_reset(context).map(|reason| failure(&reason)))
             .await
+    }
+
+    fn add_window(&self) {
+        self.has_window.store(true, Ordering::Relaxed);
+        self.streams.add_window();
     }
 
     /// Why nothing can be sent any more.
@@ -229,24 +280,54 @@ fn lost(error: &h2::Error) -> NetError {
     NetError::remote(NetErrorCode::Reset, message)
 }
 
+/// As [`failure`], of a request without a response. `closed`: the server has not processed it.
+fn request_failure(error: &h2::Error) -> NetError {
+    let is_unprocessed = match error.is_reset() {
+        true => error.reason() == Some(Reason::REFUSED_STREAM),
+        false => true, // the connection is lost, or closed without this stream (RFC 9113 §6.8)
+    };
+    let error = read_failure(error);
+    match is_unprocessed {
+        true => NetError::remote(NetErrorCode::Closed, error.message),
+        false => error,
+    }
+}
+
+impl Stream {
+    fn poll_received(&self, context: &mut Context<'_>) -> Poll<Option<Result<Received, NetError>>> {
+        let mut receiving = lock(&self.receiving);
+        match &mut *receiving {
+            Receiving::Idle => Poll::Pending,
+            Receiving::Response(response, protocol) => {
+                let response = std::task::ready!(Pin::new(response).poll(context));
+                let (head, body) = match response {
+                    Ok(response) => (head::response_head(&response, protocol.as_ref()), response.into_body()),
+                    Err(error) => return Poll::Ready(Some(Err(request_failure(&error)))),
+                };
+                self.has_response.store(true, Ordering::Relaxed);
+                *receiving = Receiving::Body(body);
+                Poll::Ready(Some(Ok(Received::Head(head))))
+            }
+            Receiving::Body(body) => body
+                .poll_data(context)
+                .map(|data| data.map(|data| data.map(Received::Data).map_err(|error| read_failure(&error)))),
+            Receiving::Over => Poll::Ready(None),
+        }
+    }
+}
+
 impl RecvHalf {
-    /// The next bytes, at most `max`; `None` at the end. What arrived before a reset is returned first.
+    /// The next bytes, at most `max`, or a whole head; `None` at the end. What arrived before a reset is returned first.
     pub async fn read(&mut self, max: usize) -> Result<Option<Bytes>, NetError> {
         while self.rest.is_empty() {
             if self.has_ended {
                 return Ok(None);
             }
             let stream = &self.owner.stream;
-            let data = stream
-                .receive_waker
-                .wait(|context| match &mut *lock(&stream.receiving) {
-                    Some(body) => body.poll_data(context),
-                    None => Poll::Ready(None),
-                })
-                .await;
-            self.rest = match data {
-                Some(Ok(data)) => data,
-                Some(Err(error)) => return Err(read_failure(&error)),
+            let received = stream.receive_waker.wait(|context| stream.poll_received(context)).await;
+            self.rest = match received.transpose()? {
+                Some(Received::Head(head)) => return Ok(Some(head)),
+                Some(Received::Data(data)) => data,
                 None => {
                     self.has_ended = true;
                     match self.framing {
@@ -257,7 +338,7 @@ impl RecvHalf {
             };
         }
         let data = self.rest.split_to(self.rest.len().min(max.max(1)));
-        if let Some(body) = &mut *lock(&self.owner.stream.receiving) {
+        if let Receiving::Body(body) = &mut *lock(&self.owner.stream.receiving) {
             let _ = body.flow_control().release_capacity(data.len()); // fails if the stream has ended
         }
         Ok(Some(match self.framing {
@@ -276,6 +357,30 @@ impl RecvHalf {
     }
 }
 
+impl Stream {
+    /// Sends the head of a request, whose response can then be received.
+    fn send_request(&self, request: &mut SendRequest<Bytes>, head: &[u8]) -> Result<SendStream<Bytes>, NetError> {
+        let wanted = head::request(head).ok_or_else(|| malformed("request"))?;
+        let protocol = wanted.extensions().get::<Protocol>().cloned();
+        if protocol.is_some() && !request.is_extended_connect_protocol_enabled() {
+            return Err(NetError::remote(
+                NetErrorCode::Reset,
+                "The server does not serve extended CONNECT (RFC 8441)",
+            ));
+        }
+        let (response, body) = request.send_request(wanted, false).map_err(|error| request_failure(&error))?;
+        *lock(&self.receiving) = Receiving::Response(response, protocol);
+        // what waited for it may be resolved by the connection from now on
+        self.receive_waker.notify.0.notify_waiters();
+        self.send_waker.notify.0.notify_waiters();
+        Ok(body)
+    }
+}
+
+fn malformed(what: &str) -> NetError {
+    NetError::new(NetErrorCode::Internal, format!("This is not a {what} head"))
+}
+
 /// One chunk (RFC 9112 §7.1).
 fn chunk(data: &[u8]) -> Bytes {
     let mut chunk = BytesMut::with_capacity(data.len() + 16);
@@ -286,7 +391,7 @@ fn chunk(data: &[u8]) -> Bytes {
 }
 
 impl SendHalf {
-    /// Sends a part of the response, which begins with its head. Resolves when the connection has taken all of it.
+    /// Sends a part of the request or the response, which begins with its head. Resolves when the connection has taken all of it.
     pub async fn write(&mut self, data: Bytes) -> Result<(), NetError> {
         let Some(mut data) = self.write_head(data)? else { return Ok(()) };
         let stream = &self.owner.stream;
@@ -319,37 +424,45 @@ impl SendHalf {
         Ok(())
     }
 
-    /// Sends the heads at the start of the response. Returns what follows them; `None` if the final one is not complete.
+    /// Sends the head, of a response with interim ones before it. Returns what follows it; `None` if it is not complete.
     fn write_head(&mut self, mut data: Bytes) -> Result<Option<Bytes>, NetError> {
         let stream = &self.owner.stream;
         let mut sending = lock(&stream.sending);
         loop {
-            let Sending::Head(respond, scanner) = &mut *sending else {
-                return Ok(Some(data));
+            let scanner = match &mut *sending {
+                Sending::Request(_, scanner) | Sending::Response(_, scanner) => scanner,
+                Sending::Body(_) | Sending::Over => return Ok(Some(data)),
             };
             let Some((head, rest)) = scanner.push(data)? else { return Ok(None) };
-            let response = head::response(&head).ok_or_else(|| NetError::new(NetErrorCode::Internal, "This is not a response head"))?;
-            if response.status().is_informational() {
-                if respond.send_informational(response).is_err() {
-                    return Err(stream.send_failure(&mut sending));
+            let mut body = match &mut *sending {
+                Sending::Request(request, _) => stream.send_request(request, &head)?,
+                Sending::Response(respond, scanner) => {
+                    let response = head::response(&head).ok_or_else(|| malformed("response"))?;
+                    if response.status().is_informational() {
+                        if respond.send_informational(response).is_err() {
+                            return Err(stream.send_failure(&mut sending));
+                        }
+                        *scanner = HeadScanner::new(MAX_HEAD);
+                        data = rest;
+                        continue;
+                    }
+                    let Ok(body) = respond.send_response(response, false) else {
+                        return Err(stream.send_failure(&mut sending));
+                    };
+                    stream.has_response.store(true, Ordering::Relaxed);
+                    body
                 }
-                *scanner = HeadScanner::new(MAX_RESPONSE_HEAD);
-                data = rest;
-                continue;
-            }
-            let Ok(mut body) = respond.send_response(response, false) else {
-                return Err(stream.send_failure(&mut sending));
+                Sending::Body(_) | Sending::Over => return Ok(Some(rest)),
             };
             let is_small = !rest.is_empty() && rest.len() <= SMALL_BODY;
             let is_sent = is_small && body.send_data(rest.clone(), false).is_ok();
             *sending = Sending::Body(body);
-            stream.has_response.store(true, Ordering::Relaxed);
-            stream.streams.add_window();
+            stream.add_window();
             return Ok(Some(if is_sent { Bytes::new() } else { rest }));
         }
     }
 
-    /// Ends the response.
+    /// Ends the direction.
     pub fn finish(&mut self) -> Result<(), NetError> {
         let stream = &self.owner.stream;
         let mut sending = lock(&stream.sending);

@@ -11,6 +11,7 @@ import type {
   ConnectTlsLinkOptions,
   Duplex,
   FlowOptions,
+  Http2Connection,
   ListenQuicOptions,
   ListenSessionsOptions,
   ListenTcpOptions,
@@ -36,7 +37,17 @@ import { NativeHandover } from "./handover.ts";
 import { NativeSessionListener, NativeTcpListener, NativeUdpListener } from "./listeners.ts";
 import { ClientSettings, handshakes, heads, toEngineServerTls } from "./options.ts";
 import { NativeSession, type OpenedSession } from "./sessions.ts";
-import { beginSplice, NativeDuplex, NativeRate, NO_STREAM, numbersOf, toFlowResult, toRelayed, toSpliceResult } from "./streams.ts";
+import {
+  beginSplice,
+  NativeDuplex,
+  NativeHttp2Connection,
+  NativeRate,
+  NO_STREAM,
+  numbersOf,
+  toFlowResult,
+  toRelayed,
+  toSpliceResult,
+} from "./streams.ts";
 
 /** Options of the native network. */
 export interface NativeNetOptions {
@@ -148,6 +159,15 @@ class NativeNet implements Net {
     const start = (op: number, engine: Engine) => engine.connectTcp(op, host, port, addresses, timeoutMs, wanted);
     const [id, remote] = await this.#calls.cancellable<[number, string]>(signal, start);
     return new NativeDuplex(this.#calls, id, remote);
+  }
+
+  async connectHttp2({ host, port, timeoutMs, tls, signal }: Omit<ConnectTcpOptions, "addresses">): Promise<Http2Connection> {
+    checkSignal(signal);
+    checkPort(port);
+    const wanted = tls && this.#clientTls.get(tls);
+    const start = (op: number, engine: Engine) => engine.connectHttp2(op, host, port, timeoutMs, wanted);
+    const [id, remote] = await this.#calls.cancellable<[number, string]>(signal, start);
+    return new NativeHttp2Connection(this.#calls, id, remote);
   }
 
   async openStandardStreams(): Promise<Duplex> {

@@ -133,6 +133,9 @@ export interface Engine {
   peerCredit(connection: number): number[];
   connectionClosed(op: number, connection: number): void;
   connectionStats(connection: number): number[];
+  connectHttp2(op: number, host: string, port: number, timeoutMs: number, tls: EngineClientTls | undefined): void;
+  openHttp2Stream(op: number, connection: number): void;
+  releaseHttp2(connection: number): void;
   openStandardStreams(op: number): void;
   read(op: number, stream: number): void;
   unread(stream: number, data: Uint8Array): void;

@@ -1,6 +1,6 @@
 // Streams, relays between them, and rates. Where a stream comes from is not known here.
 import { NetError } from "../errors.ts";
-import type { Duplex, FlowResult, Incoming, Preamble, Rate, Relayed, SpliceOptions, SpliceResult } from "../types.ts";
+import type { Duplex, FlowResult, Http2Connection, Incoming, Preamble, Rate, Relayed, SpliceOptions, SpliceResult } from "../types.ts";
 import { type Calls, checkSignal, toError } from "./calls.ts";
 import type { Engine, RawError, RawFlowResult, RawSpliceResult } from "./engine.ts";
 
@@ -76,6 +76,24 @@ export class NativeDuplex implements Duplex {
 
   #checkOpen(): void {
     if (this.#state !== "open") throw new NetError("closed", "Cannot use the stream: it is closed");
+  }
+}
+
+export class NativeHttp2Connection implements Http2Connection {
+  readonly #calls: Calls;
+  readonly #id: number;
+
+  constructor(calls: Calls, id: number, readonly remote: string) {
+    this.#calls = calls;
+    this.#id = id;
+  }
+
+  async openStream(): Promise<Duplex> {
+    return new NativeDuplex(this.#calls, await this.#calls.call<number>((op, engine) => engine.openHttp2Stream(op, this.#id)), this.remote);
+  }
+
+  release(): void {
+    this.#calls.engine.releaseHttp2(this.#id);
   }
 }
 

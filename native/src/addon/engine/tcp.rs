@@ -1,18 +1,22 @@
 //! TCP listeners and connections, and name resolution.
 use std::sync::Arc;
+use std::time::Instant;
 
 use napi_derive::napi;
 
 use super::options::HeadOptions;
 use super::{closed, raw_result, Engine};
 use crate::addon::completion_queue::Value;
+use crate::error::{NetError, NetErrorCode};
 use crate::http::head::HeadLimits;
+use crate::http2::client as http2;
 use crate::net::address::{self, AddressKeys};
 use crate::net::happy_eyeballs::{self, DialTarget};
 use crate::net::resolver::Purpose;
 use crate::net::tcp;
 use crate::net::tcp::listener::{Peers, Preamble, Settings};
 use crate::net::tls::{ClientTls, ServerTls};
+use crate::stream::tls_transport::TlsTransport;
 use crate::sync::lock;
 use crate::time::millis;
 
@@ -79,10 +83,49 @@ impl Engine {
         let state = self.state.clone();
         self.state.run(op, true, async move {
             let target = addresses.map_or(Ok(DialTarget::Name), |given| DialTarget::addresses(&given, port))?;
-            let tls = tls.map(|tls| state.connector.get(tls)).transpose()?;
-            let (halves, remote) = tcp::dial::dial(&state.resolver, host, port, target, millis(timeout_ms), tls).await?;
-            Ok(Value::Array(vec![state.add_stream(halves), Value::Text(remote)]))
+            let tls = tls.map(|tls| state.connector.get(tls, &[])).transpose()?;
+            let connection = tcp::dial::dial(&state.resolver, host, port, target, millis(timeout_ms), tls).await?;
+            let remote = connection.remote.clone();
+            Ok(Value::Array(vec![state.add_stream(connection.halves()), Value::Text(remote)]))
         });
+    }
+
+    /// Returns connection and remote address.
+    #[napi]
+    pub fn connect_http2(&self, op: f64, host: String, port: u16, timeout_ms: u32, tls: Option<ClientTls>) {
+        let state = self.state.clone();
+        self.state.run(op, true, async move {
+            let until = Instant::now() + millis(timeout_ms);
+            let connector = tls.map(|tls| state.connector.get(tls, http2::ALPN)).transpose()?;
+            let connected = tcp::dial::dial(&state.resolver, host, port, DialTarget::Name, millis(timeout_ms), connector).await?;
+            let left = until.saturating_duration_since(Instant::now());
+            let client = match connected.tls {
+                None => http2::open(TlsTransport(connected.tcp), left).await?,
+                Some(tls) if tls.get_ref().1.alpn_protocol() == Some(b"h2") => http2::open(tls, left).await?,
+                Some(_) => {
+                    return Err(NetError::remote(
+                        NetErrorCode::NotHttp2,
+                        "The server does not select HTTP/2 over TLS",
+                    ))
+                }
+            };
+            let id = state.insert(&state.http2_clients, Arc::new(client));
+            Ok(Value::Array(vec![id, Value::Text(connected.remote)]))
+        });
+    }
+
+    /// Returns a stream. See [`http2::Client::open_stream`].
+    #[napi]
+    pub fn open_http2_stream(&self, op: f64, connection: f64) {
+        let client = lock(&self.state.http2_clients).get(&(connection as u64)).cloned();
+        let opened = client.ok_or_else(|| closed("connection")).and_then(|client| client.open_stream());
+        self.state.promise(op).settle(opened.map(|halves| self.state.add_stream(halves)));
+    }
+
+    /// Frees the handle. The connection ends with its last stream.
+    #[napi]
+    pub fn release_http2(&self, connection: f64) {
+        lock(&self.state.http2_clients).remove(&(connection as u64));
     }
 
     /// Returns all addresses of a name.

@@ -124,8 +124,10 @@ impl Engine {
             let state = job.state.clone();
             let dial = Box::pin(async {
                 let target = addresses.map_or(Ok(DialTarget::Name), |given| DialTarget::addresses(&given, port))?;
-                let tls = tls.map(|tls| state.connector.get(tls)).transpose()?;
-                tcp::dial::dial(&state.resolver, host, port, target, millis(timeout_ms), tls).await
+                let tls = tls.map(|tls| state.connector.get(tls, &[])).transpose()?;
+                let connection = tcp::dial::dial(&state.resolver, host, port, target, millis(timeout_ms), tls).await?;
+                let remote = connection.remote.clone();
+                Ok((connection.halves(), remote))
             });
             if let Some((job, stream, b)) = Box::pin(job.connect(a_stream, connected, dial)).await {
                 job.run(Box::new((stream, b.into())), [Some(a), None]).await;

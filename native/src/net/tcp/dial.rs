@@ -17,7 +17,23 @@ use crate::stream::tcp_socket::Tcp;
 use crate::stream::tls_transport::TlsTransport;
 use crate::stream::Halves;
 
-/// Connects to the first address of `host` that accepts. Returns the stream and the address.
+/// A connection to a server.
+pub struct Connection {
+    pub tcp: Arc<Tcp>,
+    pub tls: Option<TlsStream<TlsTransport>>,
+    pub remote: String,
+}
+
+impl Connection {
+    pub fn halves(self) -> Halves {
+        match self.tls {
+            None => plain(self.tcp),
+            Some(tls) => secure(tls, self.tcp),
+        }
+    }
+}
+
+/// Connects to the first address of `host` that accepts.
 pub async fn dial(
     resolver: &Arc<Resolver>,
     host: String,
@@ -25,7 +41,7 @@ pub async fn dial(
     target: DialTarget,
     limit: Duration,
     tls: Option<TlsConnector>,
-) -> Result<(Halves, String), NetError> {
+) -> Result<Connection, NetError> {
     let tls = match tls {
         None => None,
         Some(connector) => Some((connector, tls::server_name(&host)?)),
@@ -34,18 +50,16 @@ pub async fn dial(
         let tls = tls.clone();
         async move {
             let tcp = Tcp::new(open(address).await.map_err(|e| connect_error(&e, address))?);
-            let remote = address.to_string();
-            let halves = match tls {
-                None => plain(tcp),
+            let tls = match tls {
+                None => None,
                 Some((connector, name)) => {
                     let stream = connector.connect(name, TlsTransport(tcp.clone())).await;
-                    secure(
-                        TlsStream::Client(stream.map_err(|e| NetError::tls(&format!("Cannot connect to {address} over TLS"), e))?),
-                        tcp,
-                    )
+                    let stream = stream.map_err(|e| NetError::tls(&format!("Cannot connect to {address} over TLS"), e))?;
+                    Some(TlsStream::Client(stream))
                 }
             };
-            Ok((halves, remote))
+            let remote = address.to_string();
+            Ok(Connection { tcp, tls, remote })
         }
     })
     .await

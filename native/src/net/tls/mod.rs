@@ -165,18 +165,22 @@ const CONNECTOR_LIFETIME: Duration = Duration::from_secs(60);
 
 /// The connector used last. Creating one parses certificates and reads the CA bundle; reusing one resumes sessions (RFC 8446 §2.2).
 #[derive(Default)]
-pub struct LastConnector(Mutex<Option<(Instant, ClientTls, TlsConnector)>>);
+pub struct LastConnector(Mutex<Option<(Instant, ClientTls, Alpn, TlsConnector)>>);
+
+/// Protocols that a client offers (RFC 7301).
+pub type Alpn = &'static [&'static str];
 
 impl LastConnector {
-    pub fn get(&self, tls: ClientTls) -> Result<TlsConnector, NetError> {
+    pub fn get(&self, tls: ClientTls, alpn: Alpn) -> Result<TlsConnector, NetError> {
         let mut last = lock(&self.0);
-        if let Some((made, of, connector)) = &*last {
-            if made.elapsed() < CONNECTOR_LIFETIME && *of == tls {
+        if let Some((made, of, offered, connector)) = &*last {
+            if made.elapsed() < CONNECTOR_LIFETIME && *of == tls && *offered == alpn {
                 return Ok(connector.clone());
             }
         }
-        let connector = TlsConnector::from(Arc::new(client(&tls, TCP_VERSIONS, &[])?));
-        *last = Some((Instant::now(), tls, connector.clone()));
+        let protocols: Vec<String> = alpn.iter().map(|protocol| (*protocol).to_owned()).collect();
+        let connector = TlsConnector::from(Arc::new(client(&tls, TCP_VERSIONS, &protocols)?));
+        *last = Some((Instant::now(), tls, alpn, connector.clone()));
         Ok(connector)
     }
 }
