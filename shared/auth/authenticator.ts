@@ -1,5 +1,6 @@
 // Authenticators: turn the credentials of an agent or a client into an identity, or deny access.
 import type { AllowList } from "../address/allow_list.ts";
+import type { Authority, Network } from "../address/authority.ts";
 import { isolateHook } from "../log/isolate.ts";
 import type { Logger } from "../log/logger.ts";
 import { type AgentList, ALL_AGENTS } from "./agent_list.ts";
@@ -46,6 +47,13 @@ export class RevocationError extends Error {
   override readonly name = "RevocationError";
 }
 
+/** What a client asks for. */
+export interface TunnelTarget {
+  readonly agentId: string;
+  readonly destination: Authority;
+  readonly network: Network;
+}
+
 /** The identity of an agent or a client, what it may reach, and when that ends. */
 export interface Identity {
   /**
@@ -72,6 +80,11 @@ export interface Identity {
    * agent's id behind it and an `@`. Default: the user name names the agent, or anything.
    */
   readonly user?: string;
+  /**
+   * Called for each tunnel of a client that lists and policy allow, before it is opened. Default: it is allowed.
+   * @throws {AuthenticationError} `denied` or `unavailable`
+   */
+  readonly authorize?: (target: TunnelTarget) => Promise<void>;
   /** Identifies the client for limits. Default: `tokenId`, or else `agentId`. */
   readonly client?: string;
   /** When the credentials expire, in milliseconds since 1970. Default: never, or it is not known. */
@@ -169,9 +182,9 @@ function checked(identity: Identity, check: () => void): Identity {
 /** `release` may be a function of an embedding program. */
 function isolateRelease(identity: Identity, log: Logger): Identity {
   if (identity.release === undefined) return identity;
-  const { agentId, agents, allowList, publish, tokenId, expiresAt, subject, name, groups, user, client, signal } = identity;
+  const { agentId, agents, allowList, publish, tokenId, expiresAt, subject, name, groups, user, client, authorize, signal } = identity;
   const release = isolateHook("release", () => identity.release?.(), log);
-  return { agentId, agents, allowList, publish, tokenId, expiresAt, subject, name, groups, user, client, signal, release };
+  return { agentId, agents, allowList, publish, tokenId, expiresAt, subject, name, groups, user, client, authorize, signal, release };
 }
 
 /** What identifies the client for limits: a person, a token, or else the agent. */

@@ -9,7 +9,15 @@ import type { Logger } from "../log/logger.ts";
 import { messageOf } from "../log/error_message.ts";
 import { printable } from "../net/printable.ts";
 import { ALL_AGENTS, createAgentList } from "./agent_list.ts";
-import { AuthenticationError, type ClientCredentials, type ClientPeer, type Identity, isToken } from "./authenticator.ts";
+import { formatAuthority } from "../address/authority.ts";
+import {
+  AuthenticationError,
+  type ClientCredentials,
+  type ClientPeer,
+  type Identity,
+  isToken,
+  type TunnelTarget,
+} from "./authenticator.ts";
 import { type Fetch, fetchText, parseObject } from "./fetch.ts";
 import { agentNamedBy, type ClientProvider, splitUser } from "./providers.ts";
 
@@ -49,6 +57,8 @@ const MAX_ITEM = 256;
 interface Answer {
   readonly identity?: Omit<Identity, "signal" | "release">;
   readonly message?: string;
+  /** Whether it wants to be asked about each tunnel. */
+  readonly isPerTunnel: boolean;
   readonly askedAt: number;
   readonly maxAgeMs: number;
 }
@@ -108,16 +118,21 @@ export function createWebhookProvider(options: WebhookOptions, deps: WebhookDeps
     }
   };
 
+  /** @throws {AuthenticationError} if it denies, or gives no answer */
+  const accepted = async (question: Question) => {
+    const { identity, message, isPerTunnel } = await answerTo(question);
+    if (identity !== undefined) return { identity, isPerTunnel };
+    throw new AuthenticationError("denied", `The webhook denies it${message === undefined ? "" : `: ${message}`}`, {}, message);
+  };
+
   return {
     name: "webhook",
     async authenticateClient(credentials, peer) {
       const { user, agentId, question } = questionOf(credentials, peer, key);
-      const { identity, message } = await answerTo(question);
-      if (identity === undefined) {
-        throw new AuthenticationError("denied", `The webhook denies it${message === undefined ? "" : `: ${message}`}`, {}, message);
-      }
+      const { identity, isPerTunnel } = await accepted(question());
+      const authorize = isPerTunnel ? async (target: TunnelTarget) => void await accepted(question(target)) : undefined;
       const who = identity.subject ?? user;
-      return { ...identity, agentId: agentId || identity.agentId, user, client: who === "" ? undefined : `webhook ${who}` };
+      return { ...identity, agentId: agentId || identity.agentId, user, client: who === "" ? undefined : `webhook ${who}`, authorize };
     },
     close: () => closing.abort(),
   };
@@ -138,8 +153,12 @@ export async function checkWebhookSecret({ tokenFile }: Pick<WebhookOptions, "to
 function questionOf(credentials: ClientCredentials, peer: ClientPeer, key: Uint8Array) {
   const { address: client } = peer;
   const { user, agentId, shown } = shownBy(credentials);
-  const digest = createHmac("sha256", key).update(JSON.stringify([client, shown])).digest("base64");
-  return { user, agentId, question: { key: digest, body: JSON.stringify({ ...shown, client, requestId: peer.requestId }) } };
+  const question = (target?: TunnelTarget): Question => {
+    const about = target && { agent: target.agentId, destination: formatAuthority(target.destination), network: target.network };
+    const digest = createHmac("sha256", key).update(JSON.stringify([client, shown, about])).digest("base64");
+    return { key: digest, body: JSON.stringify({ ...shown, client, requestId: peer.requestId, ...about }) };
+  };
+  return { user, agentId, question };
 }
 
 function shownBy(credentials: ClientCredentials): { user: string; agentId: string; shown: Readonly<Record<string, string>> } {
@@ -164,10 +183,12 @@ async function readSecret(file: string): Promise<string> {
 /** @throws {Error} if it is no answer */
 function readAnswer(status: number, text: string, askedAt: number): Answer {
   const answer = status === 200 || text.trimStart().startsWith("{") ? parseObject(text) : {};
-  const { maxAge = 0, message } = answer;
+  const { maxAge = 0, message, perTunnel = false } = answer;
+  if (typeof perTunnel !== "boolean") throw new Error("the perTunnel of its answer is not true or false");
   if (typeof maxAge !== "number" || !(maxAge >= 0)) throw new Error("the maxAge of its answer is not a number of seconds");
   const maxAgeMs = Math.min(maxAge, MAX_AGE_S) * 1_000;
-  if (status !== 200) return { message: typeof message === "string" ? printable(message) : undefined, askedAt, maxAgeMs };
+  const common = { isPerTunnel: perTunnel, askedAt, maxAgeMs };
+  if (status !== 200) return { message: typeof message === "string" ? printable(message) : undefined, ...common };
   const [subject, name, agent] = ["subject", "name", "agent"].map((key) => readItem(answer, key));
   const [groups, agents, allow] = ["groups", "agents", "allow"].map((key) => readItems(answer, key));
   return {
@@ -180,8 +201,7 @@ function readAnswer(status: number, text: string, askedAt: number): Answer {
       name,
       groups,
     },
-    askedAt,
-    maxAgeMs,
+    ...common,
   };
 }
 

@@ -59,14 +59,14 @@ export async function identifyVisitor(
   if (given === undefined) throw new CredentialsError("Credentials are required");
   // the authorities of a forward may not be those of the proxy's clients
   const identity = await session.identify(given, { ignoresCertificate: true });
-  const { agentId, agents, allowList, tokenId, subject, name, groups, client, signal } = identity;
+  const { agentId, agents, allowList, tokenId, subject, name, groups, client, authorize, signal } = identity;
   if (agentId !== agent && !agents?.allows(agent)) {
     throw new TunnelError("http_request_denied", `The credentials are not for the agent ${JSON.stringify(agent)}`);
   }
   session.record.agent = agent;
   const password = given.scheme === "bearer" ? given.token : given.password;
   return {
-    identity: { agentId: agent, allowList, tokenId, subject, name, groups, client, signal },
+    identity: { agentId: agent, allowList, tokenId, subject, name, groups, client, authorize, signal },
     credentials: { scheme: "basic", username: identity.user === undefined ? usernameOf(agent) : usernameFor(identity, agent), password },
     isOperators: false,
   };

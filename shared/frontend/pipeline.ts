@@ -242,6 +242,7 @@ export class ClientSession {
     if (expected !== undefined) await expected;
     using grant = request.isOperators ? undefined : authorize(this.context, chosen, network);
     const identity = grant ? { ...chosen.identity, signal: anyOf(chosen.identity.signal, grant.signal) } : chosen.identity;
+    await askForTunnel(chosen, network);
     const tunnel = this.#permit?.open(identity, network, grant?.quotas);
     try {
       const signal = tunnel ? tunnel.signal : identity.signal;
@@ -391,10 +392,10 @@ function chooseAgent(
   if (agentId !== identity.agentId && !identity.agents?.allows(agentId)) {
     throw new TunnelError("http_request_denied", `The credentials are not for the agent ${JSON.stringify(agentId)}`);
   }
-  const { allowList, tokenId, subject, name, groups, client, signal } = identity;
+  const { allowList, tokenId, subject, name, groups, client, authorize, signal } = identity;
   const password = credentials?.scheme === "bearer" ? credentials.token : credentials?.password ?? "";
   return {
-    identity: { agentId, allowList, tokenId, subject, name, groups, client, signal },
+    identity: { agentId, allowList, tokenId, subject, name, groups, client, authorize, signal },
     credentials: { scheme: "basic", username: usernameFor(identity, agentId), password },
     destination: named.destination,
   };
@@ -411,6 +412,24 @@ function authorize(
 ): Grant | undefined {
   const { agentId } = identity;
   return policy?.authorize(identity, { agentId, destination, network, labels: labelsOf?.(agentId) ?? [] });
+}
+
+/**
+ * Asks the provider of the identity.
+ * @throws {TunnelError} if it denies the tunnel, or cannot be asked
+ */
+async function askForTunnel({ identity, destination }: Pick<TunnelRequest, "identity" | "destination">, network: Network): Promise<void> {
+  const { agentId, authorize } = identity;
+  try {
+    await authorize?.({ agentId, destination, network });
+  } catch (cause) {
+    if (!(cause instanceof AuthenticationError)) throw cause;
+    if (cause.kind === "unavailable") {
+      throw new TunnelError("proxy_internal_error", "The tunnel cannot be authorized now", { cause, retryAfterMs: CHECK_AGAIN_MS });
+    }
+    const advice = cause.advice === undefined ? "" : `: ${cause.advice}`;
+    throw new TunnelError("http_request_denied", `${formatDestination(destination, network)} is not allowed${advice}`, { cause });
+  }
 }
 
 function anyOf(first: AbortSignal | undefined, second: AbortSignal): AbortSignal {

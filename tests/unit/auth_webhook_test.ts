@@ -106,6 +106,33 @@ describe("a webhook", () => {
     assert.equal(hook.asked.length, 4, "a denial is cached as well");
   });
 
+  it("is asked about each tunnel too if it wants to be, and those answers count for that tunnel alone", async () => {
+    const hook = new Hook();
+    hook.answer = () => {
+      const { destination } = hook.asked.at(-1)!.body;
+      if (destination === "no:1") return Response.json({ message: "not you", maxAge: 60 }, { status: 403 });
+      return Response.json({ perTunnel: true, maxAge: 60 });
+    };
+    const { authorize } = await hook.as();
+    const to = (host: string, network: "tcp" | "udp" = "tcp") => authorize!({ agentId: "site-1", destination: { host, port: 1 }, network });
+    await to("db");
+    await to("db");
+    await to("db", "udp");
+    for (let i = 0; i < 2; i++) await assert.rejects(to("no"), refused("denied", /The webhook denies it: not you/));
+    const common = { user: "alice", password: "pw", client: "192.0.2.1", requestId: "r-1" };
+    assert.deepEqual(hook.asked.map(({ body }) => body), [
+      common,
+      { ...common, agent: "site-1", destination: "db:1", network: "tcp" },
+      { ...common, agent: "site-1", destination: "db:1", network: "udp" },
+      { ...common, agent: "site-1", destination: "no:1", network: "tcp" },
+    ]);
+    hook.now = 60_000;
+    hook.answer = () => new Response("", { status: 500 });
+    await assert.rejects(to("db"), refused("unavailable"));
+    hook.answer = () => Response.json({});
+    assert.equal((await hook.as()).authorize, undefined);
+  });
+
   it("that gives no usable answer leaves it open, or its last answer counts for a time", async () => {
     const hook = new Hook({ maxStale: 1_000 });
     const broken: (() => Response | Promise<Response>)[] = [
@@ -116,6 +143,7 @@ describe("a webhook", () => {
       () => Response.json({ groups: "ops" }),
       () => Response.json({ agents: ["a*b*c"] }),
       () => Response.json({ maxAge: -1 }),
+      () => Response.json({ perTunnel: 1 }),
       () => new Response("x".repeat(70_000)),
       () => Promise.reject(new TypeError("fetch failed")),
     ];

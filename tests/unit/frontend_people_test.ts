@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { ALL_AGENTS } from "../../shared/auth/agent_list.ts";
-import { AuthenticationError, type Identity } from "../../shared/auth/authenticator.ts";
+import { AuthenticationError, type Identity, type TunnelTarget } from "../../shared/auth/authenticator.ts";
 import { createHttpProxy } from "../../shared/frontend/http_proxy.ts";
 import { type FrontendOptions, startFrontend } from "../../shared/frontend/server.ts";
 import { createAllowList } from "../../shared/address/allow_list.ts";
@@ -65,6 +65,21 @@ describe("a person", () => {
   it("is in the access log by sub, name and groups, without control characters", async () => {
     const { line } = await ask("db.site-7.rhttp:5432", () => ALICE);
     assert.deepEqual([line.sub, line.name, line.groups, line.agent], ["u-1", "Alice?Smith", "ops,dev", "site-7"]);
+  });
+
+  it("gets 403 for a tunnel that its provider denies, which is asked for agent and destination, and 503 if it cannot be asked", async () => {
+    const asked: TunnelTarget[] = [];
+    const denying = (kind: "denied" | "unavailable", advice?: string): Identity => ({
+      ...ALICE,
+      authorize: (target) => {
+        asked.push(target);
+        return Promise.reject(new AuthenticationError(kind, "The webhook denies it", {}, advice));
+      },
+    });
+    const { answer, dialled, line } = await ask("db.site-7.rhttp:5432", () => denying("denied", "not you"));
+    assert.deepEqual([answer.status, dialled, line.reason], [403, [], "db:5432 is not allowed: not you: The webhook denies it"]);
+    assert.deepEqual(asked, [{ agentId: "site-7", destination: { host: "db", port: 5432 }, network: "tcp" }]);
+    assert.equal((await ask("db.site-7.rhttp:5432", () => denying("unavailable"))).answer.status, 503);
   });
 
   it("gets 403 for what the policy denies, which is asked for the agent and its labels, and the log has the rule", async () => {
