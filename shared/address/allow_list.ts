@@ -169,7 +169,13 @@ const EVERYTHING: Pattern = { key: { of: "everything" }, matches: () => true, po
 function parsePatterns(patterns: readonly string[], plain: readonly Network[]): Pattern[] {
   const word = patterns.find((pattern) => /^(?:all|none)$/i.test(pattern));
   if (word === undefined) return patterns.map((pattern) => parsePattern(pattern, plain));
-  if (patterns.length > 1) throw failure(word, `it cannot be combined with other patterns; a host of that name is written "${word}."`);
+  if (patterns.length > 1) {
+    const meaning = word.toLowerCase() === "all" ? "every destination over TCP and UDP" : "no destination";
+    throw failure(
+      word,
+      `it cannot be combined with other patterns, as it stands for ${meaning}; a host of that name is written "${word}."`,
+    );
+  }
   return word.toLowerCase() === "all" ? [EVERYTHING] : [];
 }
 
