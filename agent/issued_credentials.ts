@@ -11,7 +11,7 @@ export interface IssuedCredentialsOptions {
   readonly auth: AgentOptions["auth"];
   readonly sessions: Iterable<Pick<Session, "renewCredentials">>;
   readonly log: Logger;
-  /** Delays after failures. Default 1 s to 60 s. */
+  /** Delays after failures. Default 1 s to 15 s. */
   readonly backoff?: Backoff;
   /** Milliseconds since 1970. Default `Date.now`. */
   readonly now?: () => number;
@@ -40,7 +40,7 @@ export class IssuedCredentials {
 
   constructor(options: IssuedCredentialsOptions) {
     this.#options = options;
-    this.#backoff = options.backoff ?? new Backoff({ initialMs: 1_000, maxMs: 60_000 });
+    this.#backoff = options.backoff ?? new Backoff({ initialMs: 1_000, maxMs: 15_000 });
     this.#now = options.now ?? Date.now;
   }
 
