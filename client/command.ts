@@ -101,7 +101,11 @@ export function socksCommand(createNet: CreateNet): Subcommand<ValuesOf<typeof s
     async run({ agentSuffix, map, ...options }, terminal, { operands: [address], reread }) {
       const listen = parseListen(address);
       const access = accessOf(options, reread);
-      await withNet(createNet, (net) => serveSocks(net, access, { listen, agentSuffix, routes: map.map(parseRoute) }, terminal));
+      try {
+        await withNet(createNet, (net) => serveSocks(net, access, { listen, agentSuffix, routes: map.map(parseRoute) }, terminal));
+      } catch (cause) {
+        throw cause instanceof TunnelFailure ? failureOf(cause) : cause; // a session that has ended
+      }
     },
   };
 }

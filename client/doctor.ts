@@ -4,7 +4,7 @@ import type { Subcommand } from "../shared/cli/command.ts";
 import { checkConfiguration, checkName, checkTcp, checkToken, describeVersion, diagnosisOptions, report } from "../shared/cli/diagnosis.ts";
 import type { Finding } from "../shared/cli/findings.ts";
 import { type Authority, formatAuthority } from "../shared/address/authority.ts";
-import type { ValuesOf } from "../shared/config/option.ts";
+import { ConfigError, type ValuesOf } from "../shared/config/option.ts";
 import { NetError } from "../shared/net/errors.ts";
 import type { Net } from "../shared/net/types.ts";
 import { tlsAdvice } from "../shared/tls/advice.ts";
@@ -40,7 +40,10 @@ export async function diagnoseClient(
   const findings: Finding[] = [describeVersion()];
   const access = await checkConfiguration(findings, async () => {
     const access = checkAccess(options);
-    await checkFiles(net, access);
+    await checkFiles(net, access).catch((cause) => {
+      // a session that has ended
+      throw cause instanceof TunnelFailure ? new ConfigError(cause.message, { cause }) : cause;
+    });
     return access;
   });
   if (access === undefined) return findings;

@@ -6,13 +6,15 @@ import { describe, it } from "node:test";
 import { decodeJwt } from "jose";
 import { parse } from "yaml";
 import { loginCommand, logoutCommand } from "../../client/login.ts";
-import { clientOptions } from "../../client/options.ts";
+import { diagnoseClient } from "../../client/doctor.ts";
+import { type ClientOptions, clientOptions } from "../../client/options.ts";
 import { readSessionToken, type Session, type SessionOptions } from "../../client/session.ts";
 import { checkAccess } from "../../client/tunnel.ts";
 import { TunnelFailure } from "../../client/tunnel_failure.ts";
 import { CommandFailure, readCommandLine, type Subcommand } from "../../shared/cli/command.ts";
 import { ConfigError } from "../../shared/config/option.ts";
 import { withLock } from "../../shared/files/lock.ts";
+import { withNet } from "../../testing/network.ts";
 import { OidcIssuer } from "../../testing/oidc_issuer.ts";
 import { Folder } from "../../testing/programs.ts";
 import { type FakeTerminal, fakeTerminal } from "../../testing/terminal.ts";
@@ -200,6 +202,10 @@ describe("the token of a session", () => {
       person.age(Date.now() - 1);
       const ended = /The session at .* has ended: .*sign in again with reverse-http login/;
       await assert.rejects(readSessionToken(person.options), (error) => error instanceof TunnelFailure && ended.test(error.message));
+      await withNet(async (net) => {
+        const finding = (await diagnoseClient(person.options as ClientOptions, undefined, { net })).at(-1)!;
+        assert.deepEqual([finding.result, finding.remedy], ["failed", "sign in again with reverse-http login"]);
+      });
     });
   });
 
