@@ -10,7 +10,7 @@ import type { Fetch } from "../shared/auth/fetch.ts";
 import { Backoff } from "../shared/async/backoff.ts";
 import { isolateHook } from "../shared/log/isolate.ts";
 import { agentTransport } from "../shared/link/link.ts";
-import { type Hello, TRACE_FEATURE, UDP_FEATURE } from "../shared/link/message.ts";
+import { DATAGRAMS_FEATURE, type Hello, TRACE_FEATURE, UDP_FEATURE } from "../shared/link/message.ts";
 import { unlimitedIfZero } from "../shared/limits/limit.ts";
 import { reportDescriptors, withinDescriptors } from "../shared/limits/resources.ts";
 import { TunnelLimits } from "../shared/limits/tunnels.ts";
@@ -169,7 +169,7 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
     instance,
     host: hostname(),
     labels: parseLabels(labels),
-    features: [UDP_FEATURE, TRACE_FEATURE],
+    features: [UDP_FEATURE, DATAGRAMS_FEATURE, TRACE_FEATURE],
     publish: publish.map(publishRequest),
   };
   runtime.describe = () => {

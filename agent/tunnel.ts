@@ -1,7 +1,7 @@
 // Serves a request of the proxy: checks the head and the allow-list, connects over TCP or UDP, responds, and relays.
 import { type Authority, formatAuthority, type Network, parseAuthority } from "../shared/address/authority.ts";
 import { endReason } from "../shared/auth/authenticator.ts";
-import { parseUdpRequest, UDP_ESTABLISHED_HEAD } from "../shared/http/connect_udp.ts";
+import { parseUdpRequest, takesDatagrams, UDP_ESTABLISHED_HEAD } from "../shared/http/connect_udp.ts";
 import { parseRequestHead, requestIdOf } from "../shared/http/head.ts";
 import { CONNECTION_ESTABLISHED_HEAD, encodeErrorResponse, ProxyError, statusOf } from "../shared/http/status.ts";
 import { LimitReached } from "../shared/limits/limit.ts";
@@ -71,13 +71,14 @@ export async function serveTunnel(options: TunnelOptions, { stream, head, error 
     destination = formatAuthority(authority);
     Object.assign(record, { id: id ?? record.id, destination, network } satisfies Partial<LiveTunnel>);
     tunnel = limits?.open({});
+    const relay = { network: network ?? "tcp", datagrams: network === "udp" && takesDatagrams(request) } as const;
     const dial = trace?.child("client", "connect", () => ({
       ...addressAttributes("server", formatAuthority(authority)),
       "network.transport": network ?? "tcp",
     }));
     const opening = inSpan(
       dial,
-      () => connect(options, stream, authority, network ?? "tcp", tunnel),
+      () => connect(options, stream, authority, relay, tunnel),
       ({ remote }) => ({ attributes: addressAttributes("network.peer", remote) }),
     );
     const { remote, ended } = await opening.catch((cause) => {
@@ -159,13 +160,19 @@ async function connect(
   { net, destinations, limits, connectTimeoutMs, udpIdleMs }: TunnelOptions,
   stream: Duplex,
   authority: Authority,
-  network: Network,
+  { network, datagrams }: { network: Network; datagrams: boolean },
   tunnel: OpenTunnel | undefined,
 ): Promise<ConnectedTunnel | ConnectedFlow> {
   const { rates, signal } = tunnel ?? {};
   const address = await destinations.resolve(authority, network, connectTimeoutMs, signal);
   if (network === "udp") {
-    return await net.connectUdp(stream, address, { initialDataToA: UDP_ESTABLISHED_HEAD, idleTimeoutMs: udpIdleMs, rates, signal });
+    return await net.connectUdp(stream, address, {
+      initialDataToA: UDP_ESTABLISHED_HEAD,
+      idleTimeoutMs: udpIdleMs,
+      datagrams,
+      rates,
+      signal,
+    });
   }
   return await net.connectAndSplice(stream, address, {
     initialDataToA: CONNECTION_ESTABLISHED_HEAD,

@@ -1,10 +1,10 @@
 // Opens a tunnel through an agent: picks the connection, bounds the wait, and maps the agent's response.
 import { formatAuthority, formatDestination, type Network } from "../shared/address/authority.ts";
 import { encodeUdpRequest, isUdpEstablished, UDP_ESTABLISHED_HEAD } from "../shared/http/connect_udp.ts";
-import { encodeHead, HeadError, parseResponseHead, values } from "../shared/http/head.ts";
+import { encodeHead, type Fields, HeadError, parseResponseHead, values } from "../shared/http/head.ts";
 import { parseProxyStatus } from "../shared/http/proxy_status.ts";
 import { CONNECTION_ESTABLISHED_HEAD, ReceivedResponse } from "../shared/http/status.ts";
-import { TRACE_FEATURE, UDP_FEATURE } from "../shared/link/message.ts";
+import { DATAGRAMS_FEATURE, TRACE_FEATURE, UDP_FEATURE } from "../shared/link/message.ts";
 import { NetError } from "../shared/net/errors.ts";
 import { printable } from "../shared/net/printable.ts";
 import { addressAttributes } from "../shared/tracing/attributes.ts";
@@ -112,6 +112,11 @@ function canServe({ hello }: ConnectedAgent, { network }: TunnelRequest): boolea
   return network === "tcp" || hello?.features?.includes(UDP_FEATURE) === true;
 }
 
+/** Whether the datagrams of the request may be sent in DATAGRAM frames, which exist over QUIC only. */
+function usesDatagrams({ hello, connection }: ConnectedAgent, { network }: TunnelRequest): boolean {
+  return network === "udp" && connection.transport === "quic" && hello?.features?.includes(DATAGRAMS_FEATURE) === true;
+}
+
 /** Whether the request itself has ended: its credentials, its time, or its client's connection. */
 function isCancelled({ relay, clientSignal }: TunnelRequest): boolean {
   return (relay ? relay.splice.signal : clientSignal?.())?.aborted ?? false;
@@ -123,28 +128,29 @@ function isCancelled({ relay, clientSignal }: TunnelRequest): boolean {
  */
 async function openTunnel(
   agent: ConnectedAgent,
-  { id, network, destination, relay, clientSignal }: TunnelRequest,
+  request: TunnelRequest,
   trace: Span | undefined,
   what: string,
   timeoutMs: number,
   monitor: StalledAgentMonitor,
 ): Promise<Upstream> {
+  const { id, network, destination, relay, clientSignal } = request;
   if (agent.identity.allowList?.allows(destination, network) === false) {
     throw new TunnelError("http_request_denied", `${what} is not on the allow-list of the agent's credentials`);
   }
   // agents of version 1, and older ones, see nothing new
   const context = agent.hello?.features?.includes(TRACE_FEATURE) ? traceFields(trace) : [];
-  const [head, established] = network === "udp"
-    ? [encodeUdpRequest(destination, [["Host", formatAuthority(destination)], ["X-Request-Id", id], ...context]), UDP_ESTABLISHED_HEAD]
-    : [
-      encodeHead(`CONNECT ${what} HTTP/1.1`, [
-        ["Host", what],
-        ["Proxy-Connection", "keep-alive"],
-        ["X-Request-Id", id],
-        ...context,
-      ]),
-      CONNECTION_ESTABLISHED_HEAD,
-    ];
+  const datagrams = usesDatagrams(agent, request);
+  const fields: Fields = [["Host", formatAuthority(destination)], ["X-Request-Id", id], ...context];
+  const [head, established] = network === "udp" ? [encodeUdpRequest(destination, fields, datagrams), UDP_ESTABLISHED_HEAD] : [
+    encodeHead(`CONNECT ${what} HTTP/1.1`, [
+      ["Host", what],
+      ["Proxy-Connection", "keep-alive"],
+      ["X-Request-Id", id],
+      ...context,
+    ]),
+    CONNECTION_ESTABLISHED_HEAD,
+  ];
   const pending = monitor.track(agent);
   const release = () => void agent.tunnels--;
   agent.tunnels++;
@@ -152,8 +158,8 @@ async function openTunnel(
   let opened = false;
   try {
     const response = relay
-      ? await agent.connection.openTunnel(relay.stream, head, { timeoutMs, established }, relay.splice)
-      : await agent.connection.request(head, { timeoutMs, signal: clientSignal?.() });
+      ? await agent.connection.openTunnel(relay.stream, head, { timeoutMs, datagrams, established }, relay.splice)
+      : await agent.connection.request(head, { timeoutMs, datagrams, signal: clientSignal?.() });
     if ("ended" in response) {
       opened = true;
       return { ended: response.ended, release, via: agent.via };

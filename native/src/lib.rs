@@ -33,6 +33,7 @@ pub mod fuzzing {
     pub use crate::net::tcp::outbound_proxy::{http as http_connect, socks5, Failure, OutboundProxy};
     pub use crate::net::tcp::socks_handshake::{credentials_end, methods_end};
     pub use crate::net::tls::{client, server, server_name, ClientTls, Der, ServerTls, TCP_VERSIONS};
+    pub use crate::quic::datagrams::parse as parse_datagram;
     pub use crate::relay::capsule;
     pub use crate::tls_link::{frame, records, session, stream};
     pub use crate::web_socket::frame as web_socket_frame;

@@ -188,13 +188,22 @@ impl Session {
         }
     }
 
-    /// Sends a request. Returns the stream, which holds the bytes after the response head, and the head. If cancelled, the stream is reset.
-    pub async fn request(&self, head: Bytes, limit: Duration, bytes: usize) -> Result<(Halves, Bytes), NetError> {
+    /// Sends a request. Returns the stream, which holds the bytes after the response head, and the head. If cancelled, the stream is reset. With
+    /// `datagrams` what follows the response are the capsules of a UDP flow, whose peer takes DATAGRAM frames if this is QUIC.
+    pub async fn request(&self, head: Bytes, limit: Duration, bytes: usize, datagrams: bool) -> Result<(Halves, Bytes), NetError> {
         let all = async {
             let mut halves = self.open_stream().await?;
+            // before the response, which datagrams may overtake
+            let flow = datagrams.then(|| halves.reader.open_flow()).flatten();
             halves.writer.write(head).await?;
             match read_head(&mut halves, bytes).await? {
-                Some(answer) => Ok((halves, answer)),
+                Some(answer) => {
+                    if let Some((receiver, sender)) = flow {
+                        halves.reader.set_datagrams(receiver);
+                        halves.writer.set_datagrams(sender);
+                    }
+                    Ok((halves, answer))
+                }
                 // no response: the reader knows whether it was an end or a reset
                 None => Err(halves
                     .reader

@@ -20,6 +20,8 @@ export interface RequestRecord extends LiveTunnel {
   trace?: Span;
   /** The audit log has a start of it, or has tried to write one. */
   isAudited?: boolean;
+  /** Of a UDP flow: datagrams for the client that it did not read. */
+  datagramsDropped?: number;
   /** Logged at `debug`: the limit that refused it has its own line, or too many of these lines were logged. */
   isQuiet?: boolean;
 }
@@ -32,7 +34,7 @@ const MAX_REASON = 1_000;
 export function logAccess(log: Logger, record: RequestRecord, endedAt: number): void {
   const { id, client, peer, agent, agentClaimed, token, subject, name, groups, protocol, method, network, destination, serverName } =
     record;
-  const { traceId, status, proxyError, reason, startedAt, connectedAt, sent, received } = record;
+  const { traceId, status, proxyError, reason, startedAt, connectedAt, sent, received, datagramsDropped } = record;
   // a flood of refused requests must not fill the log
   log[record.isQuiet ? "debug" : "info"]("request", {
     id,
@@ -55,6 +57,7 @@ export function logAccess(log: Logger, record: RequestRecord, endedAt: number): 
     reason: reason === undefined ? undefined : printable(reason, MAX_REASON),
     sent,
     received,
+    datagramsDropped,
     setupMs: connectedAt === undefined ? undefined : round(connectedAt - startedAt),
     totalMs: round(endedAt - startedAt),
   });

@@ -294,11 +294,12 @@ export class ClientSession {
   async #relay(upstream: Upstream, splice: SpliceOptions, tunnel: OpenTunnel | undefined): Promise<void> {
     const { net, upstreamRole } = this.context;
     const { stream, record } = this;
-    const { aToB, bToA, error: broken, errorSide } = "ended" in upstream
+    const { aToB, bToA, error: broken, errorSide, datagramsDropped } = "ended" in upstream
       ? await upstream.ended
       : await net.splice(stream, upstream.stream, splice);
     record.sent = aToB;
     record.received = bToA;
+    record.datagramsDropped = datagramsDropped;
     if (!broken) return;
     record.proxyError = "connection_terminated";
     if (broken.code === "timed-out" && errorSide === undefined) tunnel?.recordIdle();

@@ -199,10 +199,11 @@ export function startFrontend(options: FrontendOptions): Frontend {
       if (record.status !== undefined) {
         options.activity?.ended(record);
         logAccess(log, record, endedAt);
-        const { id, trace, status, proxyError: error, startedAt, connectedAt, sent, received } = record;
+        const { id, trace, status, proxyError: error, startedAt, connectedAt, sent, received, datagramsDropped } = record;
         const traceId = trace?.isRecorded ? trace.context.traceId : undefined;
         const setupMs = connectedAt === undefined ? undefined : connectedAt - startedAt;
-        options.onEnd?.({ status, error, setupMs, totalMs: endedAt - startedAt, id, traceId, sent, received });
+        const datagrams = datagramsDropped === undefined ? undefined : { aToB: 0, bToA: 0, dropped: datagramsDropped };
+        options.onEnd?.({ status, error, setupMs, totalMs: endedAt - startedAt, id, traceId, sent, received, datagrams });
       }
     }
   };

@@ -18,14 +18,23 @@ export const UDP_ESTABLISHED_HEAD: Uint8Array = encodeHead("HTTP/1.1 101 Switchi
   ["Capsule-Protocol", "?1"],
 ]);
 
-/** Encodes the request for a UDP flow to `destination`. */
-export function encodeUdpRequest({ host, port }: Authority, fields: Fields): Uint8Array {
+/** The field of the agent link with which a proxy says that it takes QUIC DATAGRAM frames (docs/protocol.md). */
+const DATAGRAMS_FIELD = "Datagrams";
+
+/** Encodes the request for a UDP flow to `destination`. `datagrams`: the peer, an agent, may send QUIC DATAGRAM frames. */
+export function encodeUdpRequest({ host, port }: Authority, fields: Fields, datagrams = false): Uint8Array {
   return encodeHead(`GET ${PATH}${encodeURIComponent(host)}/${port}/ HTTP/1.1`, [
     ...fields,
     ["Connection", "Upgrade"],
     ["Upgrade", TOKEN],
     ["Capsule-Protocol", "?1"],
+    ...datagrams ? [[DATAGRAMS_FIELD, "?1"] as const] : [],
   ]);
+}
+
+/** Whether the peer of a request for a UDP flow takes QUIC DATAGRAM frames. */
+export function takesDatagrams({ fields }: RequestHead): boolean {
+  return values(fields, DATAGRAMS_FIELD.toLowerCase()).join() === "?1";
 }
 
 /** Whether a response to {@link encodeUdpRequest} is successful. */

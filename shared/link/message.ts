@@ -21,7 +21,7 @@ export interface Hello {
   /** Host name; may be empty. */
   readonly host: string;
   readonly labels: Readonly<Record<string, string>>;
-  /** What it can do besides TCP tunnels: {@link UDP_FEATURE}, {@link TRACE_FEATURE}. Default: nothing. */
+  /** What it can do besides TCP tunnels: {@link UDP_FEATURE}, {@link DATAGRAMS_FEATURE}, {@link TRACE_FEATURE}. Default: nothing. */
   readonly features?: readonly string[];
   /** Of a proxy. Default: it does not say. */
   readonly clients?: ClientAccess;
@@ -34,6 +34,8 @@ export type PublishRequest = Readonly<Record<string, unknown>>;
 
 /** The agent relays UDP. */
 export const UDP_FEATURE = "udp";
+/** Over QUIC it relays UDP in DATAGRAM frames, too. */
+export const DATAGRAMS_FEATURE = "udp-datagrams";
 
 /** The agent takes the place of a tunnel in a trace (W3C Trace Context) from its request. */
 export const TRACE_FEATURE = "trace-context";

@@ -667,6 +667,12 @@ export interface RequestOptions {
   timeoutMs: number;
   /** Longest response head in bytes. Default 16384. */
   headLimit?: number;
+  /**
+   * What follows the response are the capsules of a UDP flow, as of {@link Net.connectUdp}, whose peer takes QUIC DATAGRAM frames (RFC 9221):
+   * datagrams that fit into a packet travel in them, the others and all else on the stream. From the request on, up to 256 KiB of the peer's
+   * datagrams wait to be read, then the oldest are dropped. No effect over TLS. Default `false`.
+   */
+  datagrams?: boolean;
   /** Cancels {@link AgentSession.request} with `cancelled`. */
   signal?: AbortSignal;
 }
@@ -723,6 +729,8 @@ export interface SpliceResult {
   readonly error?: NetError;
   /** The stream that caused the error; `undefined` for `cancelled` and `timed-out`. */
   readonly errorSide?: "a" | "b";
+  /** Datagrams of either stream that were dropped while they waited, as with {@link RequestOptions.datagrams}. Missing: none. */
+  readonly datagramsDropped?: number;
 }
 
 /** `blocked`: what was read waits for its reader. `ended`: finished, or one side has failed. */
@@ -759,6 +767,8 @@ export interface FlowOptions extends Omit<SpliceOptions, "idleTimeoutMs"> {
    * or missing: none.
    */
   idleTimeoutMs?: number;
+  /** The peer of `a` takes QUIC DATAGRAM frames, as with {@link RequestOptions.datagrams}; from now on they are expected. Default `false`. */
+  datagrams?: boolean;
 }
 
 /** Datagrams of a flow. */

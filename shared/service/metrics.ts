@@ -188,7 +188,7 @@ export interface TunnelEnd {
   /** Bytes to the destination, and back. */
   readonly sent: number;
   readonly received: number;
-  /** Of a UDP flow, where this service has seen its datagrams. */
+  /** Of a UDP flow, where this service has sent and received its datagrams, or has dropped some. */
   readonly datagrams?: DatagramCounts;
 }
 
@@ -267,7 +267,7 @@ export class TunnelMetrics {
       name: "reverse_http_udp_datagrams_total",
       help:
         "Datagrams of UDP flows that have ended: sent to destinations, received from them, and dropped. Of agents; proxy and lb count those " +
-        "that they have dropped at the sockets of forwards and SOCKS clients.",
+        "that they have dropped because a client did not read them, or at the sockets of forwards and SOCKS clients.",
       labelNames: ["outcome"],
       registers,
       collect() {

@@ -8,16 +8,21 @@ import { capsule, datagram, UdpServer } from "../../testing/masque.ts";
 import {
   assertUsable,
   bytes,
+  HEAD,
   isPending,
   type Kind,
   kindsOf,
   netError,
   oneByOne,
+  openPair,
+  type Pair,
   pattern,
   pause,
   portOf,
   readAll,
   readToError,
+  type Sessions,
+  sessionsOf,
   type Suite,
   until,
   within,
@@ -38,6 +43,24 @@ export function datagramTests(suite: Suite): void {
   describe("a listener for datagrams", () => listenerTests(suite));
   describe("an association", () => associationTests(suite));
   for (const kind of kindsOf(suite)) describe(`a flow from ${kind.name}`, () => flowTests(suite, kind));
+  for (const sessions of sessionsOf(suite)) {
+    const open = (net: Net) => openFlow(suite, net, sessions);
+    describe(`a flow with datagrams from ${sessions.name}`, () => {
+      flowTests(suite, { name: sessions.name, isSession: true, open }, true);
+      if (sessions.kind === "quic") overflowTests(suite, sessions);
+    });
+  }
+}
+
+const SMALL_WINDOW = { transport: { streamWindow: 64 << 10 } };
+
+/** The stream of a request whose peers both take DATAGRAM frames, where there are such: at its client, and at the agent. */
+async function openFlow({ pki }: Suite, net: Net, sessions: Sessions): Promise<Pair> {
+  const { client: agent, server: proxy } = await sessions.pair(net, await pki, SMALL_WINDOW, SMALL_WINDOW);
+  const response = proxy.request(bytes(HEAD), { timeoutMs: 5_000, datagrams: true });
+  const [request] = (await within(agent.acceptRequests()))!;
+  await within(request!.stream.write(bytes("HTTP/1.1 101 Switching Protocols\r\n\r\n")));
+  return { a: (await within(response)).stream, b: request!.stream };
 }
 
 /** Reads `length` bytes, and puts back what came with them. */
@@ -65,9 +88,9 @@ async function receive(stream: Duplex): Promise<Buffer> {
   return value.subarray(1);
 }
 
-function flowTests({ test }: Suite, kind: Kind): void {
+function flowTests({ test }: Suite, kind: Kind, datagrams = false): void {
   const connect = (net: Net, a: Duplex, port: number, options?: FlowOptions) =>
-    within(net.connectUdp(a, { host: "127.0.0.1", port, timeoutMs: 5_000 }, options));
+    within(net.connectUdp(a, { host: "127.0.0.1", port, timeoutMs: 5_000 }, { ...options, datagrams }));
   const begin = async (net: Net, { port }: UdpServer, options?: FlowOptions): Promise<Flow> => {
     const { a: left, b: a } = await kind.open(net);
     const flow = await connect(net, a, port, options);
@@ -78,9 +101,10 @@ function flowTests({ test }: Suite, kind: Kind): void {
 
   test("has datagrams of every length whole in both directions, behind the initial data", async (net) => {
     await using server = await UdpServer.start((payload) => payload);
-    const flow = await begin(net, server, { initialDataToA: bytes("101\r\n\r\n") });
+    const initialDataToA = capsule(0x17, bytes("first"));
+    const flow = await begin(net, server, { initialDataToA });
     const { left } = flow;
-    assert.equal(Buffer.from(await take(left, 7)).toString(), "101\r\n\r\n");
+    assert.equal(Buffer.compare(await take(left, initialDataToA.length), initialDataToA), 0);
     const lengths = [0, 1, 63, 64, 1_200, 16_384, LONGEST];
     for (const length of lengths) {
       const payload = pattern(length);
@@ -196,6 +220,43 @@ function flowTests({ test }: Suite, kind: Kind): void {
     await netError(net.connectUdp(a, { host: "127.0.0.1", port: 0, timeoutMs: 5_000 }), "invalid");
     await netError(net.connectUdp(a, { host: "127.0.0.1", port: 53, timeoutMs: 5_000 }, { signal: AbortSignal.abort() }), "cancelled");
     await assertUsable(left, a);
+  });
+}
+
+function overflowTests(suite: Suite, sessions: Sessions): void {
+  const { test, pki } = suite;
+  test("keeps the newest datagrams for a reader that is slow, and counts those that it drops", async (net) => {
+    await using server = await UdpServer.start();
+    const { client, server: proxy } = await sessions.pair(net, await pki, SMALL_WINDOW, SMALL_WINDOW);
+    const [{ a: near, b: far }, { a: left, b: a }] = [await openPair(client, proxy), await openFlow(suite, net, sessions)];
+    const connected = within(net.connectUdp(a, { host: "127.0.0.1", port: server.port, timeoutMs: 5_000 }, { datagrams: true }));
+    const { ended } = await connected;
+    const relay = net.splice(far, left);
+    await within(near.write(datagram("hello")));
+    const { from } = await within(server.receive());
+    // far more than the window of a stream and what may wait
+    for (let n = 0; n < 2_000; n++) {
+      const payload = Buffer.alloc(1_000);
+      payload.writeUInt32BE(n);
+      await server.send(payload, from);
+    }
+    // any of them may be lost
+    const ending = setInterval(() => void server.send("end", from), 20);
+    let [received, last] = [0, -1];
+    for (let payload; (payload = await receive(near)).length !== 3; received++) {
+      const n = payload.readUInt32BE();
+      assert.ok(n > last, `${n} comes after ${last}`);
+      last = n;
+    }
+    clearInterval(ending);
+    near.closeWrite();
+    await readAll(near);
+    const [{ datagrams }, { datagramsDropped = 0 }] = [await within(ended), await within(relay)];
+    assert.ok(
+      datagramsDropped > 0 && datagramsDropped + received <= datagrams.bToA,
+      `${datagramsDropped} dropped, ${received} received`,
+    );
+    assert.ok(datagrams.dropped < datagramsDropped, `${datagrams.dropped} were dropped by the agent`);
   });
 }
 

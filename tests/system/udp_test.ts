@@ -10,6 +10,7 @@ import { AGENT_ID, eventually, openDescriptors, Pair, type Program, Site, storeA
 import { SocksAssociation, socksDatagram } from "../../testing/socks.ts";
 import { ask, assertRefused, openTunnel, Origin } from "../../testing/sockets.ts";
 import { StoreServer } from "../../testing/store_servers.ts";
+import { type Direction, UdpRelay } from "../../testing/udp_relay.ts";
 
 const onLinux = { skip: process.platform === "linux" ? false : "only Linux has /proc" };
 /** The longest UDP payload over IPv4. */
@@ -78,6 +79,63 @@ for (const link of LINKS) {
     });
   });
 }
+
+describe("UDP in DATAGRAM frames", () => {
+  it("delivers a datagram although the one before it was lost on the way, and longer ones nonetheless", async () => {
+    await using site = await Site.create();
+    const { addresses } = await site.startProxy();
+    await using relay = await UdpRelay.start({ server: addresses.agents });
+    await site.startAgent({ ...addresses, agents: relay.address });
+    await using server = await UdpServer.start();
+    using flow = await UdpFlow.open(addresses.clients, server.authority);
+    await flow.send("hello");
+    const { payload, from } = await server.receive();
+    assert.equal(String(payload), "hello");
+    const whileBlocked = async (direction: Direction, send: () => Promise<void>) => {
+      const { blocked } = direction.counts;
+      direction.weather.blocked = true;
+      await send();
+      await eventually(() => direction.counts.blocked > blocked, () => "nothing was sent");
+      direction.weather.blocked = false;
+    };
+    await whileBlocked(relay.toServer, () => server.send("lost", from));
+    await server.send("next", from);
+    assert.equal(String(await flow.receive()), "next");
+    await whileBlocked(relay.toClient, () => flow.send("lost"));
+    await flow.send("next");
+    assert.equal(String((await server.receive()).payload), "next");
+    const long = randomBytes(LONGEST);
+    await whileBlocked(relay.toServer, () => server.send(long, from));
+    assert.ok((await flow.receive()).equals(long));
+  });
+
+  it("keeps the newest datagrams at the proxy for a client that does not read, and counts the others", async () => {
+    await using pair = await Pair.start({ proxy: ["--admin.listen-address=127.0.0.1:0"] });
+    await using server = await UdpServer.start();
+    const [sent, length] = [10_000, 5_000];
+    let received = 0;
+    {
+      using flow = await UdpFlow.open(pair.addresses.clients, server.authority, datagram("hello"), 0);
+      const { from } = await server.receive();
+      flow.wire.socket.pause();
+      for (let n = 0; n < sent; n++) await server.send(Buffer.alloc(length, n), from);
+      const ending = setInterval(() => void server.send("end", from), 20);
+      flow.wire.socket.resume();
+      for (let payload; (payload = await flow.receive()).length !== 3; received++) {
+        assert.ok(payload.length === length && payload[0] === payload.at(-1), "it was cut");
+      }
+      clearInterval(ending);
+    }
+    const { datagramsDropped } = await pair.proxy.waitFor("request", { network: "udp" });
+    assert.ok(
+      Number(datagramsDropped) > 0 && Number(datagramsDropped) + received <= sent,
+      `${datagramsDropped} dropped, ${received} received`,
+    );
+    const { admin } = await pair.proxy.waitFor("listening");
+    const { body } = await ask(String(admin), "GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    assert.ok(body.includes(`\nreverse_http_udp_datagrams_total{outcome="dropped"} ${datagramsDropped}\n`));
+  });
+});
 
 describe("a UDP flow", () => {
   it("answers DNS queries through a load balancer, by name and with queries that arrive with the request", async () => {

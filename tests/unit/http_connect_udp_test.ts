@@ -3,7 +3,13 @@ import assert from "node:assert/strict";
 import fc from "fast-check";
 import { describe, it } from "node:test";
 import { formatAuthority } from "../../shared/address/authority.ts";
-import { encodeUdpRequest, isUdpEstablished, parseUdpRequest, UDP_ESTABLISHED_HEAD } from "../../shared/http/connect_udp.ts";
+import {
+  encodeUdpRequest,
+  isUdpEstablished,
+  parseUdpRequest,
+  takesDatagrams,
+  UDP_ESTABLISHED_HEAD,
+} from "../../shared/http/connect_udp.ts";
 import { parseRequestHead, parseResponseHead } from "../../shared/http/head.ts";
 import { statusOf } from "../../shared/http/status.ts";
 import { TunnelError } from "../../shared/tunnel/errors.ts";
@@ -84,6 +90,19 @@ describe("a request for a UDP flow", () => {
     fc.assert(fc.property(fc.string(), (rest) => {
       read(withTarget(`/.well-known/masque/udp/${encodeURI(rest.toWellFormed()).replaceAll(" ", "")}/53/`));
     }));
+  });
+
+  it("says whether its peer takes QUIC DATAGRAM frames", () => {
+    const takes = (more: string) => takesDatagrams(parseRequestHead(HEAD.replace("\r\n\r\n", `\r\n${more}\r\n`)));
+    assert.deepEqual(["", "Datagrams: ?1\r\n", "datagrams: ?0\r\n", "Datagrams: ?1\r\nDatagrams: ?1\r\n"].map(takes), [
+      false,
+      true,
+      false,
+      false,
+    ]);
+    const destination = { host: "192.0.2.6", port: 443 };
+    assert.ok(takesDatagrams(parseRequestHead(text(encodeUdpRequest(destination, [], true)))));
+    assert.ok(!text(encodeUdpRequest(destination, [])).includes("Datagrams"));
   });
 
   it("is successful with 101 and the same token only", () => {

@@ -7,35 +7,29 @@ import { dialAgent } from "../../proxy/dial.ts";
 import { DestinationFailures } from "../../proxy/agents/destination_failures.ts";
 import { statusOf } from "../../shared/http/status.ts";
 import { NetError, type NetErrorCode } from "../../shared/net/errors.ts";
-import type { AgentSession } from "../../shared/net/types.ts";
+import type { AgentSession, SessionKind } from "../../shared/net/types.ts";
 import type { Span } from "../../shared/tracing/span.ts";
 import { TunnelError } from "../../shared/tunnel/errors.ts";
 import type { TunnelRequest } from "../../shared/tunnel/request.ts";
 import { streamPair } from "../../testing/network.ts";
 
-/** Two agents with one id, which fail all requests: which of them were asked, and which are avoided afterwards. */
-async function dialAndFail(code: NetErrorCode, signal?: AbortSignal): Promise<{ error: unknown; asked: number; avoided: number }> {
-  const [agents, failures] = [new AgentRegistry(true), new DestinationFailures()];
-  let asked = 0;
-  const openTunnel = () => {
-    asked++;
-    return Promise.reject(new NetError(code, "it failed"));
-  };
-  const held = (instance: string): ConnectedAgent => ({
+function held(instance: string, connection: AgentSession, features: string[] = []): ConnectedAgent {
+  return {
     id: instance,
-    connection: { openTunnel } as unknown as AgentSession,
+    connection,
     via: { address: "" },
     identity: { agentId: "a" },
     since: new Date(0),
-    hello: { version: "", instance, host: "", labels: {} },
+    hello: { version: "", instance, host: "", labels: {}, features },
     tunnels: 0,
     lastRequestAt: 0,
     isDraining: false,
     hasMigrated: false,
-  });
-  const both = [held("1"), held("2")];
-  for (const agent of both) agents.add(agent);
-  const request: TunnelRequest = {
+  };
+}
+
+function tunnelRequest(signal?: AbortSignal): TunnelRequest {
+  return {
     network: "tcp",
     id: "r-1",
     agentId: "a",
@@ -46,6 +40,20 @@ async function dialAndFail(code: NetErrorCode, signal?: AbortSignal): Promise<{ 
     via: [],
     relay: { stream: streamPair().near, splice: { signal } },
   };
+}
+
+/** Two agents with one id, which fail all requests: which of them were asked, and which are avoided afterwards. */
+async function dialAndFail(code: NetErrorCode, signal?: AbortSignal): Promise<{ error: unknown; asked: number; avoided: number }> {
+  const [agents, failures] = [new AgentRegistry(true), new DestinationFailures()];
+  let asked = 0;
+  const openTunnel = () => {
+    asked++;
+    return Promise.reject(new NetError(code, "it failed"));
+  };
+  const connection = { openTunnel } as unknown as AgentSession;
+  const both = [held("1", connection), held("2", connection)];
+  for (const agent of both) agents.add(agent);
+  const request = tunnelRequest(signal);
   const monitor = new StalledAgentMonitor(agents);
   try {
     const error = await dialAgent({ agents, monitor, failures, timeoutMs: 1_000 }, request, false).catch((error) => error);
@@ -55,7 +63,32 @@ async function dialAndFail(code: NetErrorCode, signal?: AbortSignal): Promise<{ 
   }
 }
 
+/** The head that an agent gets for a request for a UDP flow; `undefined` if it is not asked. */
+async function udpHeadFor(transport: SessionKind, features: string[]): Promise<{ head?: string; datagrams?: boolean }> {
+  const [agents, failures] = [new AgentRegistry(true), new DestinationFailures()];
+  const asked: { head?: string; datagrams?: boolean } = {};
+  const openTunnel: AgentSession["openTunnel"] = (_, head, { datagrams }) => {
+    Object.assign(asked, { head: String.fromCharCode(...head), datagrams });
+    return Promise.reject(new NetError("closed", "it failed"));
+  };
+  agents.add(held("1", { transport, openTunnel } as unknown as AgentSession, features));
+  const monitor = new StalledAgentMonitor(agents);
+  await dialAgent({ agents, monitor, failures, timeoutMs: 1_000 }, { ...tunnelRequest(), network: "udp" }, false).catch(() => {});
+  monitor.close();
+  return asked;
+}
+
 describe("dialing an agent", () => {
+  it("offers DATAGRAM frames over QUIC to agents that take them, and to no others", async () => {
+    const both = ["udp", "udp-datagrams"];
+    for (const [transport, features, offers] of [["quic", both, true], ["tls", both, false], ["quic", ["udp"], false]] as const) {
+      const { head, datagrams } = await udpHeadFor(transport, [...features]);
+      assert.equal(head?.includes("\r\nDatagrams: ?1\r\n"), offers, `${transport} ${features}`);
+      assert.equal(datagrams, offers);
+    }
+    assert.deepEqual(await udpHeadFor("quic", ["udp-datagrams"]), {});
+  });
+
   it("does not avoid an agent whose client disconnected meanwhile", async () => {
     const { error, asked, avoided } = await dialAndFail("abandoned");
     assert.ok(error instanceof TunnelError && error.message === "The client has disconnected", String(error));

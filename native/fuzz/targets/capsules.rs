@@ -1,6 +1,7 @@
-//! Capsules of a hostile peer.
-use bytes::Bytes;
-use reverse_http_native::fuzzing::capsule::{encode, Capsule, Decoder};
+//! Capsules and QUIC datagrams of a hostile peer.
+use bytes::{Bytes, BytesMut};
+use reverse_http_native::fuzzing::capsule::{encode, put_varint, Capsule, Decoder, Piece, Splitter};
+use reverse_http_native::fuzzing::parse_datagram;
 
 use super::input::Input;
 
@@ -41,4 +42,55 @@ pub fn capsules(data: &[u8]) {
         .map(|payload| Capsule::Payload(Bytes::copy_from_slice(payload)))
         .collect();
     assert_eq!(decode(encoded.chunks(size)), (expected, Some(true)));
+}
+
+/// The bytes of the pieces, the payloads among them, and what is left over.
+fn split<'a>(parts: impl Iterator<Item = &'a [u8]>) -> (Vec<u8>, Vec<Bytes>, Bytes) {
+    let (mut splitter, mut bytes, mut payloads) = (Splitter::default(), Vec::new(), Vec::new());
+    for part in parts {
+        splitter.push(part);
+        while let Some(piece) = splitter.next_piece() {
+            match piece {
+                Piece::Datagram { capsule, prefix } => {
+                    payloads.push(capsule.slice(prefix..));
+                    bytes.extend_from_slice(&capsule);
+                }
+                Piece::Other(other) => {
+                    assert!(!other.is_empty());
+                    bytes.extend_from_slice(&other);
+                }
+            }
+        }
+    }
+    (bytes, payloads, splitter.rest())
+}
+
+/// A hop loses and changes nothing, and finds the payloads that the end finds. The header of a datagram is followed by its payload.
+pub fn datagrams(data: &[u8]) {
+    let mut input = Input(data);
+    let size = input.number().max(1);
+    let bytes = input.0;
+    let whole = split(std::iter::once(bytes));
+    let (passed, payloads, rest) = &whole;
+    assert_eq!([&passed[..], &rest[..]].concat(), bytes);
+    for size in [size, 1] {
+        let parts = split(bytes.chunks(size));
+        assert_eq!((passed, payloads, rest), (&parts.0, &parts.1, &parts.2));
+    }
+    let (decoded, _) = decode(std::iter::once(bytes));
+    let decoded = decoded.iter().filter_map(|capsule| match capsule {
+        Capsule::Payload(payload) => Some(payload),
+        Capsule::OtherContext => None,
+    });
+    assert!(decoded.zip(payloads).all(|(one, other)| one == other));
+
+    if let Some((stream, payload)) = parse_datagram(bytes) {
+        assert!(bytes.ends_with(payload) && stream < 1 << 62);
+        let mut again = BytesMut::new();
+        put_varint(&mut again, stream);
+        put_varint(&mut again, 0);
+        again.extend_from_slice(payload);
+        assert!(again.len() <= bytes.len());
+        assert_eq!(parse_datagram(&again), Some((stream, payload)));
+    }
 }

@@ -14,7 +14,7 @@ mod socks;
 mod tls_link;
 mod web_socket;
 
-pub use capsules::capsules;
+pub use capsules::{capsules, datagrams};
 pub use client_hello::client_hellos;
 pub use handshakes::{certificates, handshakes};
 pub use heads::{heads, proxy_headers};

@@ -108,6 +108,11 @@ fn capsules_are_read_alike_however_they_arrive() {
 }
 
 #[test]
+fn a_hop_passes_on_datagrams_and_the_rest_unchanged() {
+    run("datagrams", targets::datagrams, 20_000);
+}
+
+#[test]
 fn a_head_of_http2_becomes_one_head() {
     run("http2_heads", targets::http2_heads, 20_000);
 }

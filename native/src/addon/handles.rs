@@ -22,6 +22,7 @@ use crate::net::resolver::Resolver;
 use crate::net::tcp;
 use crate::net::tls::LastConnector;
 use crate::net::udp_listener;
+use crate::quic::datagrams;
 use crate::relay::rate::{Rate, RateLimiter};
 use crate::runtime::release_memory_periodically;
 use crate::runtime::watchdog::RuntimeWatchdog;
@@ -48,12 +49,18 @@ pub struct Connection {
 
 impl Connection {
     /// As [`Session::request`], but cancellable.
-    pub fn request(self: Arc<Self>, head: &[u8], limit: Duration, bytes: usize) -> impl Future<Output = Result<(Halves, Bytes), NetError>> {
+    pub fn request(
+        self: Arc<Self>,
+        head: &[u8],
+        limit: Duration,
+        bytes: usize,
+        datagrams: bool,
+    ) -> impl Future<Output = Result<(Halves, Bytes), NetError>> {
         let head = Bytes::copy_from_slice(head);
         let mut cancel_requests = self.cancel_requests.subscribe(); // subscribed before returning: a later cancellation must include this request
         async move {
             tokio::select! {
-                response = self.session.request(head, limit, bytes) => response,
+                response = self.session.request(head, limit, bytes, datagrams) => response,
                 _ = cancel_requests.changed() => Err(NetError::cancelled()),
             }
         }
@@ -240,6 +247,9 @@ impl EngineState {
 
     pub fn add_connection(&self, session: Session, listener: u64, max_streams: u32) -> Value {
         let (remote, alpn, certificate, kind) = (session.remote(), session.alpn(), session.peer_certificate(), session.kind());
+        if let Session::Quic(connection) = &session {
+            self.runtime.spawn(datagrams::receive(connection.clone()));
+        }
         let connection = Connection {
             session,
             listener,

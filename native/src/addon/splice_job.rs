@@ -96,14 +96,14 @@ impl SpliceJob {
     pub async fn run(mut self, halves: Box<(Handover, Handover)>, numbers: [Option<f64>; 2]) {
         let initial_data = std::mem::take(&mut self.initial_data_to_a);
         let done = splice::run(halves, initial_data, self.idle, &self.limiter, &self.cancel).await;
-        self.end(numbers, [done.a_to_b, done.b_to_a], done.error, []);
+        self.end(numbers, [done.a_to_b, done.b_to_a], done.error, [done.dropped]);
     }
 
     /// Relays between a stream of capsules and a socket until the flow has ended, and frees the handle of the stream.
-    pub async fn run_flow(mut self, stream: Box<Handover>, socket: UdpSocket, number: f64) {
+    pub async fn run_flow(mut self, stream: Box<Handover>, socket: UdpSocket, number: f64, use_datagrams: bool) {
         let initial_data = std::mem::take(&mut self.initial_data_to_a);
-        let done = datagrams::run(stream, socket, initial_data, self.idle, &self.limiter, &self.cancel).await;
-        let counts = [done.datagrams_to_b, done.datagrams_to_a, done.dropped];
+        let done = datagrams::run(stream, socket, initial_data, self.idle, &self.limiter, &self.cancel, use_datagrams).await;
+        let counts = [done.dropped, done.datagrams_to_b, done.datagrams_to_a];
         self.end([Some(number), None], [done.a_to_b, done.b_to_a], done.error, counts);
     }
 

@@ -2,6 +2,9 @@
 pub mod congestion;
 pub mod connection;
 pub mod connection_window;
+#[cfg(test)]
+mod datagram_tests;
+pub mod datagrams;
 pub mod dial;
 pub mod handshake_limits;
 mod icmp;

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::congestion::CappedController;
 use super::connection_window::ConnectionWindow;
+use super::datagrams::Flows;
 use super::socket::Socket;
 use crate::sync::lock;
 
@@ -35,6 +36,8 @@ pub struct ConnectionSignals {
     interactive_stream: AtomicU64,
     /// The receive windows of the connection.
     pub window: ConnectionWindow,
+    /// The UDP flows of the connection.
+    pub flows: Flows,
     /// Smoothed round-trip time, in microseconds.
     round_trip: AtomicU64,
     congestion_window: AtomicU64,
@@ -69,6 +72,7 @@ impl ConnectionSignals {
             last_interactive_at: AtomicU64::new(NEVER),
             interactive_stream: AtomicU64::new(0),
             window: ConnectionWindow::default(),
+            flows: Flows::default(),
             round_trip: AtomicU64::new(0),
             congestion_window: AtomicU64::new(initial_window),
             socket: OnceLock::new(),

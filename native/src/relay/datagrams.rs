@@ -15,6 +15,7 @@ use super::datagram_queue::{with_buffer, Batch, Queue};
 use super::ends::Side;
 use super::splice::received;
 use crate::error::{NetError, NetErrorCode};
+use crate::quic::datagrams::Sender;
 use crate::relay::rate::RateLimiter;
 use crate::stream::half::{Reader, Writer};
 use crate::stream::read_buffer::ReadBuffer;
@@ -38,8 +39,9 @@ pub struct FlowOutcome {
     pub error: Option<(NetError, Option<Side>)>,
 }
 
-/// What a flow has relayed so far, and what waits for the stream.
-struct Flow {
+/// What a flow has relayed so far, what waits for the stream, and its rate limits.
+struct Flow<'a> {
+    limiter: &'a RateLimiter,
     /// Counts bytes.
     usage: Arc<TunnelUsage>,
     datagrams: [AtomicU64; 2],
@@ -48,9 +50,10 @@ struct Flow {
     queued: Notify,
 }
 
-impl Flow {
-    fn new(usage: Arc<TunnelUsage>) -> Self {
+impl<'a> Flow<'a> {
+    fn new(usage: Arc<TunnelUsage>, limiter: &'a RateLimiter) -> Self {
         Self {
+            limiter,
             usage,
             datagrams: Default::default(),
             dropped: AtomicU64::new(0),
@@ -86,7 +89,7 @@ impl Flow {
 }
 
 /// Waits for the halves of the stream, then relays. `prologue` is written to it first. The flow ends when either direction of the stream ends,
-/// or with `timed-out` after `idle` without a datagram; then the stream is finished, not reset.
+/// or with `timed-out` after `idle` without a datagram; then the stream is finished, not reset. `datagrams`: its peer takes QUIC DATAGRAM frames.
 pub async fn run(
     handover: Box<Handover>,
     socket: UdpSocket,
@@ -94,6 +97,7 @@ pub async fn run(
     idle: Option<Duration>,
     limiter: &RateLimiter,
     cancel: &CancelSignal,
+    datagrams: bool,
 ) -> FlowOutcome {
     let taken = tokio::select! {
         taken = handover.halves() => taken,
@@ -101,11 +105,19 @@ pub async fn run(
     };
     let mut stream = match taken {
         Ok(stream) => stream,
-        Err(error) => return Flow::new(Arc::default()).outcome(Some((error, None))),
+        Err(error) => return Flow::new(Arc::default(), limiter).outcome(Some((error, None))),
     };
-    let flow = Flow::new(TunnelUsage::new(stream.reader.buffered().into_iter().collect()));
+    let sender = match datagrams.then(|| stream.reader.open_flow()).flatten() {
+        Some((receiver, sender)) => {
+            stream.reader.set_datagrams(receiver);
+            Some(sender)
+        }
+        None => None,
+    };
+    let flow = Flow::new(TunnelUsage::new(stream.reader.buffered().collect()), limiter);
     cancel.began(&flow.usage);
-    let error = relay(&mut stream, &socket, prologue, idle, limiter, cancel, &flow).await.err();
+    let error = relay(&mut stream, sender, &socket, prologue, idle, cancel, &flow).await.err();
+    flow.count_dropped(stream.reader.dropped_datagrams() as usize);
     drop(socket);
     if error
         .as_ref()
@@ -131,22 +143,23 @@ async fn finish(stream: &mut Halves) {
 
 async fn relay(
     stream: &mut Halves,
+    sender: Option<Sender>,
     socket: &UdpSocket,
     prologue: Bytes,
     idle: Option<Duration>,
-    limiter: &RateLimiter,
     cancel: &CancelSignal,
-    flow: &Flow,
+    flow: &Flow<'_>,
 ) -> Result<(), (NetError, Option<Side>)> {
     let Halves { reader, writer } = stream;
     let stopped = writer.stopped_by_peer();
     let written = async {
         writer.write(prologue).await?;
-        write_capsules(writer, limiter, flow).await
+        sender.into_iter().for_each(|sender| writer.set_datagrams(sender));
+        write_capsules(writer, flow).await
     };
     let closed = tokio::select! {
         biased;
-        sent = send_datagrams(reader, socket, limiter, flow) => return sent.map_err(|error| (error, Some(Side::A))),
+        sent = send_datagrams(reader, socket, flow) => return sent.map_err(|error| (error, Some(Side::A))),
         Err(error) = written => error,
         error = stopped => error,
         error = watch_idle(idle, flow) => return Err((error, None)),
@@ -162,7 +175,7 @@ async fn relay(
 }
 
 /// Sends the datagrams of the stream until its end.
-async fn send_datagrams(reader: &mut Reader, socket: &UdpSocket, limiter: &RateLimiter, flow: &Flow) -> Result<(), NetError> {
+async fn send_datagrams(reader: &mut Reader, socket: &UdpSocket, flow: &Flow<'_>) -> Result<(), NetError> {
     let (mut decoder, mut buffer) = (Decoder::default(), ReadBuffer::default());
     while let Some(data) = reader.read_with(&mut buffer).await? {
         decoder.push(&data);
@@ -171,7 +184,11 @@ async fn send_datagrams(reader: &mut Reader, socket: &UdpSocket, limiter: &RateL
                 flow.count_dropped(1);
                 continue;
             };
-            limiter.take(payload.len()).await;
+            if !flow.limiter.is_free() {
+                flow.usage.set_waiting(Side::A as usize, payload.len());
+                flow.limiter.take(payload.len()).await;
+                flow.usage.clear_waiting(Side::A as usize);
+            }
             match send(socket, &payload).await {
                 true => flow.count(Side::A, 1, payload.len()),
                 false => flow.count_dropped(1),
@@ -192,7 +209,7 @@ async fn send(socket: &UdpSocket, payload: &[u8]) -> bool {
 }
 
 /// Receives datagrams and queues them for the stream. Never ends.
-async fn receive_datagrams(socket: &UdpSocket, flow: &Flow) {
+async fn receive_datagrams(socket: &UdpSocket, flow: &Flow<'_>) {
     loop {
         let received = match socket.readable().await {
             Ok(()) => with_buffer(|buffer| receive_ready(socket, buffer, flow)),
@@ -208,7 +225,7 @@ async fn receive_datagrams(socket: &UdpSocket, flow: &Flow) {
 }
 
 /// Queues datagrams that have arrived. Returns the socket's error, if there was one.
-fn receive_ready(socket: &UdpSocket, buffer: &mut [u8], flow: &Flow) -> std::io::Result<()> {
+fn receive_ready(socket: &UdpSocket, buffer: &mut [u8], flow: &Flow<'_>) -> std::io::Result<()> {
     for _ in 0..RECEIVE_BATCH {
         let length = socket.try_recv(buffer)?;
         flow.count_dropped(lock(&flow.queue).push(&buffer[..length]));
@@ -218,7 +235,7 @@ fn receive_ready(socket: &UdpSocket, buffer: &mut [u8], flow: &Flow) -> std::io:
 }
 
 /// Writes queued datagrams to the stream. Returns only with an error.
-async fn write_capsules(writer: &mut Writer, limiter: &RateLimiter, flow: &Flow) -> Result<(), NetError> {
+async fn write_capsules(writer: &mut Writer, flow: &Flow<'_>) -> Result<(), NetError> {
     let direction = Side::B as usize;
     loop {
         wait_for(&flow.queued, || (!lock(&flow.queue).is_empty()).then_some(())).await;
@@ -232,7 +249,7 @@ async fn write_capsules(writer: &mut Writer, limiter: &RateLimiter, flow: &Flow)
             bytes,
         }) = batch
         {
-            limiter.take(bytes).await;
+            flow.limiter.take(bytes).await;
             writer.write(capsules).await?;
             flow.count(Side::B, datagrams, bytes);
         }
@@ -241,7 +258,7 @@ async fn write_capsules(writer: &mut Writer, limiter: &RateLimiter, flow: &Flow)
 }
 
 /// Resolves once no datagram was relayed for `limit`.
-async fn watch_idle(limit: Option<Duration>, flow: &Flow) -> NetError {
+async fn watch_idle(limit: Option<Duration>, flow: &Flow<'_>) -> NetError {
     let Some(limit) = limit else { return std::future::pending().await };
     let (mut seen, mut since) = (0, Instant::now());
     loop {

@@ -44,6 +44,8 @@ const CHUNK_BYTES: usize = 1_200;
 pub struct SpliceOutcome {
     pub a_to_b: u64,
     pub b_to_a: u64,
+    /// Datagrams of peers that were dropped because they were not read.
+    pub dropped: u64,
     pub error: Option<(NetError, Option<Side>)>,
 }
 
@@ -123,6 +125,7 @@ pub async fn run(
         Err(error) => SpliceOutcome {
             a_to_b: 0,
             b_to_a: 0,
+            dropped: 0,
             error: Some((error.clone(), None)),
         },
     }
@@ -140,7 +143,7 @@ async fn splice(
     limiter: &RateLimiter,
     cancel: &CancelSignal,
 ) -> SpliceOutcome {
-    let usage = TunnelUsage::new([a.reader.buffered(), b.reader.buffered()].into_iter().flatten().collect());
+    let usage = TunnelUsage::new(a.reader.buffered().chain(b.reader.buffered()).collect());
     cancel.began(&usage);
     let (a_to_b, b_to_a) = (
         ByteCounter::new(limiter, &usage, Side::A),
@@ -174,6 +177,7 @@ async fn splice(
     SpliceOutcome {
         a_to_b: a_to_b.copied(),
         b_to_a: b_to_a.copied(),
+        dropped: a.reader.dropped_datagrams() + b.reader.dropped_datagrams(),
         error: match end {
             End::Broken(error, side) => Some((error, side)),
             _ => None,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use quinn::StreamId;
 
 use super::udp_peer::UdpPeer;
+use crate::quic::datagrams::Inbox;
 use crate::{http2, tls_link};
 
 /// A packet keeps the memory of the whole batch that the kernel delivered: measured, twice its size.
@@ -11,6 +12,8 @@ const PACKET_OVERHEAD: u64 = 2;
 
 pub enum BufferedStream {
     Quic(quinn::Connection, StreamId),
+    /// The datagrams of a flow over QUIC.
+    Datagrams(Arc<Inbox>),
     TlsLink(Arc<tls_link::stream::Stream>),
     Udp(Arc<UdpPeer>),
     Http2(Arc<http2::stream::Stream>),
@@ -21,6 +24,7 @@ impl BufferedStream {
     pub fn held(&self) -> u64 {
         match self {
             Self::Quic(connection, id) => connection.held(*id),
+            Self::Datagrams(inbox) => inbox.held(),
             Self::TlsLink(stream) => stream.held(),
             Self::Udp(peer) => peer.held(),
             Self::Http2(stream) => stream.held(),

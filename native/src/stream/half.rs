@@ -19,6 +19,7 @@ use super::tcp_socket::{Tcp, READ_ENDED, WRITE_ENDED};
 use super::tls_transport::TlsTransport;
 use super::udp_peer;
 use crate::error::{NetError, NetErrorCode};
+use crate::quic::datagrams;
 use crate::quic::signals::ConnectionSignals;
 use crate::quic::window::{send_window, Flow};
 use crate::quic::write_coalescing;
@@ -107,6 +108,8 @@ pub struct Reader {
     pub half: ReadHalf,
     /// QUIC only.
     pub flow: Option<Box<Flow>>,
+    /// Of a UDP flow over QUIC.
+    datagrams: Option<Box<datagrams::Receiver>>,
     ended: bool,
     /// The error of all further reads.
     error: Option<NetError>,
@@ -117,6 +120,8 @@ pub struct Writer {
     pub half: WriteHalf,
     /// The QUIC send window; 0 until it is set.
     window: u64,
+    /// Of a UDP flow over QUIC.
+    datagrams: Option<Box<datagrams::Sender>>,
     ended: bool,
     on_drop: Arc<ResetOnDrop>,
 }
@@ -170,6 +175,7 @@ impl Reader {
             prefix: Bytes::new(),
             half,
             flow: None,
+            datagrams: None,
             ended: false,
             error: None,
             on_drop,
@@ -182,6 +188,25 @@ impl Reader {
 
     pub fn has_ended(&self) -> bool {
         self.ended
+    }
+
+    /// Begins a UDP flow, if the stream is one of QUIC. Until the receiver is dropped, datagrams are kept for it.
+    pub fn open_flow(&self) -> Option<(datagrams::Receiver, datagrams::Sender)> {
+        match (&self.half, &self.flow) {
+            (ReadHalf::Quic(stream), Some(flow)) => datagrams::open(flow.connection(), stream.id()),
+            _ => None,
+        }
+    }
+
+    /// From now on the stream is read as capsules, among them the datagrams of its flow.
+    pub fn set_datagrams(&mut self, mut datagrams: datagrams::Receiver) {
+        datagrams.unread(&std::mem::take(&mut self.prefix));
+        self.datagrams = Some(Box::new(datagrams));
+    }
+
+    /// Datagrams that were dropped because they were not read.
+    pub fn dropped_datagrams(&self) -> u64 {
+        self.datagrams.as_ref().map_or(0, |datagrams| datagrams.dropped())
     }
 
     /// Puts bytes back in front of what is read next.
@@ -211,11 +236,14 @@ impl Reader {
             return Err(error.clone()); // quinn and the kernel report a reset once, and then an end
         }
         let data = match &mut self.half {
-            ReadHalf::Quic(stream) => stream
-                .read_chunk(buffer.largest, true)
-                .await
-                .map(|chunk| chunk.map(|c| c.bytes))
-                .map_err(|e| NetError::quic_read(&e)),
+            ReadHalf::Quic(stream) => match &mut self.datagrams {
+                None => stream
+                    .read_chunk(buffer.largest, true)
+                    .await
+                    .map(|chunk| chunk.map(|c| c.bytes))
+                    .map_err(|e| NetError::quic_read(&e)),
+                Some(datagrams) => datagrams.read(stream).await,
+            },
             ReadHalf::TlsLink(stream) => stream.read(buffer.largest).await,
             ReadHalf::Udp(peer) => Ok(peer.read(buffer.largest).await),
             ReadHalf::Http2(stream) => stream.read(buffer.largest).await,
@@ -284,7 +312,13 @@ impl Reader {
         }
         chunks.resize(max, Bytes::new());
         let n = match &mut self.half {
-            ReadHalf::Quic(stream) => stream.read_chunks(chunks).await.map_err(|e| NetError::quic_read(&e))?,
+            ReadHalf::Quic(stream) => match &mut self.datagrams {
+                None => stream.read_chunks(chunks).await.map_err(|e| NetError::quic_read(&e))?,
+                Some(datagrams) => datagrams.read(stream).await?.map(|capsules| {
+                    chunks[0] = capsules;
+                    1
+                }),
+            },
             ReadHalf::TlsLink(stream) => stream.read_chunks(chunks, stream.batch()).await?,
             _ => return Err(NetError::new(NetErrorCode::Internal, "Not a stream of a session")),
         };
@@ -294,20 +328,24 @@ impl Reader {
 
     /// Reports that `bytes` bytes were passed on. A stream that is drained fast gets a larger window.
     pub fn drained(&mut self, bytes: usize) {
+        let bytes = self.datagrams.as_mut().map_or(bytes, |datagrams| datagrams.take_from_stream());
         if let (ReadHalf::Quic(stream), Some(flow)) = (&mut self.half, &mut self.flow) {
             flow.drained(stream, bytes);
         }
     }
 
-    /// The stream, if its unread data counts for the memory budget.
-    pub fn buffered(&self) -> Option<BufferedStream> {
-        match (&self.half, &self.flow) {
+    /// Whose unread data counts for the memory budget.
+    pub fn buffered(&self) -> impl Iterator<Item = BufferedStream> {
+        let datagrams = self.datagrams.as_ref();
+        let datagrams = datagrams.map(|datagrams| BufferedStream::Datagrams(datagrams.inbox().clone()));
+        let stream = match (&self.half, &self.flow) {
             (ReadHalf::Quic(stream), Some(flow)) => Some(BufferedStream::Quic(flow.connection().clone(), stream.id())),
             (ReadHalf::TlsLink(stream), _) => Some(BufferedStream::TlsLink(stream.stream().clone())),
             (ReadHalf::Udp(half), _) => Some(BufferedStream::Udp(half.peer().clone())),
             (ReadHalf::Http2(stream), _) => Some(BufferedStream::Http2(stream.stream().clone())),
             _ => None,
-        }
+        };
+        stream.into_iter().chain(datagrams)
     }
 
     /// Maximum bytes per read.
@@ -324,6 +362,7 @@ impl Writer {
         Self {
             half,
             window: 0,
+            datagrams: None,
             ended: false,
             on_drop,
         }
@@ -331,6 +370,11 @@ impl Writer {
 
     pub fn on_drop(&self) -> &Arc<ResetOnDrop> {
         &self.on_drop
+    }
+
+    /// From now on capsules are written, and those with datagrams that fit into a packet are sent on their own.
+    pub fn set_datagrams(&mut self, datagrams: datagrams::Sender) {
+        self.datagrams = Some(Box::new(datagrams));
     }
 
     pub fn tcp(&self) -> Option<&Arc<Tcp>> {
@@ -406,7 +450,10 @@ impl Writer {
             WriteHalf::Quic(stream, signals) => {
                 signals.iter().for_each(|signals| signals.record_write(stream.id(), data.len()));
                 write_coalescing::record_write();
-                stream.write_chunk(data).await.map_err(|e| NetError::quic_write(&e))
+                match &mut self.datagrams {
+                    None => stream.write_chunk(data).await.map_err(|e| NetError::quic_write(&e)),
+                    Some(datagrams) => datagrams.write(stream, &data).await,
+                }
             }
             WriteHalf::TlsLink(stream) => stream.write(data).await,
             WriteHalf::Udp(peer) => peer.write(&data).await,
@@ -441,6 +488,9 @@ impl Writer {
     /// Waits until the stream takes data and returns how many bytes. Errors are left to the next write.
     pub async fn room(&mut self) -> usize {
         self.fit_window();
+        if self.datagrams.is_some() {
+            return datagrams::BATCH;
+        }
         let stream = match &mut self.half {
             WriteHalf::Quic(stream, _) => stream,
             WriteHalf::TlsLink(stream) => return stream.room().await,
@@ -487,6 +537,9 @@ impl Writer {
         }
         match &mut self.half {
             WriteHalf::Quic(stream, _) => {
+                if let Some(datagrams) = &mut self.datagrams {
+                    datagrams.flush(stream).await?;
+                }
                 if stream.finish().is_err() {
                     return Err(NetError::closed());
                 }

@@ -266,7 +266,7 @@ class NativeNet implements Net {
     options: FlowOptions = {},
   ): Promise<ConnectedFlow> {
     const { host, port, addresses, timeoutMs } = connect;
-    const { initialDataToA, idleTimeoutMs, signal } = options;
+    const { initialDataToA, idleTimeoutMs, datagrams, signal } = options;
     checkSignal(signal);
     checkPort(port);
     const [remote, ended] = await beginSplice<string, RawFlowResult>(
@@ -274,7 +274,19 @@ class NativeNet implements Net {
       a,
       options,
       (first, second, id, rates, engine) =>
-        engine.connectAndRelayDatagrams(first, second, id, host, port, addresses, timeoutMs, initialDataToA, idleTimeoutMs ?? 0, rates),
+        engine.connectAndRelayDatagrams(
+          first,
+          second,
+          id,
+          host,
+          port,
+          addresses,
+          timeoutMs,
+          datagrams ?? false,
+          initialDataToA,
+          idleTimeoutMs ?? 0,
+          rates,
+        ),
     );
     return { remote, ended: ended.then((result) => toFlowResult(result!)) };
   }

@@ -12,10 +12,10 @@ export type RawError = [code: NetErrorCode, message: string, appCode: number | u
 export type PerAddress = { maxPendingPerAddress: number; exempt: readonly string[] };
 export type Heads = { limit: number; timeoutMs: number; maxPending: number; proxyProtocol: readonly string[] } & PerAddress;
 export type Handshakes = { timeoutMs: number; maxPending: number; retryThreshold: number } & PerAddress;
-/** Result of a splice: bytes per direction, error, and side of the error. */
-export type RawSpliceResult = [aToB: number, bToA: number, error: RawError | undefined, side: 0 | 1 | undefined];
-/** The same of a flow, then its datagrams: from a to b, from b to a, dropped. */
-export type RawFlowResult = [...RawSpliceResult, number, number, number];
+/** Result of a splice: bytes per direction, error, side of the error, and datagrams dropped. */
+export type RawSpliceResult = [aToB: number, bToA: number, error: RawError | undefined, side: 0 | 1 | undefined, dropped: number];
+/** The same of a flow, then its datagrams: from a to b, from b to a. */
+export type RawFlowResult = [...RawSpliceResult, number, number];
 /** A stream, and the response head received on it. */
 export type RawResponse = [stream: number, head: string];
 export type RawResult = [code: NetErrorCode, message: string] | null | undefined;
@@ -111,7 +111,7 @@ export interface Engine {
   openStream(op: number, connection: number): void;
   acceptStream(op: number, connection: number): void;
   acceptRequests(op: number, connection: number, heads: Heads): void;
-  request(op: number, connection: number, head: Uint8Array, timeoutMs: number, headLimit: number): void;
+  request(op: number, connection: number, head: Uint8Array, timeoutMs: number, headLimit: number, datagrams: boolean): void;
   cancelRequests(connection: number): void;
   openTunnel(
     responseOp: number,
@@ -121,6 +121,7 @@ export interface Engine {
     timeoutMs: number,
     headLimit: number,
     established: Uint8Array,
+    datagrams: boolean,
     a: number,
     initialDataToA: Uint8Array | undefined,
     idleTimeoutMs: number,
@@ -178,6 +179,7 @@ export interface Engine {
     port: number,
     addresses: readonly string[] | undefined,
     timeoutMs: number,
+    datagrams: boolean,
     initialDataToA: Uint8Array | undefined,
     idleTimeoutMs: number,
     rates: number[] | undefined,

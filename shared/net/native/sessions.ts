@@ -67,9 +67,10 @@ export class NativeSession implements AgentSession {
     return id === null ? null : new NativeDuplex(this.#calls, id, this.remote);
   }
 
-  async request(head: Uint8Array, { timeoutMs, headLimit, signal }: RequestOptions): Promise<AgentResponse> {
+  async request(head: Uint8Array, { timeoutMs, headLimit, datagrams, signal }: RequestOptions): Promise<AgentResponse> {
     checkSignal(signal);
-    const start = (op: number, engine: Engine) => engine.request(op, this.#id, head, timeoutMs, headLimit ?? HEAD_LIMIT);
+    const start = (op: number, engine: Engine) =>
+      engine.request(op, this.#id, head, timeoutMs, headLimit ?? HEAD_LIMIT, datagrams ?? false);
     return this.#toResponse(await this.#calls.cancellable<RawResponse>(signal, start));
   }
 
@@ -80,7 +81,7 @@ export class NativeSession implements AgentSession {
   async openTunnel(
     a: Duplex,
     head: Uint8Array,
-    { timeoutMs, headLimit, established }: RequestOptions & { established: Uint8Array },
+    { timeoutMs, headLimit, datagrams, established }: RequestOptions & { established: Uint8Array },
     options: SpliceOptions = {},
   ): Promise<AgentResponse | Spliced> {
     const { initialDataToA, idleTimeoutMs, signal } = options;
@@ -98,6 +99,7 @@ export class NativeSession implements AgentSession {
           timeoutMs,
           headLimit ?? HEAD_LIMIT,
           established,
+          datagrams ?? false,
           id,
           initialDataToA,
           idleTimeoutMs ?? 0,

@@ -149,8 +149,9 @@ export async function beginSplice<T, R = RawSpliceResult>(
   }
 }
 
-export function toSpliceResult([aToB, bToA, error, side]: RawSpliceResult): SpliceResult {
-  return { aToB, bToA, error: error && toError(error), errorSide: side === undefined ? undefined : side === 0 ? "a" : "b" };
+export function toSpliceResult([aToB, bToA, error, side, dropped]: RawSpliceResult): SpliceResult {
+  const errorSide = side === undefined ? undefined : side === 0 ? "a" : "b";
+  return { aToB, bToA, error: error && toError(error), errorSide, datagramsDropped: dropped || undefined };
 }
 
 /** No stream has this handle. */
@@ -167,8 +168,8 @@ export function toRelayed(numbers: Float64Array): (Relayed | undefined)[] {
   return all;
 }
 
-export function toFlowResult([bytesToB, bytesToA, error, side, aToB, bToA, dropped]: RawFlowResult): FlowResult {
-  return { ...toSpliceResult([bytesToB, bytesToA, error, side]), datagrams: { aToB, bToA, dropped } };
+export function toFlowResult([bytesToB, bytesToA, error, side, dropped, aToB, bToA]: RawFlowResult): FlowResult {
+  return { ...toSpliceResult([bytesToB, bytesToA, error, side, 0]), datagrams: { aToB, bToA, dropped } };
 }
 
 /** @throws {NetError} `invalid` */

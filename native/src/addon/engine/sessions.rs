@@ -249,14 +249,14 @@ impl Engine {
         accept_queue.accept(promise, usize::MAX, move |items| state.add_incoming(items));
     }
 
-    /// Returns a stream and the response head.
+    /// Returns a stream and the response head. With `datagrams` what follows is a UDP flow whose peer takes DATAGRAM frames.
     #[napi]
-    pub fn request(&self, op: f64, connection: f64, head: &[u8], timeout_ms: u32, head_limit: u32) {
+    pub fn request(&self, op: f64, connection: f64, head: &[u8], timeout_ms: u32, head_limit: u32, datagrams: bool) {
         let state = self.state.clone();
         let request = self
             .state
             .connection(connection)
-            .map(|connection| connection.request(head, millis(timeout_ms), head_limit as usize));
+            .map(|connection| connection.request(head, millis(timeout_ms), head_limit as usize, datagrams));
         self.state.run(op, true, async move {
             let (halves, head) = request.ok_or_else(|| closed("connection"))?.await?;
             Ok(Value::Array(vec![state.add_stream(halves), Value::Latin1(head)]))

@@ -29,6 +29,7 @@ impl Engine {
         timeout_ms: u32,
         head_limit: u32,
         established: &[u8],
+        datagrams: bool,
         a: f64,
         initial_data_to_a: Option<&[u8]>,
         idle_timeout_ms: u32,
@@ -45,7 +46,7 @@ impl Engine {
             return response_promise.settle(Err(closed("connection")));
         };
         // boxed: the task should not be larger than the splice needs
-        let request = Box::pin(connection.request(head, millis(timeout_ms), head_limit as usize));
+        let request = Box::pin(connection.request(head, millis(timeout_ms), head_limit as usize, datagrams));
         let established = Bytes::copy_from_slice(established);
         let mut job = SpliceJob::new(state, op, initial_data_to_a, idle_timeout_ms, rates, cancellable);
         state.runtime.spawn(async move {
@@ -71,7 +72,7 @@ impl Engine {
         });
     }
 
-    /// Returns bytes from a to b, bytes from b to a, error, and side of the error (0 for a, 1 for b). Frees both handles.
+    /// Returns bytes from a to b, bytes from b to a, error, side of the error (0 for a, 1 for b), and datagrams dropped. Frees both handles.
     #[napi]
     #[allow(clippy::too_many_arguments)] // an options object would have to be created and read for every tunnel
     pub fn splice(
@@ -135,8 +136,8 @@ impl Engine {
         });
     }
 
-    /// As `connect_and_splice`, with a UDP socket and the capsules of `a`. After the four values of `splice` the result has datagrams from a to
-    /// b, datagrams from b to a, and datagrams dropped.
+    /// As `connect_and_splice`, with a UDP socket and the capsules of `a`. After the five values of `splice` the result has datagrams from a to b
+    /// and datagrams from b to a. With `datagrams` the peer of `a` takes DATAGRAM frames.
     #[napi]
     #[allow(clippy::too_many_arguments)] // as with `splice`
     pub fn connect_and_relay_datagrams(
@@ -148,6 +149,7 @@ impl Engine {
         port: u16,
         addresses: Option<Vec<String>>,
         timeout_ms: u32,
+        datagrams: bool,
         initial_data_to_a: Option<&[u8]>,
         idle_timeout_ms: u32,
         rates: Option<Vec<f64>>,
@@ -166,7 +168,7 @@ impl Engine {
                 udp::dial(&state.resolver, &host, port, target, millis(timeout_ms)).await
             });
             if let Some((job, stream, socket)) = Box::pin(job.connect(a_stream, connected, dial)).await {
-                job.run_flow(Box::new(stream), socket, a).await;
+                job.run_flow(Box::new(stream), socket, a, datagrams).await;
             }
         });
     }
