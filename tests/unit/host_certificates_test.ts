@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { withDefaults } from "../../shared/config/defaults.ts";
+import { openForwardTls } from "../../shared/frontend/forward_listeners.ts";
 import { forwardOptions } from "../../shared/frontend/forwards.ts";
 import { HostCertificates } from "../../shared/frontend/host_certificates.ts";
 import { silentLogger } from "../../shared/log/logger.ts";
@@ -72,6 +73,36 @@ describe("certificates of hosts", () => {
     assert.deepEqual([one.hosts, one.of("b.example").cert, one.of("other").cert], [[], "a", "a"]);
     const none = certificatesOf({ host: ["a.example"] }, {});
     assert.deepEqual([none.hosts, none.fallback], [[], {}]);
+  });
+});
+
+describe("forwards that know visitors by certificates", () => {
+  it("need authorities for each of their hosts, in the records or at the clients' port", async () => {
+    using folder = new Folder();
+    const authority = await makeAuthority();
+    const { cert, key } = await authority.issue({ names: ["a.example"] });
+    const own = { certFile: folder.write("a.pem", cert), keyFile: folder.write("a-key.pem", key) };
+    const clientCaFile = folder.write("ca.pem", authority.cert);
+    const deps = { log: silentLogger, net: { checkServerTls() {}, checkClientTls() {} } };
+    const open = async (records: object[], clients?: ServerTls) => {
+      const common = { listen: ":443", network: "https" as const, agent: "a", to: "a:80" };
+      const { forward } = withDefaults(forwardOptions, { forward: records.map((record) => ({ ...common, ...record })) });
+      const tls = clients && { current: clients, reload: () => Promise.resolve(), poll: () => Promise.resolve() };
+      await openForwardTls(forward, tls, deps);
+    };
+    const refused = {
+      message: /^Cannot use --forward listen=:443: auth=mtls needs client-ca-file, or --http-proxy\.tls\.file\.client-ca$/,
+    };
+    await open([{ auth: "mtls", host: ["a.example"], ...own, clientCaFile }]);
+    await open([{ auth: "mtls" }], { cert, key, clientCa: authority.cert });
+    await open([{ auth: "mtls", host: ["x.a.example"] }, { host: ["*.a.example"], ...own, clientCaFile }, own]);
+    await assert.rejects(open([{ auth: "mtls" }], { cert, key }), refused);
+    await assert.rejects(open([{ auth: "mtls", host: ["a.example"], ...own }]), refused);
+    await assert.rejects(
+      open([{ auth: "mtls", host: ["a.example", "b.example"], ...own, clientCaFile }, { ...own, auth: "mtls" }]),
+      refused,
+    );
+    await assert.rejects(open([{ auth: "mtls", host: ["a.example"] }, { host: ["b.example"], ...own, clientCaFile }, own]), refused);
   });
 });
 

@@ -33,15 +33,22 @@ interface Bench {
 interface BenchOptions extends Partial<FrontendOptions> {
   readonly records?: Given[];
   readonly idleTimeoutMs?: number;
+  /** That clients present, as if there were TLS. */
+  readonly certificate?: Uint8Array;
 }
 
-function withBench({ records = [{}], idleTimeoutMs, ...options }: BenchOptions, body: (bench: Bench) => Promise<void>): Promise<void> {
+function withBench(
+  { records = [{}], idleTimeoutMs, certificate, ...options }: BenchOptions,
+  body: (bench: Bench) => Promise<void>,
+): Promise<void> {
   return withNet(async (net) => {
     const [log, dialled] = [new LogBook(), new Queue<{ request: TunnelRequest; far: Duplex }>()];
     const given = records.map((record) => ({ listen: ":80", network: "http" as const, agent: "site", to: "web:8080", ...record }));
     const hosts = new VirtualHosts(":80", "http", withDefaults(forwardOptions, { forward: given }).forward);
     const protocol = createVirtualHosts(() => hosts, "reverse-http-proxy", idleTimeoutMs);
     const listener = await net.listenTcp({ address: "127.0.0.1:0", preamble: protocol.preamble });
+    const accept = listener.accept.bind(listener);
+    listener.accept = async () => (await accept())?.map((incoming) => ({ ...incoming, peerCertificate: certificate })) ?? null;
     const frontend = startFrontend({
       net,
       log,
@@ -75,6 +82,25 @@ async function serveNext({ dialled }: Bench, response = OK): Promise<{ head: str
   far.closeWrite();
   return { head, to: `${request.agentId} ${request.destination.host}` };
 }
+
+describe("a client of virtual hosts with a certificate", () => {
+  it("still needs the credentials that a record asks for: its authorities may not be those of the proxy's clients", () => {
+    const seen: unknown[] = [];
+    const authenticator: Authenticator = {
+      ...createNoAuth(),
+      authenticateClient(_, { certificate }) {
+        seen.push(certificate);
+        throw new AuthenticationError("denied", "the password is wrong");
+      },
+    };
+    return withBench({ records: [{ auth: "token" }], authenticator, certificate: new Uint8Array([1]) }, async ({ net, address }) => {
+      const statusOf = async (fields: string) => (await ask(net, address, `GET / HTTP/1.1\r\nHost: a\r\n${fields}\r\n`)).status;
+      assert.equal(await statusOf(`Authorization: Basic ${btoa("a:x")}\r\n`), 401);
+      assert.equal(await statusOf(""), 401);
+      assert.deepEqual(seen, [undefined]);
+    });
+  });
+});
 
 describe("a client of virtual hosts", () => {
   const records = [{ host: ["a.example"], agent: "a", to: "one:80" }, { host: ["*.example"], agent: "b", to: "two:80" }];
