@@ -3,7 +3,7 @@ import { splitHostPort } from "../../address/host_port.ts";
 import { encodeHead, type Fields, HeadError, values } from "../../http/head.ts";
 import { readResponse } from "../../http/read_response.ts";
 import { NetError } from "../../net/errors.ts";
-import type { ClientTls, Duplex, Net } from "../../net/types.ts";
+import type { Duplex, Net } from "../../net/types.ts";
 import type { Member } from "./member.ts";
 
 export interface AskOptions {
@@ -27,10 +27,9 @@ export interface MemberResponse {
 }
 
 /** @throws {Error} saying in a few words why there is no response */
-export async function askMember({ address, pin }: Member, options: AskOptions): Promise<MemberResponse> {
+export async function askMember({ address }: Pick<Member, "address">, options: AskOptions): Promise<MemberResponse> {
   const { net, method, target, body, authorization, timeoutMs, budget } = options;
   const { host, port } = splitHostPort(address);
-  const tls: ClientTls | undefined = pin === undefined ? undefined : { pinSha256: [pin] };
   const deadline = performance.now() + timeoutMs;
   let stream: Duplex | undefined;
   let isLate = false;
@@ -39,7 +38,7 @@ export async function askMember({ address, pin }: Member, options: AskOptions): 
     stream?.reset(1);
   }, timeoutMs);
   try {
-    stream = await net.connectTcp({ host, port, timeoutMs, tls });
+    stream = await net.connectTcp({ host, port, timeoutMs });
     const content = new TextEncoder().encode(body);
     const fields: Fields = [
       ["Host", address],
@@ -49,7 +48,7 @@ export async function askMember({ address, pin }: Member, options: AskOptions): 
     ];
     await stream.write(encodeHead(`${method} ${target} HTTP/1.1`, fields));
     if (content.length > 0) await stream.write(content);
-    const head = await readResponse(stream, Math.max(1, deadline - performance.now()), "--admin.tls.enable");
+    const head = await readResponse(stream, Math.max(1, deadline - performance.now()), "--admin.cluster.address");
     const length = Number(values(head.fields, "content-length")[0] ?? NaN);
     const text = await readBody(stream, length, budget);
     return { status: head.status, value: JSON.parse(text) };

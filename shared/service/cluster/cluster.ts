@@ -57,8 +57,6 @@ export interface ClusterDeps {
   readonly service: Member["service"];
   /** The admin address as bound. */
   readonly bound: string;
-  /** SHA-256 of the admin address's certificate. Default: it serves plain HTTP. */
-  readonly pin?: () => string | undefined;
 }
 
 export class Cluster {
@@ -80,9 +78,7 @@ export class Cluster {
 
   /** This process. */
   get self(): Member {
-    const { service, pin } = this.#deps;
-    const own = pin?.();
-    return { address: this.#address, service, host: hostname(), ...own !== undefined && { pin: own } };
+    return { address: this.#address, service: this.#deps.service, host: hostname() };
   }
 
   start(): void {

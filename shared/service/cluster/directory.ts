@@ -79,7 +79,7 @@ export class Directory {
       if (found === undefined) await store.renew(keyOf(place), entry);
       else {
         const other = await key.readMember(found);
-        // the entry of this process before its restart, or before its certificate was renewed, or that of a member that has left
+        // the entry of this process before its restart, or that of a member that has left
         if (other?.address !== own.address && !other?.isLeaving) continue;
         await store.set(keyOf(place), entry);
       }

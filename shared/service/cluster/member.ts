@@ -7,8 +7,6 @@ export interface Member {
   readonly service: "proxy" | "lb";
   /** Host name, for display. */
   readonly host: string;
-  /** SHA-256 of its certificate, 64 hexadecimal digits. Default: it serves plain HTTP. */
-  readonly pin?: string;
 }
 
 const MAX_HOST = 253;
@@ -16,14 +14,13 @@ const MAX_HOST = 253;
 /** Checks what a signed entry has: the member may run another version. */
 export function readMember(value: unknown): Member & { readonly isLeaving?: true } | undefined {
   if (typeof value !== "object" || value === null) return undefined;
-  const { address, service, host, pin, isLeaving } = value as Readonly<Record<string, unknown>>;
+  const { address, service, host, isLeaving } = value as Readonly<Record<string, unknown>>;
   if (typeof address !== "string" || typeof host !== "string" || host.length > MAX_HOST) return undefined;
   if (service !== "proxy" && service !== "lb") return undefined;
-  if (pin !== undefined && !(typeof pin === "string" && /^[0-9a-f]{64}$/.test(pin))) return undefined;
   try {
     if (splitHostPort(address).host === "") return undefined;
   } catch {
     return undefined;
   }
-  return { address, service, host, ...pin !== undefined && { pin }, ...isLeaving === true && { isLeaving } };
+  return { address, service, host, ...isLeaving === true && { isLeaving } };
 }
