@@ -650,6 +650,13 @@ export interface LoadBalancerOptions {
     keyFile?: string;
     clientCaFile?: string;
   }[];
+  /** `--published`: Serve what agents publish at a port of the proxies, looked up in the store for each client. */
+  published?: {
+    listen: string;
+    network?: "tls" | "tcp" | "http" | "https";
+    port?: number;
+    tokenFile: string;
+  }[];
   /** `--http-connector.*` */
   httpConnector?: {
     /** `--http-connector.connect-timeout`: Timeout for connecting to a proxy. In milliseconds. Default: `5000`. */

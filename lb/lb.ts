@@ -8,6 +8,10 @@ import { ServiceFrontend } from "../shared/frontend/service_frontend.ts";
 import { createHttpProxy } from "../shared/frontend/http_proxy.ts";
 import { autoConfigOf } from "../shared/frontend/proxy_auto_config.ts";
 import { checkForwards, ForwardListeners, type ForwardTls, openForwardTls } from "../shared/frontend/forward_listeners.ts";
+import { readToken } from "../shared/frontend/forward_credentials.ts";
+import { createVirtualHosts } from "../shared/frontend/http_virtual_host.ts";
+import { createForwardProtocol } from "../shared/frontend/static_forward.ts";
+import { splitHostPort } from "../shared/address/host_port.ts";
 import { type Logger, silentLogger } from "../shared/log/logger.ts";
 import type { ClientTls, ServerTls } from "../shared/net/types.ts";
 import { checkAdminOptions } from "../shared/service/admin.ts";
@@ -19,6 +23,7 @@ import type { Store } from "../shared/store/store.ts";
 import { openClientTls, openServerTls, refuseWithoutTls, type ReloadableTls, type TlsCheck } from "../shared/tls/reloadable_tls.ts";
 import { checkTracingOptions } from "../shared/tracing/otlp.ts";
 import { createDialer } from "./dial.ts";
+import { PublishedNames } from "./published_names.ts";
 import { Locator } from "./locator.ts";
 import type { LoadBalancerOptions } from "./options.ts";
 
@@ -87,6 +92,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
       isAuthenticatedAgain: true,
     });
     checkClientCertificates(options);
+    await checkPublished(options);
     const allowList = createAllowList(options.httpProxy.hostWhitelist);
     const authenticator = await runtime.openAuthenticator(options.auth, deps.authenticator);
     const store = await runtime.openStore(options.store, ENTRY_TTL_MS, deps.store);
@@ -103,6 +109,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     });
     const forwards = new ForwardListeners(clients, { log, tls: tls.forwards, name: "reverse-http-lb" });
     let forwardAddresses = await forwards.open(options.forward);
+    await listenPublished(options.published, new PublishedNames(store), { clients, log, tls: tls.clients });
     runtime.watchCertificate("proxies", () => tls.proxies?.current.cert);
     const locator = new Locator({ store, system: options.store.type });
     const dial = createDialer({
@@ -168,9 +175,40 @@ export async function checkLoadBalancerOptions(options: LoadBalancerOptions, net
   await checkAdminOptions(options.admin, silentLogger);
   await checkClusterOptions(options);
   await checkForwards(options.forward, { authType: clientScheme(options.auth), isAuthenticatedAgain: true });
+  await checkPublished(options);
   await openTls(options, { log: silentLogger, net });
   await checkStoreOptions(options.store);
   await checkTracingOptions(options.tracing);
+}
+
+/** @throws {ConfigError} for a token that cannot be read, or a missing certificate */
+async function checkPublished({ published, httpProxy }: Pick<LoadBalancerOptions, "published" | "httpProxy">): Promise<void> {
+  for (const { listen, network, tokenFile } of published) {
+    const fail = (why: string, cause?: unknown) => new ConfigError(`Cannot use --published listen=${listen}: ${why}`, { cause });
+    if (network === "https" && !httpProxy.tls.enable) throw fail("network=https needs --http-proxy.tls.enable, whose certificate it has");
+    await readToken(tokenFile).catch((cause: Error) => {
+      throw fail(`token-file: ${cause.message}`, cause);
+    });
+  }
+}
+
+/**
+ * Listens for clients of what agents publish.
+ * @throws {NetError} as `listenTcp` of the network
+ */
+async function listenPublished(
+  records: LoadBalancerOptions["published"],
+  names: PublishedNames,
+  { clients, log, tls }: { readonly clients: ServiceFrontend; readonly log: Logger; readonly tls?: ReloadableTls<ServerTls> },
+): Promise<void> {
+  for (const record of records) {
+    const { listen: address, network, port = splitHostPort(address).port } = record;
+    const protocol = network === "http" || network === "https"
+      ? createVirtualHosts((host) => names.requests(record, network, port, host), "reverse-http-lb", undefined, network)
+      : createForwardProtocol(network === "tls" ? "client-hello" : "none", (name) => names.connections(record, port, name));
+    const listener = await clients.listen({ address, protocol, tls: network === "https" ? tls : undefined });
+    log.info("serving what agents publish", { clients: listener.address, network, port });
+  }
 }
 
 interface LoadBalancerTls {

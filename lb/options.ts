@@ -40,6 +40,29 @@ export const lbOptions = defineOptions({
     check: checkPatterns,
   },
   ...forwardOptions,
+  "published": {
+    kind: "records",
+    description: "Serve what agents publish at a port of the proxies, looked up in the store for each client.",
+    keys: {
+      "listen": { kind: "address", description: "Address for clients." },
+      "network": {
+        kind: "string",
+        default: "tls",
+        choices: ["tls", "tcp", "http", "https"],
+        description: "How clients are told apart: tls by server name, unopened; http and https by host; tcp not at all.",
+      },
+      "port": {
+        kind: "integer",
+        optional: true,
+        description: "Port at which agents publish; by default that of listen.",
+        check: (port) => port >= 1 && port <= 65_535 ? undefined : `${port} is not 1 to 65535`,
+      },
+      "token-file": {
+        kind: "file",
+        description: "File with a client's token for all agents that publish (auth jwt token --agents), read for each connection.",
+      },
+    },
+  },
   "http-connector.connect-timeout": {
     kind: "duration",
     default: "5s",
@@ -103,3 +126,6 @@ export const lbOptions = defineOptions({
 
 /** As on the command line: `--http-proxy.listen-address` is `httpProxy.listenAddress`; durations in milliseconds. */
 export type LoadBalancerOptions = ValuesOf<typeof lbOptions>;
+
+/** One record of the option `published`. */
+export type PublishedRecord = LoadBalancerOptions["published"][number];

@@ -9,6 +9,7 @@ import { ServiceFrontend } from "../shared/frontend/service_frontend.ts";
 import { createHttpProxy } from "../shared/frontend/http_proxy.ts";
 import { autoConfigOf } from "../shared/frontend/proxy_auto_config.ts";
 import type { Frontend } from "../shared/frontend/server.ts";
+import { ForwardClaims } from "../shared/frontend/published_claims.ts";
 import { checkForwards, ForwardListeners } from "../shared/frontend/forward_listeners.ts";
 import type { WebSocketEndpoint } from "../shared/frontend/web_socket.ts";
 import { ConnectionLimiter } from "../shared/limits/connection_limiter.ts";
@@ -152,7 +153,10 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       onAgentDisconnected: deps.onAgentDisconnected,
       log,
       presence: store && runtime.adopt(publishPresence(store, options, clientAddress, log), (presence) => presence.close()),
-      published: new PublishedForwards(forwards, log),
+      published: runtime.adopt(
+        new PublishedForwards(forwards, log, store && { claims: new ForwardClaims(store), ttlMs: options.store.ttl }),
+        (published) => published.close(),
+      ),
       listeners: Object.values(listeners),
       authenticator: agentIdFrom === "none" ? authenticator : bindToCertificate(authenticator, agentIdFrom, log),
       multiple: options.agentServer.agent.multiple,

@@ -2,17 +2,20 @@
 import { ConfigError, ValueError } from "../../shared/config/option.ts";
 import type { ForwardListeners } from "../../shared/frontend/forward_listeners.ts";
 import type { Forward } from "../../shared/frontend/forwards.ts";
+import { ClaimedError, type ForwardClaims } from "../../shared/frontend/published_claims.ts";
 import { claimOf, publishedForward } from "../../shared/frontend/published.ts";
 import { messageOf } from "../../shared/log/error_message.ts";
 import type { Logger } from "../../shared/log/logger.ts";
 import type { PublishRequest } from "../../shared/link/message.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import { printable } from "../../shared/net/printable.ts";
+import { StoreError } from "../../shared/store/store.ts";
 import type { ConnectedAgent } from "./registry.ts";
 
 /** A forward, and the connections of its agent that ask for it. */
 interface Published {
   readonly forward: Forward;
+  readonly request: PublishRequest;
   readonly holders: Set<ConnectedAgent>;
 }
 
@@ -35,9 +38,23 @@ export class PublishedForwards {
   /** Changes are made one after the other. */
   #work = Promise.resolve();
 
-  constructor(listeners: Pick<ForwardListeners, "add" | "remove">, log: Logger) {
+  readonly #claims?: ForwardClaims;
+  #timer?: ReturnType<typeof setInterval>;
+
+  /** @param shared what all proxies of a store share. Default: each proxy decides alone */
+  constructor(
+    listeners: Pick<ForwardListeners, "add" | "remove">,
+    log: Logger,
+    shared?: { readonly claims: ForwardClaims; readonly ttlMs: number },
+  ) {
     this.#listeners = listeners;
     this.#log = log;
+    this.#claims = shared?.claims;
+    if (shared) this.#timer = setInterval(() => this.#run(() => this.#renew()), shared.ttlMs / 3);
+  }
+
+  close(): void {
+    clearInterval(this.#timer);
   }
 
   /** Publishes what a new connection asks for. */
@@ -71,8 +88,14 @@ export class PublishedForwards {
       if (!publish?.allows(network, port, names)) throw new ValueError(`the agent's token does not allow ${describe(forward)}`);
       const same = [...this.#published].find((published) => isSame(published.forward, forward));
       if (same) return void same.holders.add(agent);
-      await this.#add(agent, forward);
-      this.#published.add({ forward, holders: new Set([agent]) });
+      await this.#claim((claims) => claims.checkAll(forward));
+      await this.#add(agent, forward); // the operator's forwards may have it
+      const published = { forward, request, holders: new Set([agent]) };
+      this.#published.add(published);
+      await this.#claim((claims) => claims.hold(forward, request, true)).catch((error) => {
+        this.#withdraw(published);
+        throw error;
+      });
     } catch (error) {
       if (!(error instanceof ValueError || error instanceof RangeError || error instanceof ConfigError || error instanceof NetError)) {
         throw error;
@@ -97,6 +120,33 @@ export class PublishedForwards {
       for (const published of before) this.#withdraw(published);
       await this.#listeners.add(forward);
     }
+  }
+
+  /** Without the store, each proxy decides alone. */
+  async #claim(work: (claims: ForwardClaims) => Promise<void>): Promise<void> {
+    if (this.#claims === undefined) return;
+    try {
+      await work(this.#claims);
+    } catch (error) {
+      if (!(error instanceof StoreError)) throw error;
+      this.#log.debug("forward of an agent could not be stored", { reason: error.message });
+    }
+  }
+
+  /** Renews the claims, and gives up what another proxy's agent has got while the store was not there. */
+  async #renew(): Promise<void> {
+    for (const published of this.#published) {
+      const { forward, request, holders } = published;
+      try {
+        await this.#claim((claims) => claims.hold(forward, request, false));
+      } catch (error) {
+        if (!(error instanceof ClaimedError)) throw error;
+        this.#withdraw(published);
+        for (const agent of holders) this.#waiting.add({ agent, request });
+        this.#log.warn("forward of an agent refused", { agent: forward.agent, reason: printable(error.message, MAX_REASON) });
+      }
+    }
+    if (this.#waiting.size > 0) await this.#retry();
   }
 
   /** What others have asked for may be free now. */

@@ -25,19 +25,25 @@ import { normalizePath, type VirtualHosts } from "./virtual_hosts.ts";
 
 /**
  * The protocol of a listener of virtual hosts.
- * @param current the hosts at the moment
+ * @param find the hosts at the moment that may be for a host, without a port; `undefined` without one
  * @param name of the service in Proxy-Status
+ * @param network of the listener. Default: that of the hosts, which are then not looked up
  * @param idleTimeoutMs time for another request on a connection. Default: that of {@link nextRequest}
  */
-export function createVirtualHosts(current: () => VirtualHosts, name: Intermediary, idleTimeoutMs?: number): ClientProtocol {
+export function createVirtualHosts(
+  find: (host: string | undefined) => VirtualHosts | Promise<VirtualHosts>,
+  name: Intermediary,
+  idleTimeoutMs?: number,
+  network = (find(undefined) as VirtualHosts).network,
+): ClientProtocol {
   return {
-    preamble: current().network === "https" ? "http-or-http2" : "http",
+    preamble: network === "https" ? "http-or-http2" : "http",
     open(session) {
       const input = new ClientInput(session.stream);
       let isOpen = false;
       return {
         async serve(incoming) {
-          isOpen = await serve(session, incoming, input, current(), name);
+          isOpen = await serve(session, incoming, input, find, name);
         },
         refuse: (error) => session.stream.write(encodeErrorResponse(error, name, session.record)),
         next: async () => isOpen ? await nextRequest(session.stream, input, idleTimeoutMs) : undefined,
@@ -61,7 +67,7 @@ async function serve(
   session: ClientSession,
   { head = "", isHttp2 }: Incoming,
   input: ClientInput,
-  hosts: VirtualHosts,
+  find: Parameters<typeof createVirtualHosts>[0],
   name: Intermediary,
 ): Promise<boolean> {
   const { context: { trusted, log, isDraining }, record, stream } = session;
@@ -77,6 +83,7 @@ async function serve(
   record.serverName = asked.host;
   logRequest(log, request, record);
   session.checkRate();
+  const hosts = await find(asked.host);
   const forward = findForward(hosts, asked);
   checkServerName(hosts, asked, session.tls);
   const { to } = forward;

@@ -18,15 +18,26 @@ import type { ClientSession } from "./pipeline.ts";
  * @param current the forwards at the moment
  */
 export function createStaticForward(current: () => ForwardGroup): ClientProtocol {
+  return createForwardProtocol(current().isByName ? "client-hello" : "none", current);
+}
+
+/**
+ * The same where forwards are looked up.
+ * @param find those that may be for a server name; `undefined` without one
+ */
+export function createForwardProtocol(
+  preamble: "client-hello" | "none",
+  find: (serverName: string | undefined) => ForwardGroup | Promise<ForwardGroup>,
+): ClientProtocol {
   return {
-    preamble: current().isByName ? "client-hello" : "none",
+    preamble,
     open: (session) => ({
       serve: async ({ serverName, local = UNKNOWN_ADDRESS }) => {
         session.record.method = METHOD;
         session.record.serverName = serverName;
         session.startTrace();
         session.checkRate();
-        const group = current();
+        const group = await find(serverName);
         const match = group.match(serverName);
         if (match === undefined) throw new UnknownServerError(serverName);
         await serve(session, match.forward, { allowed: group.allowed.get(match.forward)!, local });

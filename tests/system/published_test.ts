@@ -5,8 +5,9 @@ import { once } from "node:events";
 import { it } from "node:test";
 import { UdpServer } from "../../testing/masque.ts";
 import { freeAddress } from "../../testing/nginx.ts";
-import { AGENT, type Program, REVERSE_HTTP, runToEnd, Site } from "../../testing/programs.ts";
+import { AGENT, type Program, REVERSE_HTTP, runToEnd, Site, storeArgs } from "../../testing/programs.ts";
 import { dial, Origin } from "../../testing/sockets.ts";
+import { StoreServer } from "../../testing/store_servers.ts";
 import { PAGE, Web } from "../../testing/web.ts";
 
 it("an agent has a proxy publish what its token allows, until it leaves", async () => {
@@ -81,4 +82,62 @@ it("an agent has a proxy publish what its token allows, until it leaves", async 
   await proxy.waitFor("forwarding", { destination: names.authority }, 2);
   assert.equal(await readDatabase(), "from the database");
   assert.equal(await askNames(), "from the name server");
+});
+
+it("lb serves what agents publish at any proxy, and a name belongs to one agent at all of them", async () => {
+  await using memcached = await StoreServer.start("memcached");
+  await using site = await Site.create();
+  await using web = await Web.start({ folder: site.folder.path });
+  await using origin = await Origin.start(async (wire) => {
+    wire.finish("from the database");
+    await wire.readAll();
+  });
+  const auth = (...args: string[]) => runToEnd(REVERSE_HTTP, ["auth", ...args], { cwd: site.folder.path });
+  await auth("key", "private");
+  await auth("key", "public");
+  const [database, sites] = (await Promise.all([freeAddress(), freeAddress()])).map((address) => Number(address.replace(/.*:/, "")));
+  for (const id of ["site1", "site2"]) {
+    await auth("jwt", "token", `--agent-id=${id}`, "--role=agent", `--publish=:${database},*.site.example:${sites}`, `--out=${id}.jwt`);
+  }
+  await auth("jwt", "token", "--agents=site*", "--role=client", "--out=lb.jwt");
+  const folder = site.folder.path;
+  const proxyArgs = [...storeArgs(memcached), "--store.ttl=3s", "--auth.type=jwt", `--auth.jwt.public-key=${folder}/auth-key-public.pem`];
+  const one = await site.startProxy(proxyArgs);
+  const two = await site.startProxy(proxyArgs);
+  const startAgent = async (id: string, addresses: typeof one.addresses, ...publish: string[]) => {
+    const agent = site.start(AGENT, [
+      ...site.agentArgs(addresses).filter((arg) => !arg.startsWith("--auth.")),
+      "--auth.type=jwt",
+      `--auth.jwt.token=file:${folder}/${id}.jwt`,
+      ...publish.map((record) => `--agent-client.publish=${record}`),
+    ]);
+    await agent.waitFor("connected");
+    return agent;
+  };
+  const name = `listen=:${sites},network=http,host=www.site.example,to=${web.authority},allow=all`;
+  const first = await startAgent("site2", two.addresses, `listen=:${database},to=${origin.authority},allow=all`, name);
+  await two.proxy.waitFor("forwarding", { servers: "www.site.example" });
+  await startAgent("site1", one.addresses, name);
+  await one.proxy.waitFor("forward of an agent refused", { agent: "site1" });
+  const token = `token-file=${folder}/lb.jwt`;
+  const { lb } = await site.startLb(memcached, [
+    `--published=listen=127.0.0.1:0,network=tcp,port=${database},${token}`,
+    `--published=listen=127.0.0.1:0,network=http,port=${sites},${token}`,
+  ]);
+  const addressOf = async (network: string) => String((await lb.waitFor("serving what agents publish", { network })).clients);
+  using client = await dial(await addressOf("tcp"));
+  client.finish();
+  assert.equal((await client.readAll()).toString(), "from the database");
+  const at = await addressOf("http");
+  const status = async (host: string) => {
+    const args = ["-sS", "-o", "/dev/null", "-H", `Host: ${host}`, "-w", "%{http_code}", `http://${at}/`];
+    return (await runToEnd("/usr/bin/curl", args)).stdout;
+  };
+  assert.deepEqual([await status("www.site.example"), await status("other.site.example")], ["200", "404"]);
+  const { agent } = await lb.waitFor("request", { serverName: "www.site.example", status: 200 });
+  assert.equal(agent, "site2");
+  // it leaves: the agent that waits at the other proxy gets the name
+  await first.stop();
+  await one.proxy.waitFor("forwarding", { servers: "www.site.example", agent: "site1" });
+  while (await status("www.site.example") !== "200");
 });

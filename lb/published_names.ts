@@ -1,0 +1,88 @@
+// Finds in the store what agents publish, for the listeners of lb. Caches results for a second, and serves the last one while the store fails.
+import { ForwardGroup } from "../shared/frontend/forwards.ts";
+import { claimKey, decodeClaim } from "../shared/frontend/published_claims.ts";
+import { patternsOf } from "../shared/frontend/server_names.ts";
+import { VirtualHosts } from "../shared/frontend/virtual_hosts.ts";
+import type { Store } from "../shared/store/store.ts";
+import { StoreError } from "../shared/store/store.ts";
+import { TunnelError } from "../shared/tunnel/errors.ts";
+import type { PublishedRecord } from "./options.ts";
+
+/** Names looked up for one client: itself and the zones above it. */
+const MAX_PATTERNS = 8;
+/** Age in milliseconds of a cached result, and the largest number of them. */
+const MAX_AGE_MS = 1_000;
+const MAX_CACHED = 10_000;
+
+interface Cached {
+  readonly at: number;
+  readonly text: string | undefined;
+}
+
+export class PublishedNames {
+  readonly #store: Pick<Store, "lookup">;
+  readonly #now: () => number;
+  /** By key. The oldest is first. */
+  readonly #cached = new Map<string, Cached>();
+  readonly #asking = new Map<string, Promise<string | undefined>>();
+
+  /** @param now monotonic clock in milliseconds. Default `performance.now` */
+  constructor(store: Pick<Store, "lookup">, now: () => number = () => performance.now()) {
+    this.#store = store;
+    this.#now = now;
+  }
+
+  /**
+   * The forward of a TCP port for a server name, alone in its group; an empty group if there is none.
+   * @param serverName of the client; `undefined` without one
+   * @throws {TunnelError} if the store fails, and nothing is known
+   */
+  async connections({ listen, tokenFile }: PublishedRecord, port: number, serverName: string | undefined): Promise<ForwardGroup> {
+    const forward = await this.#find(port, serverName, (found) => found.network === "tcp");
+    return new ForwardGroup(listen, "tcp", forward === undefined ? [] : [{ ...forward, tokenFile }]);
+  }
+
+  /**
+   * The same for the host of a request.
+   * @throws {TunnelError}
+   */
+  async requests(
+    { listen, tokenFile }: PublishedRecord,
+    network: "http" | "https",
+    port: number,
+    host: string | undefined,
+  ): Promise<VirtualHosts> {
+    const forward = await this.#find(port, host, (found) => found.network === network && found.auth !== "mtls"); // no certificate is asked for
+    const own = forward?.auth === "token" ? undefined : tokenFile;
+    return new VirtualHosts(listen, network, forward === undefined ? [] : [{ ...forward, tokenFile: own }]);
+  }
+
+  async #find(port: number, name: string | undefined, fits: (forward: NonNullable<ReturnType<typeof decodeClaim>>) => boolean) {
+    const patterns = name === undefined ? [] : patternsOf(name).slice(0, MAX_PATTERNS);
+    const texts = await Promise.all([...patterns, ""].map((pattern) => this.#lookup(claimKey("tcp", port, pattern))));
+    return texts.map(decodeClaim).find((forward) => forward !== undefined && fits(forward));
+  }
+
+  async #lookup(key: string): Promise<string | undefined> {
+    const known = this.#cached.get(key);
+    if (known && this.#now() - known.at < MAX_AGE_MS) return known.text;
+    let asking = this.#asking.get(key);
+    if (!asking) this.#asking.set(key, asking = this.#ask(key, known).finally(() => this.#asking.delete(key)));
+    return await asking;
+  }
+
+  async #ask(key: string, known: Cached | undefined): Promise<string | undefined> {
+    let text: string | undefined;
+    try {
+      text = await this.#store.lookup(key);
+    } catch (cause) {
+      if (!(cause instanceof StoreError)) throw cause;
+      if (known) return known.text;
+      throw new TunnelError("proxy_internal_error", "The store of published names cannot be reached", { cause, retryAfterMs: 1_000 });
+    }
+    this.#cached.delete(key);
+    this.#cached.set(key, { at: this.#now(), text });
+    if (this.#cached.size > MAX_CACHED) this.#cached.delete(this.#cached.keys().next().value!);
+    return text;
+  }
+}
