@@ -237,7 +237,7 @@ describe("an agent", () => {
       const connectQuic = async (options: ConnectQuicOptions): Promise<AgentSession> => {
         const session = await net.connectQuic(options);
         // more at each measurement than any limit
-        return instead(session, { stats: () => ({ ...session.stats(), rttMs: 1, sentBytes: sentBytes += 1e9 }) });
+        return instead(session, { stats: () => ({ ...session.stats(), rttMs: 1, sentBytes: sentBytes += 1e9, receivedBytes: sentBytes }) });
       };
       const { log: agentLog } = await runAgent(netWith(net, { connectQuic }), [proxy.agentAddress], { admin: { listenAddress: ADMIN } });
       await log.waitFor("agent connected", { link: "quic" });
