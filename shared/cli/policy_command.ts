@@ -25,7 +25,7 @@ const options = defineOptions({
   "as": {
     kind: "list",
     description:
-      "Who asks: a token, or file:NAME with one, which is not verified; or subjects of the policy, as in --as=name:alice,group:ops. By default nobody.",
+      "Who asks: a token, or file:NAME with one, which is not verified; or subjects of the policy, as in --as=name:alice,group:ops. By default no subject.",
   },
   "agent": { kind: "string", description: "Id of the agent." },
   "labels": {

@@ -209,7 +209,7 @@ export class Successors {
   async #accept(channel: Channel): Promise<string | undefined> {
     const { service, log } = this.#deps;
     const hello = await expect(channel, ["hello"], ANSWER_TIMEOUT_MS).catch(() => undefined);
-    if (hello === undefined) return undefined; // it only looked whether somebody listens
+    if (hello === undefined) return undefined; // it only checked whether a process listens
     const reason = hello.protocol !== PROTOCOL || hello.service !== service
       ? `it is no ${service} of a version that can take over`
       : this.#isBusy

@@ -177,7 +177,7 @@ describe("each member of a cluster", () => {
       assert.equal((await post(one!, `drain?scope=cluster&member=${two!.address}`, {})).status, 202);
       await within(two!.proxy.closed);
       assert.equal(one!.proxy.draining, false);
-      // it has left: nobody waits for it
+      // it has left: no request waits for it
       await until(async () => membersOf((await get(one!, "agents?scope=cluster")).body).length === 1);
     }));
 

@@ -28,7 +28,7 @@ const MAX_SEEN = 10_000;
 
 /** A request of one member to another, on behalf of an operator. */
 export interface MemberRequest {
-  /** Address of the member that is asked: nobody else accepts the request. */
+  /** Address of the member that is asked: no other member accepts the request. */
   readonly to: string;
   /** Address of the member that asks. */
   readonly from: string;

@@ -151,7 +151,7 @@ class IssuerTokens implements OperatorSource {
   }
 }
 
-/** The reason is for the operator of the service: whoever sends a wrong token learns nothing. */
+/** The reason is for the operator of the service; the sender of a wrong token is not told. */
 function logDenial(log: Logger, error: unknown): undefined {
   if (!(error instanceof AuthenticationError)) throw error;
   log.debug("token of an operator refused", { reason: error.message });
