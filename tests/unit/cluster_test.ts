@@ -138,6 +138,7 @@ describe("each member of a cluster", () => {
           ["agents?scope=cluster&offset=9990&limit=11", 400],
           ["agents?scope=galaxy", 400],
           ["agents?scope=cluster&sort=x", 400],
+          ["events?scope=cluster", 400],
           ["agents?member=x", 400],
           ["agents?scope=cluster&member=x", 404],
         ] as const

@@ -136,6 +136,7 @@ export function createApi({ operations, hosts, operators }: ApiOptions): Hono<Ap
     return c.json<FailureHistory>(sumFailureHistories(own, parts.flatMap(({ value }) => value === undefined ? [] : [value])));
   });
   api.get("/events", (c) => {
+    if ((c.req.query("scope") ?? "local") !== "local") throw new QueryError("events are those of one service: ask each member for its own");
     const stream = eventStream(activity.events, topicsOf(c.req.query("topics")), c.get("isAllowed"));
     return stream ?? fail(c, 503, "too many streams of events are open, or the service stops");
   });
