@@ -1,7 +1,7 @@
 // Certificates for tests and the demo, generated at run time: an authority, the certificates that it issues, and its revocation lists.
 import "reflect-metadata";
 import * as x509 from "@peculiar/x509";
-import { createHash, webcrypto } from "node:crypto";
+import { createHash, createPrivateKey, createPublicKey, webcrypto } from "node:crypto";
 import { isIP } from "node:net";
 import { secrets } from "./secrets.ts";
 
@@ -33,6 +33,8 @@ export interface IssueOptions {
   days?: number;
   /** Days until the certificate becomes valid. Default 0. */
   startsIn?: number;
+  /** Its private key, PEM. Default: a new one. */
+  key?: string;
 }
 
 /** Creates a new authority. */
@@ -55,8 +57,8 @@ export async function makeAuthority(name = "Test CA"): Promise<Authority> {
     cert: `${cert.toString("pem")}\n`,
     key: await exportKey(keys.privateKey),
     serialNumber: cert.serialNumber,
-    async issue({ names, commonName = names[0], units = [], days = 1, startsIn }) {
-      const own = await crypto.subtle.generateKey(ALGORITHM, true, ["sign", "verify"]);
+    async issue({ names, commonName = names[0], units = [], days = 1, startsIn, key }) {
+      const own = key === undefined ? await crypto.subtle.generateKey(ALGORITHM, true, ["sign", "verify"]) : await importKey(key);
       const issued = await x509.X509CertificateGenerator.create({
         subject: [`CN=${commonName}`, ...units.map((unit) => `OU=${unit}`)].join(","),
         issuer: cert.subject,
@@ -119,6 +121,21 @@ export async function makeSelfSignedAuthority({ names, days = 1, startsIn, purpo
 /** SHA-256 of a certificate, hexadecimal. */
 export function pinOf(cert: string): string {
   return createHash("sha256").update(new Uint8Array(new x509.X509Certificate(cert).rawData)).digest("hex");
+}
+
+/** SHA-256 of a certificate's public key, as RFC 7469 has it. */
+export function keyPinOf(cert: string): string {
+  const key = createPublicKey(cert).export({ type: "spki", format: "der" });
+  return `sha256/${createHash("sha256").update(key).digest("base64")}`;
+}
+
+async function importKey(pem: string): Promise<CryptoKeyPair> {
+  const { subtle } = webcrypto as unknown as Crypto;
+  const spki = createPublicKey(pem).export({ type: "spki", format: "der" });
+  return {
+    privateKey: await subtle.importKey("pkcs8", createPrivateKey(pem).export({ type: "pkcs8", format: "der" }), ALGORITHM, true, ["sign"]),
+    publicKey: await subtle.importKey("spki", spki, ALGORITHM, true, ["verify"]),
+  };
 }
 
 function typeOf(name: string): "ip" | "dns" | "url" | "email" {

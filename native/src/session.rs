@@ -14,7 +14,7 @@ use crate::http::head::{head_timeout, read_head, HeadLimits, Incoming};
 use crate::http::pending_heads::PendingHeads;
 use crate::net::tcp::outbound_proxy::OutboundProxy;
 use crate::net::tls::{ClientTls, ServerTls};
-use crate::quic::handshake_limits::SuppressedErrors;
+use crate::quic::handshake_limits::{HandshakeLimits, SuppressedErrors};
 use crate::quic::transport::Transport;
 use crate::quic::{self, connection, probe, signals};
 use crate::stream::half::{ReadHalf, WriteHalf};
@@ -72,8 +72,8 @@ impl SessionListener {
     /// Maximum number of streams that a peer may have open.
     pub fn max_streams(&self) -> u32 {
         match self {
-            Self::Quic(listener) => listener.transport.streams(),
-            Self::TlsLink(listener) => listener.max_streams,
+            Self::Quic(listener) => listener.max_streams(),
+            Self::TlsLink(listener) => listener.max_streams(),
         }
     }
 
@@ -81,6 +81,16 @@ impl SessionListener {
         match self {
             Self::Quic(listener) => listener.set_tls(tls),
             Self::TlsLink(listener) => listener.set_tls(tls),
+        }
+    }
+
+    pub fn configure(&self, transport: Transport, limits: HandshakeLimits) -> Result<(), NetError> {
+        match self {
+            Self::Quic(listener) => listener.configure(transport, limits),
+            Self::TlsLink(listener) => {
+                listener.configure((&transport).into(), limits);
+                Ok(())
+            }
         }
     }
 

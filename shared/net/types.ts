@@ -297,7 +297,15 @@ export interface TcpListener extends ClientListener {
    * @throws {NetError} `tls`, and the previous settings stay; `invalid` if it listens without TLS
    */
   setTls(tls: ServerTls): void;
+  /**
+   * Replaces all that it was opened with but address and preamble, for connections that it accepts from now on.
+   * @throws {NetError} as {@link Net.listenTcp}, and the previous settings stay
+   */
+  configure(settings: TcpSettings): void;
 }
+
+/** What can change while a listener is open. */
+export type TcpSettings = Omit<ListenTcpOptions, "address" | "preamble">;
 
 /** Accepts sessions; handshakes run concurrently. */
 export interface SessionListener {
@@ -310,6 +318,11 @@ export interface SessionListener {
    * @throws {NetError} `tls`, and the previous settings stay
    */
   setTls(tls: ServerTls): void;
+  /**
+   * Replaces transport settings and limits, for handshakes that start from now on; open sessions are not affected.
+   * @throws {NetError} `invalid`, and the previous settings stay
+   */
+  configure(settings: SessionSettings): void;
   /**
    * Takes over a stream on which a WebSocket was accepted (RFC 6455 §4.2), and starts the handshake of a session within it. Calls made on the
    * stream before complete first, and what follows the request on it is not lost. `remote`, the client's address, becomes the session's.
@@ -574,6 +587,9 @@ export interface ListenTlsLinkOptions extends Omit<ListenSessionsOptions, "addre
    */
   address?: string;
 }
+
+/** What can change while a listener is open. Congestion control, MTU and Retry are those of QUIC. */
+export type SessionSettings = Omit<ListenQuicOptions, "address" | "tls" | "alpn" | "onHandshakeError">;
 
 /** A failed or refused handshake. */
 export interface HandshakeFailure {
@@ -870,6 +886,9 @@ export interface ClientTls {
   key?: string;
   /** Accept any certificate. Default `false`. */
   insecureSkipVerify?: boolean;
-  /** Accepted SHA-256 hashes of the server's certificate (DER): 64 hexadecimal digits, colons allowed. Without `ca` they replace all other checks. */
+  /**
+   * Accepted pins: `sha256/` and the SHA-256 of the server's public key in base64 (SubjectPublicKeyInfo, RFC 7469 §2.4), or the SHA-256 of
+   * its certificate (DER), 64 hexadecimal digits, colons allowed. Without `ca` they replace all other checks.
+   */
   pinSha256?: string[];
 }

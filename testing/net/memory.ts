@@ -39,12 +39,14 @@ import type {
   SessionClosed,
   SessionKind,
   SessionListener,
+  SessionSettings,
   SessionStats,
   SessionTransport,
   Spliced,
   SpliceOptions,
   SpliceResult,
   TcpListener,
+  TcpSettings,
   UdpListener,
   WebSocketRequest,
 } from "../../shared/net/types.ts";
@@ -103,7 +105,7 @@ class Inbox<T> {
 /** Reads the heads of streams side by side. */
 class HeadReader {
   readonly inbox = new Inbox<Incoming>(({ stream }) => stream.reset(RESET));
-  readonly #options: HeadOptions & Pick<ListenTcpOptions, "preamble">;
+  #options: HeadOptions & Pick<ListenTcpOptions, "preamble">;
   /** How to fail those being read, the oldest first. */
   readonly #pending = new Set<(error: NetError) => void>();
   #lastHeads?: ReturnType<typeof setTimeout>;
@@ -111,6 +113,10 @@ class HeadReader {
   /** @param local the address of the listener */
   constructor(options: HeadOptions & Pick<ListenTcpOptions, "preamble">, readonly local?: string) {
     this.#options = options;
+  }
+
+  configure(options: HeadOptions): void {
+    this.#options = { preamble: this.#options.preamble, ...options };
   }
 
   /** Never rejects. */
@@ -291,7 +297,7 @@ class MemoryNet implements Net {
 
   async listenTcp(options: ListenTcpOptions): Promise<TcpListener> {
     this.#checkOpen();
-    if (options.proxyProtocol?.length) throw new NetError("invalid", "Cannot listen for load balancers: there are none in memory");
+    checkListen(options);
     if (options.preamble === "client-hello") throw new NetError("invalid", "Cannot read a ClientHello: there is no TLS in memory");
     return this.tcp.bind(options.address, (host, port) => new MemoryTcpListener(this, host, port, options));
   }
@@ -461,11 +467,16 @@ class MemoryNet implements Net {
   }
 }
 
+/** @throws {NetError} `invalid` */
+function checkListen({ proxyProtocol }: TcpSettings): void {
+  if (proxyProtocol?.length) throw new NetError("invalid", "Cannot listen for load balancers: there are none in memory");
+}
+
 class MemoryTcpListener implements TcpListener {
   readonly address: string;
   readonly #heads: HeadReader;
 
-  constructor(readonly net: MemoryNet, readonly host: string, readonly port: number, readonly options: ListenTcpOptions) {
+  constructor(readonly net: MemoryNet, readonly host: string, readonly port: number, public options: ListenTcpOptions) {
     this.address = formatAddress(host, port);
     this.#heads = new HeadReader(options, this.address);
   }
@@ -488,6 +499,13 @@ class MemoryTcpListener implements TcpListener {
 
   setTls(): void {
     if (!this.options.tls) throw new NetError("invalid", `Cannot set certificates: ${this.address} listens without TLS`);
+  }
+
+  configure(settings: TcpSettings): void {
+    const { address, preamble } = this.options;
+    checkListen(settings);
+    this.options = { address, preamble, ...settings };
+    this.#heads.configure(settings);
   }
 
   stopAccepting(): void {
@@ -513,7 +531,7 @@ class MemorySessionListener implements SessionListener {
     readonly ports: { free(listener: MemorySessionListener): void },
     readonly host: string,
     readonly port: number,
-    readonly options: Omit<ListenSessionsOptions, "address">,
+    public options: Omit<ListenSessionsOptions, "address">,
   ) {
     this.address = port === 0 ? "" : formatAddress(host, port);
   }
@@ -538,6 +556,10 @@ class MemorySessionListener implements SessionListener {
   }
 
   setTls(): void {}
+
+  configure(settings: SessionSettings): void {
+    this.options = { ...this.options, ...settings };
+  }
 
   acceptWebSocket(stream: Duplex, remote: string): void {
     if (!(stream instanceof MemoryDuplex)) throw new NetError("invalid", "Cannot use a stream of another network");

@@ -185,7 +185,19 @@ function closeListenerTests({ test, pki }: Suite, sessions: Sessions): void {
   });
 }
 
-function handshakeTests({ test, pki }: Suite, sessions: Sessions): void {
+function handshakeTests({ test, pki, adapter }: Suite, sessions: Sessions): void {
+  test("takes other settings for new handshakes, and open sessions go on", async (net) => {
+    const { listener, port, client, server } = await sessions.pair(net, await pki);
+    listener.configure({ transport: { maxPeerStreams: 1 }, maxPendingHandshakes: 0 });
+    if (adapter.has.sockets) await netError(sessions.dial(net, await pki, port), "refused", "reset", "closed");
+    listener.configure({ transport: { maxPeerStreams: 1 } });
+    const [other] = await Promise.all([sessions.dial(net, await pki, port), within(listener.accept())]);
+    if (adapter.has.sockets) assert.equal(other.peerCredit()?.streams, 1);
+    const { a, b } = await openPair(client, server);
+    await within(a.write(bytes("goes on")));
+    assert.equal(await readTextExactly(b, 7), "goes on");
+  });
+
   test("serves the next client while 1,000 handshakes never finish", async (net) => {
     await withRaw(async (raw) => {
       const { tls } = await pki;

@@ -325,6 +325,7 @@ async function listenWebSocket(net: Net, { address, ...options }: ListenQuicOpti
     address: listener.address,
     accept: () => links.accept(),
     setTls: (tls) => links.setTls(tls),
+    configure: (settings) => links.configure(settings),
     acceptWebSocket: (stream, remote) => links.acceptWebSocket(stream, remote),
     stopAccepting() {
       listener.close();
@@ -392,3 +393,17 @@ export function kindsOf(suite: Suite): Kind[] {
 
 export const STREAM_WINDOW = 256 * 1024;
 const SMALL_WINDOW = { transport: { streamWindow: STREAM_WINDOW } };
+
+/** Never rejects. */
+export async function echo(stream: Duplex): Promise<void> {
+  try {
+    for (let data; (data = await stream.read()) !== null;) await stream.write(data);
+  } catch {
+    // the other end tells
+  }
+}
+
+export async function checkEcho(stream: Duplex): Promise<void> {
+  await within(stream.write(bytes("echo?")));
+  assert.equal(await readTextExactly(stream, 5), "echo?");
+}

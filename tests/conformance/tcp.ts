@@ -10,7 +10,9 @@ import type { Net } from "../../shared/net/types.ts";
 import { watch, withRaw } from "./raw.ts";
 import {
   bytes,
+  checkEcho,
   dialTcp,
+  echo,
   HEAD,
   ignore,
   isPending,
@@ -215,6 +217,27 @@ function listenTests({ test, adapter, pki }: Suite): void {
     const listener = await net.listenTcp({ address: "127.0.0.1:0" });
     const { tls } = await pki;
     assert.throws(() => listener.setTls(tls), { name: "NetError", code: "invalid" });
+  });
+
+  test("takes other settings for new connections, and open ones go on", async (net) => {
+    const { tls, authority } = await pki;
+    const { listener, port, next } = await listenTcp(net);
+    const open = async (secured: boolean) => {
+      const stream = await dialTcp(net, port, secured ? { tls: { ca: authority.cert } } : {});
+      await within(stream.write(bytes(HEAD)));
+      const { stream: far, error } = (await next())!;
+      assert.equal(error, undefined);
+      void echo(far);
+      return stream;
+    };
+    const before = await open(false);
+    listener.configure({ tls });
+    const after = await open(true);
+    await dialTcp(net, port).then((plain) => plain.write(bytes(HEAD)));
+    assert.ok(["not-tls", "tls"].includes((await next())!.error!.code));
+    listener.configure({});
+    await checkEcho(await open(false));
+    for (const stream of [before, after]) await checkEcho(stream);
   });
 
   if (!adapter.has.sockets) return;

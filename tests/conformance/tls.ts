@@ -6,13 +6,15 @@ import { once } from "node:events";
 import { describe } from "node:test";
 import { connect, type ConnectionOptions, createServer, type TLSSocket } from "node:tls";
 import type { NetErrorCode } from "../../shared/net/errors.ts";
-import type { AgentSession, ClientTls, Duplex, Net, ServerTls } from "../../shared/net/types.ts";
-import { type Issued, makeAuthority, makeSelfSignedAuthority, pinOf } from "../../testing/certificates.ts";
+import type { AgentSession, ClientTls, Net, ServerTls } from "../../shared/net/types.ts";
+import { type Issued, keyPinOf, makeAuthority, makeSelfSignedAuthority, pinOf } from "../../testing/certificates.ts";
 import { watch, withRaw } from "./raw.ts";
 import {
   ALPN,
   bytes,
+  checkEcho,
   dialTcp,
+  echo,
   HEAD,
   listenTcp,
   netError,
@@ -93,20 +95,6 @@ const overSessions = (sessions: Sessions): Layer => ({
     };
   },
 });
-
-/** Never rejects. */
-async function echo(stream: Duplex): Promise<void> {
-  try {
-    for (let data; (data = await stream.read()) !== null;) await stream.write(data);
-  } catch {
-    // the other end tells
-  }
-}
-
-async function checkEcho(stream: Duplex): Promise<void> {
-  await within(stream.write(bytes("echo?")));
-  assert.equal(await readTextExactly(stream, 5), "echo?");
-}
 
 export function tlsTests(suite: Suite): void {
   if (!suite.adapter.has.tls) return;
@@ -200,9 +188,25 @@ function serverCertificateTests({ test, pki }: Suite, { listen, dial }: Layer): 
     await refused(net, tls, { pinSha256: [pinOf(server.cert)], ca: (await makeAuthority("other")).cert });
   });
 
+  test("trusts a server by a pin of its key, which survives a renewal of the certificate", async (net) => {
+    const { authority, tls } = await pki;
+    const server = await authority.issue({ names: ["example.com"], days: -1 });
+    const renewed = await authority.issue({ names: ["127.0.0.1"], days: 7, key: server.key });
+    const [pin, other] = [keyPinOf(server.cert), keyPinOf(tls.cert)];
+    assert.equal(keyPinOf(renewed.cert), pin);
+    for (const each of [server, renewed]) await accepted(net, each, { pinSha256: [other, pin] });
+    await refused(net, server, { pinSha256: [other] });
+    await refused(net, server, { pinSha256: [`sha256/${Buffer.from(pinOf(server.cert), "hex").toString("base64")}`] });
+    await refused(net, server, { pinSha256: [Buffer.from(pin.slice(7), "base64").toString("hex")] });
+    await accepted(net, renewed, { pinSha256: [pin], ca: authority.cert });
+    await refused(net, renewed, { pinSha256: [pin], ca: (await makeAuthority("other")).cert });
+  });
+
   test("refuses an invalid pin", async (net) => {
     const { tls } = await pki;
-    for (const pin of ["", "00", "g".repeat(64), "0".repeat(66)]) await refused(net, tls, { pinSha256: [pin] }, undefined, "invalid");
+    for (const pin of ["", "00", "g".repeat(64), "0".repeat(66), "sha256/AAAA", "sha256/"]) {
+      await refused(net, tls, { pinSha256: [pin] }, undefined, "invalid");
+    }
   });
 
   test("refuses an invalid authority", async (net) => {

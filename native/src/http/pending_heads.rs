@@ -1,6 +1,7 @@
 //! Limits on heads that are being read, in total and per client address.
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::oneshot;
@@ -12,8 +13,8 @@ use crate::sync::lock;
 /// Counts the heads being read, in total and per client address. Above the limit it evicts the oldest, which is most likely deliberately
 /// slow.
 pub struct PendingHeads {
-    max: usize,
-    max_per_address: usize,
+    max: AtomicUsize,
+    max_per_address: AtomicUsize,
     state: Mutex<State>,
 }
 
@@ -41,14 +42,21 @@ impl PendingHeads {
     /// A `max_per_address` of 0 means no limit.
     pub fn new(max: usize, max_per_address: usize) -> Arc<Self> {
         Arc::new(Self {
-            max: max.max(1),
-            max_per_address,
+            max: AtomicUsize::new(max.max(1)),
+            max_per_address: AtomicUsize::new(max_per_address),
             state: Mutex::default(),
         })
     }
 
+    /// Changes the limits, as of [`PendingHeads::new`]. Heads beyond them stay until the next one evicts one of them.
+    pub fn set_limits(&self, max: usize, max_per_address: usize) {
+        self.max.store(max.max(1), Ordering::Relaxed);
+        self.max_per_address.store(max_per_address, Ordering::Relaxed);
+    }
+
     pub fn acquire(self: &Arc<Self>, key: Option<AddressKey>) -> HeadPermit {
-        let key = key.filter(|_| self.max_per_address > 0);
+        let max_per_address = self.max_per_address.load(Ordering::Relaxed);
+        let key = key.filter(|_| max_per_address > 0);
         let (evict, evicted) = oneshot::channel();
         let mut state = lock(&self.state);
         let number = state.next;
@@ -57,12 +65,12 @@ impl PendingHeads {
         if let Some(key) = key {
             let own = state.keys.entry(key).or_default();
             own.insert(number);
-            if own.len() > self.max_per_address {
+            if own.len() > max_per_address {
                 let oldest = own.first().copied();
                 state.evict(oldest, NetErrorCode::LimitPerAddress, "Too many pending heads from this address");
             }
         }
-        if state.pending.len() > self.max {
+        if state.pending.len() > self.max.load(Ordering::Relaxed) {
             let oldest = state.pending.keys().next().copied();
             state.evict(oldest, NetErrorCode::Limit, "Too many pending heads");
         }

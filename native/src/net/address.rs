@@ -62,13 +62,14 @@ pub enum AddressKey {
 }
 
 /// A network, `address/bits`.
+#[derive(Clone)]
 struct Network {
     address: u128,
     bits: u32,
 }
 
 /// Maps addresses to keys. Exempt networks, such as load balancers, have none.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct AddressKeys {
     exempt: Vec<Network>,
 }

@@ -8,6 +8,7 @@ use crate::error::NetErrorCode;
 use crate::net::address::{AddressKey, AddressKeys};
 use crate::sync::lock;
 
+#[derive(Clone)]
 pub struct HandshakeLimits {
     pub time: Duration,
     pub pending: usize,

@@ -2,7 +2,7 @@
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use quinn::crypto::rustls::QuicServerConfig;
@@ -26,6 +26,7 @@ use crate::net::address::canonical;
 use crate::net::tls::{self, ServerTls};
 use crate::net::udp;
 use crate::session::{HandshakeResult, Session};
+use crate::sync::lock;
 
 /// Maximum number of connections that wait to be accepted.
 pub const ACCEPT_QUEUE: usize = 1024;
@@ -35,6 +36,13 @@ pub const MAX_QUEUED_FAILURES: usize = 64;
 const MAX_START_DELAY: Duration = Duration::from_secs(2);
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(300);
 
+/// What applies to the handshakes that start from now on.
+struct Settings {
+    tls: ServerTls,
+    transport: Transport,
+    limits: HandshakeLimits,
+}
+
 pub struct Listener {
     pub address: String,
     pub accept_queue: Arc<AcceptQueue<HandshakeResult>>,
@@ -43,7 +51,7 @@ pub struct Listener {
     /// Owned by the endpoint and its connections.
     socket: Weak<Socket>,
     domain: Domain,
-    pub transport: Transport,
+    settings: Arc<Mutex<Arc<Settings>>>,
     alpn: Vec<String>,
     open: watch::Sender<bool>,
 }
@@ -76,11 +84,15 @@ impl Listener {
         let accept_queue = Arc::new(AcceptQueue::new(ACCEPT_QUEUE));
         let (open, closed) = watch::channel(true);
         let suppressed = Arc::new(SuppressedErrors::default());
+        let settings = Arc::new(Mutex::new(Arc::new(Settings {
+            tls: tls.clone(),
+            transport,
+            limits,
+        })));
         let limiter = HandshakeLimiter {
             accept_queue: accept_queue.clone(),
             suppressed: suppressed.clone(),
-            limits,
-            transport: transport.clone(),
+            settings: settings.clone(),
             socket: held.clone(),
         };
         sockets.runtime.spawn(accept(endpoint.clone(), limiter, closed));
@@ -91,16 +103,37 @@ impl Listener {
             endpoint,
             socket: held,
             domain: Domain::for_address(bound),
-            transport,
+            settings,
             alpn,
             open,
         })
     }
 
     pub fn set_tls(&self, tls: &ServerTls) -> Result<(), NetError> {
-        let config = server_config(tls, &self.alpn, &self.transport)?;
+        let current = lock(&self.settings).clone();
+        self.apply(Settings {
+            tls: tls.clone(),
+            transport: current.transport.clone(),
+            limits: current.limits.clone(),
+        })
+    }
+
+    /// Replaces transport settings and limits, for handshakes that start from now on.
+    pub fn configure(&self, transport: Transport, limits: HandshakeLimits) -> Result<(), NetError> {
+        let tls = lock(&self.settings).tls.clone();
+        self.apply(Settings { tls, transport, limits })
+    }
+
+    fn apply(&self, next: Settings) -> Result<(), NetError> {
+        let config = server_config(&next.tls, &self.alpn, &next.transport)?;
+        *lock(&self.settings) = Arc::new(next);
         self.endpoint.set_server_config(Some(config));
         Ok(())
+    }
+
+    /// Maximum number of streams that a peer may have open.
+    pub fn max_streams(&self) -> u32 {
+        lock(&self.settings).transport.streams()
     }
 
     /// Refuses new connections from now on.
@@ -158,8 +191,9 @@ fn server_config(tls: &ServerTls, alpn: &[String], transport: &Transport) -> Res
 async fn accept(endpoint: Endpoint, limiter: HandshakeLimiter, mut closed: watch::Receiver<bool>) {
     let mut handshakes = JoinSet::new();
     let pending = Arc::new(PendingHandshakes::default());
-    let HandshakeLimiter { accept_queue, limits, .. } = &limiter;
-    let time = limits.time;
+    let HandshakeLimiter {
+        accept_queue, settings, ..
+    } = &limiter;
     loop {
         let incoming = tokio::select! {
             incoming = endpoint.accept() => incoming,
@@ -167,6 +201,9 @@ async fn accept(endpoint: Endpoint, limiter: HandshakeLimiter, mut closed: watch
         };
         let Some(incoming) = incoming else { return };
         while handshakes.try_join_next().is_some() {}
+        let settings = lock(settings).clone();
+        let limits = &settings.limits;
+        let time = limits.time;
         let remote = canonical(incoming.remote_address());
         if accept_queue.is_full() {
             limiter.refuse(incoming, remote, NetErrorCode::Limit, "Too many connections wait to be accepted");
@@ -198,7 +235,7 @@ async fn accept(endpoint: Endpoint, limiter: HandshakeLimiter, mut closed: watch
             }
         };
         let remote = remote.to_string();
-        let (accept_queue, transport, socket) = (accept_queue.clone(), limiter.transport.clone(), limiter.socket.clone());
+        let (accept_queue, socket) = (accept_queue.clone(), limiter.socket.clone());
         let arrived = Instant::now();
         handshakes.spawn(async move {
             let _permit = permit;
@@ -207,7 +244,7 @@ async fn accept(endpoint: Endpoint, limiter: HandshakeLimiter, mut closed: watch
             }
             let error = match timeout(time, async { incoming.accept()?.await }).await {
                 Ok(Ok(connection)) => {
-                    transport.begin(&connection, &socket);
+                    settings.transport.begin(&connection, &socket);
                     let session = Session::Quic(connection).into();
                     let _ = accept_queue.push(HandshakeResult::Connected(session)); // if the queue is closed, the connection is dropped
                     return;
@@ -233,8 +270,7 @@ async fn accept(endpoint: Endpoint, limiter: HandshakeLimiter, mut closed: watch
 struct HandshakeLimiter {
     accept_queue: Arc<AcceptQueue<HandshakeResult>>,
     suppressed: Arc<SuppressedErrors>,
-    limits: HandshakeLimits,
-    transport: Transport,
+    settings: Arc<Mutex<Arc<Settings>>>,
     socket: Weak<Socket>,
 }
 

@@ -77,9 +77,16 @@ pub struct Listener {
     pub handoff: Handoff,
     pub accept_queue: Arc<AcceptQueue<HandshakeResult>>,
     pub suppressed: Arc<SuppressedErrors>,
-    pub max_streams: u32,
-    tls: Arc<Mutex<Arc<ServerConfig>>>,
+    settings: Arc<Mutex<Arc<Settings>>>,
     open: watch::Sender<bool>,
+}
+
+/// What applies to the handshakes that start from now on.
+#[derive(Clone)]
+struct Settings {
+    tls: Arc<ServerConfig>,
+    config: Config,
+    limits: HandshakeLimits,
 }
 
 impl Listener {
@@ -92,7 +99,8 @@ impl Listener {
         limits: HandshakeLimits,
         warn: Arc<Warn>,
     ) -> Result<Self, NetError> {
-        let tls = Arc::new(Mutex::new(server_config(tls, &alpn)?));
+        let tls = server_config(tls, &alpn)?;
+        let settings = Arc::new(Mutex::new(Arc::new(Settings { tls, config, limits })));
         let _guard = sockets.runtime.enter();
         let (mut socket, mut bound) = (None, String::new());
         if let Some(address) = address {
@@ -106,12 +114,10 @@ impl Listener {
         let acceptor = Acceptor {
             accept_queue: Arc::new(AcceptQueue::new(ACCEPT_QUEUE)),
             suppressed: Arc::default(),
-            limits,
-            config,
-            tls: tls.clone(),
+            settings: settings.clone(),
             warn,
         };
-        let (accept_queue, suppressed, max_streams) = (acceptor.accept_queue.clone(), acceptor.suppressed.clone(), acceptor.config.streams);
+        let (accept_queue, suppressed) = (acceptor.accept_queue.clone(), acceptor.suppressed.clone());
         sockets.runtime.spawn(accept(socket, sockets.gate(), passed, acceptor, closed));
         Ok(Self {
             address: bound,
@@ -121,15 +127,31 @@ impl Listener {
             },
             accept_queue,
             suppressed,
-            max_streams,
-            tls,
+            settings,
             open,
         })
     }
 
     pub fn set_tls(&self, tls: &ServerTls) -> Result<(), NetError> {
-        *lock(&self.tls) = server_config(tls, &self.handoff.alpn)?;
+        let tls = server_config(tls, &self.handoff.alpn)?;
+        let mut settings = lock(&self.settings);
+        *settings = Arc::new(Settings {
+            tls,
+            ..Settings::clone(&settings)
+        });
         Ok(())
+    }
+
+    /// Replaces session settings and limits, for handshakes that start from now on.
+    pub fn configure(&self, config: Config, limits: HandshakeLimits) {
+        let mut settings = lock(&self.settings);
+        let tls = settings.tls.clone();
+        *settings = Arc::new(Settings { tls, config, limits });
+    }
+
+    /// Maximum number of streams that a peer may have open.
+    pub fn max_streams(&self) -> u32 {
+        lock(&self.settings).config.streams
     }
 
     /// Refuses new connections from now on, and frees the address.
@@ -161,9 +183,7 @@ fn server_config(tls: &ServerTls, alpn: &[String]) -> Result<Arc<ServerConfig>, 
 struct Acceptor {
     accept_queue: Arc<AcceptQueue<HandshakeResult>>,
     suppressed: Arc<SuppressedErrors>,
-    limits: HandshakeLimits,
-    config: Config,
-    tls: Arc<Mutex<Arc<ServerConfig>>>,
+    settings: Arc<Mutex<Arc<Settings>>>,
     warn: Arc<Warn>,
 }
 
@@ -189,7 +209,6 @@ async fn accept(
 ) {
     let mut handshakes = JoinSet::new();
     let pending = Arc::new(PendingHandshakes::default());
-    let limits = &acceptor.limits;
     let mut warned_at: Option<Instant> = None;
     loop {
         let accepted = tokio::select! {
@@ -214,6 +233,8 @@ async fn accept(
             acceptor.refuse(connection, NetErrorCode::Limit, "Too many connections wait to be accepted");
             continue;
         }
+        let settings = lock(&acceptor.settings).clone();
+        let limits = &settings.limits;
         if handshakes.len() >= limits.pending {
             acceptor.refuse(connection, NetErrorCode::Limit, "Too many pending handshakes");
             continue;
@@ -225,7 +246,7 @@ async fn accept(
             continue;
         };
         let (accept_queue, time, remote) = (acceptor.accept_queue.clone(), limits.time, connection.remote);
-        let (tls, config) = (lock(&acceptor.tls).clone(), acceptor.config.clone());
+        let (tls, config) = (settings.tls.clone(), settings.config.clone());
         handshakes.spawn(async move {
             let _permit = permit;
             let error = match timeout(time, serve(connection, tls, config)).await {

@@ -180,7 +180,7 @@ class NativeNet implements Net {
   }
 
   async listenQuic(options: ListenQuicOptions): Promise<SessionListener> {
-    const { address, alpn, transport = {}, retryThreshold = 256 } = options;
+    const { address, alpn, transport = {}, retryThreshold } = options;
     return await this.#listen(
       options,
       (op, tls, engine) => engine.listenQuic(op, address, tls, alpn, transport, handshakes(options, retryThreshold)),

@@ -68,6 +68,7 @@ export interface Engine {
   udpClose(listener: number): void;
   tcpAccept(op: number, listener: number): void;
   tcpSetTls(listener: number, tls: EngineServerTls): RawResult;
+  tcpConfigure(listener: number, tls: EngineServerTls | undefined, heads: Heads, links: number | undefined): RawResult;
   tcpStopAccepting(listener: number): void;
   tcpClose(listener: number): void;
   connectTcp(
@@ -102,6 +103,7 @@ export interface Engine {
   // the listeners and sessions below are of either kind
   sessionAccept(op: number, listener: number): void;
   sessionSetTls(listener: number, tls: EngineServerTls): RawResult;
+  sessionConfigure(listener: number, transport: QuicTransport, handshakes: Handshakes): RawResult;
   sessionAcceptWebSocket(listener: number, stream: number, remote: string): RawResult;
   sessionStopAccepting(listener: number): void;
   sessionListenerClose(op: number, listener: number, code: number, reason: string): void;

@@ -8,12 +8,14 @@ import type {
   Preamble,
   ServerTls,
   SessionListener,
+  SessionSettings,
   TcpListener,
+  TcpSettings,
   UdpListener,
 } from "../types.ts";
 import { type Calls, check, isolated, toError } from "./calls.ts";
 import type { RawError } from "./engine.ts";
-import { toEngineServerTls } from "./options.ts";
+import { handshakes, heads, toEngineServerTls } from "./options.ts";
 import { type ListenerEnd, NativeSession, type OpenedSession } from "./sessions.ts";
 import { NativeDuplex, toIncoming } from "./streams.ts";
 
@@ -32,6 +34,13 @@ export class NativeTcpListener implements TcpListener {
 
   setTls(tls: ServerTls): void {
     check(this.#calls.engine.tcpSetTls(this.#id, toEngineServerTls(tls)));
+  }
+
+  configure(settings: TcpSettings): void {
+    const { tls, links, pendingHeadsPerAddress, proxyProtocol } = settings;
+    const limits = heads(settings, pendingHeadsPerAddress, proxyProtocol);
+    const linksId = links && NativeSessionListener.idOf(links);
+    check(this.#calls.engine.tcpConfigure(this.#id, tls && toEngineServerTls(tls), limits, linksId));
   }
 
   stopAccepting(): void {
@@ -108,6 +117,11 @@ export class NativeSessionListener implements SessionListener {
 
   setTls(tls: ServerTls): void {
     check(this.#calls.engine.sessionSetTls(this.#id, toEngineServerTls(tls)));
+  }
+
+  configure(settings: SessionSettings): void {
+    const limits = handshakes(settings, settings.retryThreshold);
+    check(this.#calls.engine.sessionConfigure(this.#id, settings.transport ?? {}, limits));
   }
 
   acceptWebSocket(stream: Duplex, remote: string): void {

@@ -1,7 +1,8 @@
 // Options as the engine takes them: PEM becomes DER, and defaults are filled in.
+import { Buffer } from "node:buffer";
 import { NetError } from "../errors.ts";
 import { PemError, type PemKind, readPem } from "../pem.ts";
-import type { AddressLimit, ClientTls, HeadOptions, HostTls, ListenSessionsOptions, ServerTls } from "../types.ts";
+import type { AddressLimit, ClientTls, HeadOptions, HostTls, ServerTls, SessionSettings } from "../types.ts";
 import type { EngineClientTls, EngineHostTls, EngineServerTls, Handshakes, Heads, PerAddress } from "./engine.ts";
 
 /** Default limit on a head, in bytes. */
@@ -30,9 +31,10 @@ export class ClientSettings {
 
   /** @throws {NetError} `tls` */
   get(tls: ClientTls): EngineClientTls {
-    const { ca, cert, key, ...others } = tls;
+    const { ca, cert, key, pinSha256, ...others } = tls;
     const parsed = this.#parsed.get(tls) ?? {
       ...others,
+      pinSha256: pinSha256?.map(toEnginePin),
       ca: ca === undefined ? undefined : derOf("CA", ca, "authorities"),
       cert: cert === undefined ? undefined : derOf("client certificate", cert, "chain"),
       key: key === undefined ? undefined : derOf("private key", key, "private key")[0],
@@ -40,6 +42,12 @@ export class ClientSettings {
     this.#parsed.set(tls, parsed);
     return parsed;
   }
+}
+
+/** A key's hash in hexadecimal digits, as the engine takes it; anything else is left to its check. */
+function toEnginePin(pin: string): string {
+  const [, base64] = /^sha256\/([A-Za-z0-9+/]{43}=)$/.exec(pin) ?? [];
+  return base64 === undefined ? pin : `sha256/${Buffer.from(base64, "base64").toString("hex")}`;
 }
 
 function derOf(what: string, pem: string, kind: PemKind): Uint8Array[] {
@@ -61,8 +69,8 @@ export function heads(options: HeadOptions, each?: AddressLimit, proxyProtocol: 
   };
 }
 
-/** @param retryThreshold see {@link ListenQuicOptions.retryThreshold} */
-export function handshakes(options: Omit<ListenSessionsOptions, "address">, retryThreshold: number): Handshakes {
+/** @param retryThreshold see {@link ListenQuicOptions.retryThreshold}. Default 256 */
+export function handshakes(options: Omit<SessionSettings, "transport">, retryThreshold = 256): Handshakes {
   return {
     timeoutMs: options.handshakeTimeoutMs ?? 10_000,
     maxPending: options.maxPendingHandshakes ?? 4_096,

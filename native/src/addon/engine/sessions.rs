@@ -111,6 +111,13 @@ impl Engine {
         raw_result(listener.and_then(|listener| listener.set_tls(&tls)))
     }
 
+    /// Replaces transport settings and limits. Returns why it cannot, or null.
+    #[napi]
+    pub fn session_configure(&self, listener: f64, transport: Transport, handshakes: HandshakeOptions) -> Option<Vec<String>> {
+        let listener = self.session_listener(listener).ok_or_else(|| closed("listener"));
+        raw_result(listener.and_then(|listener| listener.configure(transport, handshakes.limits()?)))
+    }
+
     /// Takes over a stream on which a WebSocket was accepted. Returns why it cannot, or null.
     #[napi]
     pub fn session_accept_web_socket(&self, listener: f64, stream: f64, remote: String) -> Option<Vec<String>> {

@@ -19,6 +19,19 @@ use crate::net::tls::{ClientTls, ServerTls};
 use crate::stream::tls_transport::TlsTransport;
 use crate::sync::lock;
 use crate::time::millis;
+use crate::tls_link::listener::Handoff;
+
+fn settings(heads: &HeadOptions, links: Option<Result<Handoff, NetError>>) -> Result<Settings, NetError> {
+    let peers = Peers {
+        keys: AddressKeys::new(&heads.exempt)?,
+        balancers: AddressKeys::new(&heads.proxy_protocol)?,
+    };
+    Ok(Settings {
+        limits: HeadLimits::from(heads),
+        peers,
+        links: links.transpose()?,
+    })
+}
 
 #[napi]
 impl Engine {
@@ -28,17 +41,8 @@ impl Engine {
         let state = self.state.clone();
         let links = links.map(|links| self.link_handoff(links));
         self.state.run(op, false, async move {
-            let peers = Peers {
-                keys: AddressKeys::new(&heads.exempt)?,
-                balancers: AddressKeys::new(&heads.proxy_protocol)?,
-            };
-            let settings = Settings {
-                preamble: Preamble::parse(&preamble)?,
-                limits: HeadLimits::from(&heads),
-                peers,
-                links: links.transpose()?,
-            };
-            let listener = tcp::listener::Listener::open(&state.sockets, &address, tls.as_ref(), settings, state.warner())?;
+            let (preamble, settings) = (Preamble::parse(&preamble)?, settings(&heads, links)?);
+            let listener = tcp::listener::Listener::open(&state.sockets, &address, preamble, tls.as_ref(), settings, state.warner())?;
             let bound = Value::Text(listener.address.clone());
             Ok(Value::Array(vec![state.insert(&state.tcp_listeners, Arc::new(listener)), bound]))
         });
@@ -58,6 +62,18 @@ impl Engine {
             listener
                 .ok_or_else(|| closed("listener"))
                 .and_then(|listener| listener.set_tls(&tls)),
+        )
+    }
+
+    /// Replaces what `listen_tcp` was called with, except for address and preamble. Returns why it cannot, or null.
+    #[napi]
+    pub fn tcp_configure(&self, listener: f64, tls: Option<ServerTls>, heads: HeadOptions, links: Option<f64>) -> Option<Vec<String>> {
+        let links = links.map(|links| self.link_handoff(links));
+        let listener = lock(&self.state.tcp_listeners).get(&(listener as u64)).cloned();
+        raw_result(
+            listener
+                .ok_or_else(|| closed("listener"))
+                .and_then(|listener| listener.configure(tls.as_ref(), settings(&heads, links)?)),
         )
     }
 

@@ -162,27 +162,48 @@ pub struct Peers {
 
 /// What a listener does with its connections.
 pub struct Settings {
-    pub preamble: Preamble,
     pub limits: HeadLimits,
     pub peers: Peers,
     /// Takes the TLS connections that offer one of its protocols.
     pub links: Option<Handoff>,
 }
 
+/// What applies to the connections that are accepted from now on.
+#[derive(Clone)]
+struct Current {
+    tls: Option<Arc<ServerConfigs>>,
+    limits: HeadLimits,
+    peers: Arc<Peers>,
+    links: Option<Handoff>,
+}
+
+impl Current {
+    fn new(preamble: Preamble, tls: Option<&ServerTls>, settings: Settings) -> Result<Self, NetError> {
+        if tls.is_some() && preamble == Preamble::ClientHello {
+            let message = "Cannot listen with TLS: there is no ClientHello to read then";
+            return Err(NetError::new(NetErrorCode::Invalid, message));
+        }
+        let Settings { limits, peers, links } = settings;
+        Ok(Self {
+            tls: tls.map(|tls| ServerConfigs::new(tls, preamble).map(Arc::new)).transpose()?,
+            limits,
+            peers: Arc::new(peers),
+            links,
+        })
+    }
+}
+
 /// What all connections of a listener share.
 struct Shared {
     preamble: Preamble,
-    limits: HeadLimits,
-    peers: Peers,
+    current: Mutex<Arc<Current>>,
     pending: Arc<PendingHeads>,
-    links: Option<Handoff>,
     accept_queue: Arc<AcceptQueue<Incoming>>,
     /// True once it has stopped accepting.
     draining: watch::Sender<bool>,
 }
 
 /// The configurations at the moment.
-type Tls = Arc<Mutex<Arc<ServerConfigs>>>;
 
 /// The listening socket. Taking it out frees the address at once, whatever the task is doing.
 type Slot = Arc<Mutex<Option<TcpListener>>>;
@@ -203,11 +224,11 @@ impl Listening for TcpListener {
 
 impl Shared {
     /// Whose requests come from `remote`.
-    fn client(&self, remote: SocketAddr, peer: TlsPeer) -> Client {
+    fn client(&self, remote: SocketAddr, peer: TlsPeer, peers: &Peers) -> Client {
         Client {
             remote: remote.to_string(),
             peer,
-            key: self.peers.keys.of(remote.ip()),
+            key: peers.keys.of(remote.ip()),
             pending: self.pending.clone(),
             accept_queue: self.accept_queue.clone(),
             draining: self.draining.subscribe(),
@@ -218,7 +239,6 @@ impl Shared {
 pub struct Listener {
     pub address: String,
     pub accept_queue: Arc<AcceptQueue<Incoming>>,
-    tls: Option<Tls>,
     shared: Arc<Shared>,
     socket: Slot,
     stop: Arc<Notify>,
@@ -226,23 +246,15 @@ pub struct Listener {
 }
 
 impl Listener {
-    pub fn open(sockets: &Sockets, address: &str, tls: Option<&ServerTls>, settings: Settings, warn: Arc<Warn>) -> Result<Self, NetError> {
-        let Settings {
-            preamble,
-            limits,
-            peers,
-            links,
-        } = settings;
-        if tls.is_some() && preamble == Preamble::ClientHello {
-            return Err(NetError::new(
-                NetErrorCode::Invalid,
-                format!("Cannot listen on {address}: with TLS there is no ClientHello to read"),
-            ));
-        }
-        let tls = match tls {
-            Some(tls) => Some(Arc::new(Mutex::new(Arc::new(ServerConfigs::new(tls, preamble)?)))),
-            None => None,
-        };
+    pub fn open(
+        sockets: &Sockets,
+        address: &str,
+        preamble: Preamble,
+        tls: Option<&ServerTls>,
+        settings: Settings,
+        warn: Arc<Warn>,
+    ) -> Result<Self, NetError> {
+        let current = Current::new(preamble, tls, settings)?;
         let _guard = sockets.runtime.enter();
         let (socket, bound) = listen(sockets, address)?;
         let socket = Arc::new(Mutex::new(Some(socket)));
@@ -251,28 +263,18 @@ impl Listener {
         let stop = Arc::new(Notify::new());
         let shared = Arc::new(Shared {
             preamble,
-            limits,
-            peers,
-            pending: PendingHeads::new(limits.pending, limits.pending_per_address),
-            links,
+            pending: PendingHeads::new(current.limits.pending, current.limits.pending_per_address),
+            current: Mutex::new(Arc::new(current)),
             accept_queue: accept_queue.clone(),
             draining: watch::Sender::new(false),
         });
         let task = sockets
             .runtime
-            .spawn(accept(
-                socket.clone(),
-                sockets.gate(),
-                tls.clone(),
-                shared.clone(),
-                stop.clone(),
-                warn,
-            ))
+            .spawn(accept(socket.clone(), sockets.gate(), shared.clone(), stop.clone(), warn))
             .abort_handle();
         Ok(Self {
             address: bound.to_string(),
             accept_queue,
-            tls,
             shared,
             socket,
             stop,
@@ -281,14 +283,26 @@ impl Listener {
     }
 
     pub fn set_tls(&self, tls: &ServerTls) -> Result<(), NetError> {
-        let Some(current) = &self.tls else {
+        let mut current = lock(&self.shared.current);
+        if current.tls.is_none() {
             return Err(NetError::new(
                 NetErrorCode::Invalid,
                 format!("Cannot set certificates: {} listens without TLS", self.address),
             ));
-        };
-        let configs = Arc::new(ServerConfigs::new(tls, self.shared.preamble)?);
-        *lock(current) = configs;
+        }
+        let tls = Some(Arc::new(ServerConfigs::new(tls, self.shared.preamble)?));
+        *current = Arc::new(Current {
+            tls,
+            ..Current::clone(&current)
+        });
+        Ok(())
+    }
+
+    /// Replaces everything but address and preamble, for connections that are accepted from now on.
+    pub fn configure(&self, tls: Option<&ServerTls>, settings: Settings) -> Result<(), NetError> {
+        let next = Current::new(self.shared.preamble, tls, settings)?;
+        self.shared.pending.set_limits(next.limits.pending, next.limits.pending_per_address);
+        *lock(&self.shared.current) = Arc::new(next);
         Ok(())
     }
 
@@ -334,7 +348,7 @@ fn bind(address: &str) -> Result<Socket, NetError> {
     })
 }
 
-async fn accept(socket: Slot, mut gate: Gate, tls: Option<Tls>, shared: Arc<Shared>, stop: Arc<Notify>, warn: Arc<Warn>) {
+async fn accept(socket: Slot, mut gate: Gate, shared: Arc<Shared>, stop: Arc<Notify>, warn: Arc<Warn>) {
     let accept_queue = &shared.accept_queue;
     // dropped with this task, which aborts pending heads
     let mut heads = tokio::task::JoinSet::new();
@@ -360,13 +374,13 @@ async fn accept(socket: Slot, mut gate: Gate, tls: Option<Tls>, shared: Arc<Shar
         match accepted {
             None => return,
             Some(Ok((stream, remote))) => {
-                let tls = tls.as_ref().map(|tls| lock(tls).clone());
-                let permit = shared.pending.acquire(shared.peers.keys.of(remote.ip()));
-                if shared.peers.balancers.exempts(remote.ip()) {
-                    heads.spawn(read_proxy_header(shared.clone(), stream, canonical(remote), tls, permit));
+                let current = lock(&shared.current).clone();
+                let permit = shared.pending.acquire(current.peers.keys.of(remote.ip()));
+                if current.peers.balancers.exempts(remote.ip()) {
+                    heads.spawn(read_proxy_header(shared.clone(), current, stream, canonical(remote), permit));
                 } else {
-                    let (remote, time) = (canonical(remote), shared.limits.time);
-                    heads.spawn(prepare(shared.clone(), Tcp::new(stream), remote, tls, time, permit));
+                    let (remote, time) = (canonical(remote), current.limits.time);
+                    heads.spawn(prepare(shared.clone(), current, Tcp::new(stream), remote, time, permit));
                 }
             }
             Some(Err(e)) if e.kind() == ErrorKind::ConnectionAborted => {} // closed before it was accepted
@@ -385,14 +399,8 @@ async fn accept(socket: Slot, mut gate: Gate, tls: Option<Tls>, shared: Arc<Shar
 }
 
 /// Handles the connection of a load balancer: after the PROXY protocol header it counts as the client's.
-async fn read_proxy_header(
-    shared: Arc<Shared>,
-    stream: TcpStream,
-    balancer: SocketAddr,
-    tls: Option<Arc<ServerConfigs>>,
-    mut permit: HeadPermit,
-) {
-    let limits = shared.limits;
+async fn read_proxy_header(shared: Arc<Shared>, current: Arc<Current>, stream: TcpStream, balancer: SocketAddr, mut permit: HeadPermit) {
+    let limits = current.limits;
     let start = Instant::now();
     let header = tokio::select! {
         biased;
@@ -407,13 +415,13 @@ async fn read_proxy_header(
             let remote = client.map_or(balancer, canonical);
             if client.is_some() {
                 drop(permit); // first: a connection must not count twice and evict another head
-                permit = shared.pending.acquire(shared.peers.keys.of(remote.ip()));
+                permit = shared.pending.acquire(current.peers.keys.of(remote.ip()));
             }
             let time = limits.time.saturating_sub(start.elapsed());
-            prepare(shared, tcp, remote, tls, time, permit).await;
+            prepare(shared, current, tcp, remote, time, permit).await;
         }
         Err(error) => {
-            let halves = tls.is_none().then(|| plain(tcp));
+            let halves = current.tls.is_none().then(|| plain(tcp));
             let incoming = Incoming::new(halves, balancer.to_string(), Err(error));
             let _ = shared.accept_queue.push(incoming); // if the queue is closed, the connection is dropped
         }
@@ -421,23 +429,16 @@ async fn read_proxy_header(
 }
 
 /// Runs the TLS handshake and reads the preamble of one connection, within the limits and `time`.
-async fn prepare(
-    shared: Arc<Shared>,
-    tcp: Arc<Tcp>,
-    remote: SocketAddr,
-    tls: Option<Arc<ServerConfigs>>,
-    time: Duration,
-    mut permit: HeadPermit,
-) {
+async fn prepare(shared: Arc<Shared>, current: Arc<Current>, tcp: Arc<Tcp>, remote: SocketAddr, time: Duration, mut permit: HeadPermit) {
     let start = Instant::now();
     // outlive the reading: the client gets a response after a timeout
     let (mut halves, mut socks) = (None, BytesMut::new());
     let mut http2 = None;
     let mut peer = TlsPeer::default();
     let reading = async {
-        let stream = halves.insert(match tls {
+        let stream = halves.insert(match &current.tls {
             None if shared.preamble == Preamble::Http2 => {
-                let opened = http2::open(TlsTransport(tcp.clone()), &tcp, &shared.limits).await;
+                let opened = http2::open(TlsTransport(tcp.clone()), &tcp, &current.limits).await;
                 http2 = opened.map_err(|(_, error)| {
                     halves = Some(plain(tcp.clone()));
                     error
@@ -463,7 +464,7 @@ async fn prepare(
                         "This is SOCKS 5, but this port accepts only TLS",
                     ));
                 }
-                match configs.accept(tcp.clone(), shared.links.as_ref()).await {
+                match configs.clone().accept(tcp.clone(), current.links.as_ref()).await {
                     Ok(Secured::Client(client)) => {
                         let SecuredClient {
                             stream,
@@ -472,7 +473,7 @@ async fn prepare(
                         } = *client;
                         peer = known;
                         if shared.preamble == Preamble::Http2 || is_http2 {
-                            let opened = http2::open(stream, &tcp, &shared.limits).await;
+                            let opened = http2::open(stream, &tcp, &current.limits).await;
                             http2 = opened.map_err(|(stream, error)| {
                                 halves = Some(secure(stream, tcp.clone()));
                                 error
@@ -495,7 +496,7 @@ async fn prepare(
                 }
             }
         });
-        shared.preamble.read(stream, &tcp, &shared.limits, &mut socks).await
+        shared.preamble.read(stream, &tcp, &current.limits, &mut socks).await
     };
     let head = tokio::select! {
         biased; // prefers a complete head over a timeout or an eviction
@@ -505,7 +506,8 @@ async fn prepare(
     };
     if let Some(http2) = http2.filter(|_| head.is_ok()) {
         let time = time.saturating_sub(start.elapsed());
-        tokio::spawn(http2.serve(shared.client(remote, peer), permit, time)); // its streams outlive the listener
+        // its streams outlive the listener
+        tokio::spawn(http2.serve(shared.client(remote, peer, &current.peers), permit, time));
     } else if let Some(head) = head.transpose() {
         let mut incoming = Incoming::new(halves, remote.to_string(), head);
         incoming.peer = peer;
@@ -532,26 +534,30 @@ mod tests {
         let pending = PendingHeads::new(2, 0);
         let mut other = pending.acquire(None);
         let own = pending.acquire(None);
-        let shared = Arc::new(Shared {
-            preamble: Preamble::Http,
+        let current = Arc::new(Current {
+            tls: None,
             limits: HeadLimits {
                 bytes: 1 << 10,
                 time: Duration::from_secs(20),
                 pending: 2,
                 pending_per_address: 0,
             },
-            peers: Peers {
+            peers: Arc::new(Peers {
                 keys: AddressKeys::default(),
                 balancers: AddressKeys::default(),
-            },
-            pending,
+            }),
             links: None,
+        });
+        let shared = Arc::new(Shared {
+            preamble: Preamble::Http,
+            current: Mutex::new(current.clone()),
+            pending,
             accept_queue: Arc::new(AcceptQueue::new(1)),
             draining: watch::Sender::new(false),
         });
         let head = "PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nGET / HTTP/1.1\r\n\r\n";
         client.write_all(head.as_bytes()).await.unwrap();
-        read_proxy_header(shared.clone(), stream, balancer, None, own).await;
+        read_proxy_header(shared.clone(), current, stream, balancer, own).await;
         assert_eq!(shared.accept_queue.len(), 1);
         tokio::select! {
             biased;

@@ -12,10 +12,19 @@ use rustls::{CertificateError, DigitallySignedStruct, OtherError, SignatureSchem
 use super::{authorities, names, ClientTls};
 use crate::error::{NetError, NetErrorCode};
 
+/// A SHA-256 that the server's certificate must have.
+#[derive(Debug, PartialEq)]
+enum Pin {
+    /// Of the certificate itself.
+    Certificate([u8; 32]),
+    /// Of its public key (SubjectPublicKeyInfo, RFC 7469 §2.4): it survives a renewal with the same key.
+    Key([u8; 32]),
+}
+
 /// Verifies a pin, a chain of trust, both or neither. The signature of the handshake is always verified.
 #[derive(Debug)]
 pub struct Verifier {
-    pins: Vec<[u8; 32]>,
+    pins: Vec<Pin>,
     chain: Option<Arc<WebPkiServerVerifier>>,
     /// The certificates that the user trusts, not the system's.
     trusted: Vec<CertificateDer<'static>>,
@@ -67,9 +76,11 @@ impl ServerCertVerifier for Verifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let shown = sha256(end_entity);
-        if !self.pins.is_empty() && !self.pins.contains(&shown) {
-            return Err(untrusted(Reason::NotPinned(shown), end_entity));
+        if !self.pins.is_empty() {
+            let shown = Shown::of(end_entity);
+            if !self.pins.iter().any(|pin| shown.matches(pin)) {
+                return Err(untrusted(Reason::NotPinned(shown), end_entity));
+            }
         }
         let Some(chain) = &self.chain else {
             return Ok(ServerCertVerified::assertion());
@@ -142,14 +153,50 @@ fn sha256(bytes: &[u8]) -> [u8; 32] {
     hash
 }
 
-fn parse_pin(pin: &str) -> Result<[u8; 32], NetError> {
+/// The hashes of a certificate.
+struct Shown {
+    certificate: [u8; 32],
+    /// `None` if the certificate cannot be parsed.
+    key: Option<[u8; 32]>,
+}
+
+impl Shown {
+    fn of(certificate: &CertificateDer<'_>) -> Self {
+        let parsed = webpki::EndEntityCert::try_from(certificate).ok();
+        Self {
+            certificate: sha256(certificate),
+            key: parsed.map(|parsed| sha256(&parsed.subject_public_key_info())),
+        }
+    }
+
+    fn matches(&self, pin: &Pin) -> bool {
+        match pin {
+            Pin::Certificate(hash) => *hash == self.certificate,
+            Pin::Key(hash) => Some(*hash) == self.key,
+        }
+    }
+}
+
+fn hex(hash: &[u8]) -> String {
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Parses 64 hexadecimal digits, of a certificate, or `sha256/` with as many, of a public key. JavaScript translates other notations.
+fn parse_pin(pin: &str) -> Result<Pin, NetError> {
+    match pin.strip_prefix("sha256/") {
+        Some(key) => parse_hash(pin, key).map(Pin::Key),
+        None => parse_hash(pin, pin).map(Pin::Certificate),
+    }
+}
+
+fn parse_hash(pin: &str, hash: &str) -> Result<[u8; 32], NetError> {
     let bad = || {
         NetError::new(
             NetErrorCode::Invalid,
-            format!("Cannot use the pin {pin:?}: it is not the SHA-256 of a certificate in 64 hexadecimal digits"),
+            format!("Cannot use the pin {pin:?}: it is not a SHA-256 in 64 hexadecimal digits"),
         )
     };
-    let digits: Vec<u8> = pin
+    let digits: Vec<u8> = hash
         .bytes()
         .filter(|b| *b != b':')
         .map(|b| (b as char).to_digit(16).map(|d| d as u8))
@@ -170,8 +217,7 @@ fn untrusted(reason: Reason, certificate: &CertificateDer<'_>) -> rustls::Error 
 enum Reason {
     /// No trusted authority has issued it, or one of the same name with another key.
     Chain(CertificateError),
-    /// With the certificate's SHA-256.
-    NotPinned([u8; 32]),
+    NotPinned(Shown),
 }
 
 /// The certificate is not that of the server; another server or a middlebox may have answered. rustls formats such errors with `Debug`, so that
@@ -186,8 +232,7 @@ impl std::fmt::Debug for Untrusted {
         match &self.reason {
             Reason::Chain(error) => write!(f, "{error}")?,
             Reason::NotPinned(shown) => {
-                let shown: String = shown.iter().map(|byte| format!("{byte:02x}")).collect();
-                write!(f, "its SHA-256 is {shown}, and that is not the pinned one")?;
+                write!(f, "its SHA-256 is {}, and that is not the pinned one", hex(&shown.certificate))?;
             }
         }
         self.names.as_ref().map_or(Ok(()), |names| write!(f, "; {names}"))
@@ -211,19 +256,35 @@ mod tests {
         let plain = "00".repeat(31) + "fF";
         let mut want = [0; 32];
         want[31] = 0xff;
-        assert_eq!(parse_pin(&plain).unwrap(), want);
+        assert_eq!(parse_pin(&plain).unwrap(), Pin::Certificate(want));
+        assert_eq!(parse_pin(&format!("sha256/{plain}")).unwrap(), Pin::Key(want));
         let colons = plain
             .as_bytes()
             .chunks(2)
             .map(|p| std::str::from_utf8(p).unwrap())
             .collect::<Vec<_>>()
             .join(":");
-        assert_eq!(parse_pin(&colons).unwrap(), want);
+        assert_eq!(parse_pin(&colons).unwrap(), Pin::Certificate(want));
+    }
+
+    #[test]
+    fn a_pin_of_the_key_matches_its_certificates_and_no_others() {
+        let certificate = CertificateDer::from(super::super::test_certificate::server_tls().cert[0].to_vec());
+        let shown = Shown::of(&certificate);
+        assert!(shown.matches(&Pin::Certificate(sha256(&certificate))));
+        // RFC 8410 §4: the algorithm Ed25519 and the key
+        let at = certificate
+            .windows(12)
+            .position(|w| w == [0x30, 0x2a, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 3, 0x21, 0]);
+        let key = sha256(&certificate[at.unwrap()..][..44]);
+        assert!(shown.matches(&Pin::Key(key)));
+        assert!(!shown.matches(&Pin::Certificate(key)));
+        assert!(!shown.matches(&Pin::Key(sha256(&certificate))));
     }
 
     #[test]
     fn bad_pins_are_named() {
-        for bad in ["", "00", &"0".repeat(63), &"0".repeat(66), &"g".repeat(64)] {
+        for bad in ["", "00", &"0".repeat(63), &"0".repeat(66), &"g".repeat(64), "sha256/00"] {
             assert_eq!(parse_pin(bad).unwrap_err().code, NetErrorCode::Invalid, "{bad}");
         }
     }
