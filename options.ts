@@ -317,6 +317,11 @@ export interface ProxyOptions {
     /** `--handover.timeout`: Time for tunnels of the old process to finish after a hand-over, before they are reset. In milliseconds. Default: `86400000`. */
     timeout?: number;
   };
+  /** `--reload.*` */
+  reload?: {
+    /** `--reload.forbidden`: What a reload does with open tunnels and connections of agents that changed options forbid: cut them, or keep them to their end. Default: `"cut"`. */
+    forbidden?: "cut" | "keep";
+  };
   /** `--admin.*` */
   admin?: {
     /** `--admin.listen-address`: TCP address for /healthz, /readyz, /metrics, /agents and the API; without a host, on loopback only. Off by default. */
@@ -438,7 +443,7 @@ export interface AgentOptions {
     tls?: {
       /** `--agent-client.tls.insecure-skip-verify`: Accept any certificate of the proxy, without verification. Default: `false`. */
       insecureSkipVerify?: boolean;
-      /** `--agent-client.tls.pin-sha256`: Accepted SHA-256 hashes of the proxy's certificate, 64 hexadecimal digits each; without root-ca they replace all other checks of it. */
+      /** `--agent-client.tls.pin-sha256`: Accepted SHA-256 hashes of the proxy's certificate, 64 hexadecimal digits each, or of its public key, sha256/ and base64, which a renewed certificate may keep; without root-ca they replace all other checks of it. */
       pinSha256?: string[];
       /** `--agent-client.tls.refresh`: Interval at which these files are checked for changes; 0s: every 5 s. They are read at every connect anyway. In milliseconds. Default: `0`. */
       refresh?: number;
@@ -521,6 +526,11 @@ export interface AgentOptions {
     socket?: string;
     /** `--handover.timeout`: Time for tunnels of the old process to finish after a hand-over, before they are reset. In milliseconds. Default: `86400000`. */
     timeout?: number;
+  };
+  /** `--reload.*` */
+  reload?: {
+    /** `--reload.forbidden`: What a reload does with open tunnels and connections of agents that changed options forbid: cut them, or keep them to their end. Default: `"cut"`. */
+    forbidden?: "cut" | "keep";
   };
   /** `--admin.*` */
   admin?: {
@@ -837,6 +847,11 @@ export interface LoadBalancerOptions {
     /** `--handover.timeout`: Time for tunnels of the old process to finish after a hand-over, before they are reset. In milliseconds. Default: `86400000`. */
     timeout?: number;
   };
+  /** `--reload.*` */
+  reload?: {
+    /** `--reload.forbidden`: What a reload does with open tunnels and connections of agents that changed options forbid: cut them, or keep them to their end. Default: `"cut"`. */
+    forbidden?: "cut" | "keep";
+  };
   /** `--admin.*` */
   admin?: {
     /** `--admin.listen-address`: TCP address for /healthz, /readyz, /metrics, /agents and the API; without a host, on loopback only. Off by default. */
@@ -950,7 +965,7 @@ export interface ClientOptions {
     enable?: boolean;
     /** `--tls.insecure-skip-verify`: Accept any certificate of the proxy, without verification. Default: `false`. */
     insecureSkipVerify?: boolean;
-    /** `--tls.pin-sha256`: Accepted SHA-256 hashes of the proxy's certificate, 64 hexadecimal digits each; without root-ca they replace all other checks of it. */
+    /** `--tls.pin-sha256`: Accepted SHA-256 hashes of the proxy's certificate, 64 hexadecimal digits each, or of its public key, sha256/ and base64, which a renewed certificate may keep; without root-ca they replace all other checks of it. */
     pinSha256?: string[];
     /** `--tls.file.*` */
     file?: {

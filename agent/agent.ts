@@ -2,14 +2,15 @@
 import { hostname } from "node:os";
 import { publishRequest } from "../shared/frontend/published.ts";
 import { createRequestIds } from "../shared/frontend/access_log.ts";
+import { Change, differs } from "../shared/service/change.ts";
 import { checkAdminOptions } from "../shared/service/admin.ts";
 import type { AgentState, DisconnectRequest } from "../shared/service/api/types.ts";
 import { ActionRefused } from "../shared/service/api/operations.ts";
 import { SessionStates } from "../shared/service/live/sessions.ts";
 import type { Fetch } from "../shared/auth/fetch.ts";
+import { parseAuthority } from "../shared/address/authority.ts";
 import { Backoff } from "../shared/async/backoff.ts";
 import { isolateHook } from "../shared/log/isolate.ts";
-import { agentTransport } from "../shared/link/link.ts";
 import { DATAGRAMS_FEATURE, type Hello, TRACE_FEATURE, UDP_FEATURE } from "../shared/link/message.ts";
 import { unlimitedIfZero } from "../shared/limits/limit.ts";
 import { reportDescriptors, withinDescriptors } from "../shared/limits/resources.ts";
@@ -20,25 +21,22 @@ import { type ServiceDeps, type ServiceRuntime, startService } from "../shared/s
 import { SecretFiles } from "../shared/files/secret_files.ts";
 import type { StateDirectory } from "../shared/files/state_directory.ts";
 import type { ClientTls } from "../shared/net/types.ts";
-import { openClientTls, type TlsCheck } from "../shared/tls/reloadable_tls.ts";
+import { openClientTls, type ReloadableTls, type TlsCheck } from "../shared/tls/reloadable_tls.ts";
+import { TunnelError } from "../shared/tunnel/errors.ts";
 import { VERSION } from "../shared/version.ts";
 import { withTimeout } from "../shared/async/with_timeout.ts";
-import { checkIssuerOptions, type Credentials, readCredentials } from "./credentials.ts";
-import { CredentialsWatch } from "./credentials_watch.ts";
-import { IssuedCredentials } from "./issued_credentials.ts";
+import { Connections } from "./connections.ts";
+import { checkIssuerOptions, type Credentials, type CredentialsSource, openCredentials, readCredentials } from "./credentials.ts";
 import { clientAdvice } from "./client_advice.ts";
-import { describeClose, describeConnectError } from "./connection_errors.ts";
+import { describeClose } from "./connection_errors.ts";
 import { StoredTransports } from "./transport/stored_transports.ts";
-import { type Access, SessionOpener, type TransportChange } from "./transport/opener.ts";
-import { TransportPolicy } from "./transport/policy.ts";
-import { parseWebSocketUrl } from "./transport/web_socket_url.ts";
-import { Reconnector } from "./reconnector.ts";
+import type { TransportChange } from "./transport/opener.ts";
 import { type AgentOptions, checkTransport, parseLabels } from "./options.ts";
-import { type Environment, type OutboundRoute, readOutboundRoute, viaOf } from "./outbound_proxy.ts";
+import { type Environment, type OutboundRoute, readOutboundRoute } from "./outbound_proxy.ts";
 import { checkTracingOptions } from "../shared/tracing/otlp.ts";
 import type { Session } from "./session.ts";
 import { createDestinationPolicy } from "./destination_policy.ts";
-import { type ProxyEndpoint, ProxyEndpoints, type Resolve } from "./proxy_endpoints.ts";
+import type { Resolve } from "./proxy_endpoints.ts";
 import type { TunnelOptions } from "./tunnel.ts";
 
 /** What the agent needs besides its options. */
@@ -85,16 +83,20 @@ export interface Agent {
   close(): Promise<void>;
 }
 
-/** Time in milliseconds between two looks at the token's file. */
-const TOKEN_INTERVAL_MS = 10_000;
 /** An agent whose options can be changed. */
 export interface UpdatableAgent extends Agent {
-  /** Applies options that can be reloaded; the others are ignored. What is open stays. */
-  update(options: AgentOptions): void;
+  /**
+   * Applies options that can be reloaded; the others are ignored. Options of connections get new ones; those that are open stay until the first
+   * of these is open, and then until their tunnels have ended. Tunnels to destinations that are no longer allowed are cut, unless
+   * `reload.forbidden` says otherwise. Not while another call is pending. Resolves with the number of tunnels that were cut.
+   * @throws {ConfigError} for options that cannot be used
+   * @throws {NetError} if the admin address cannot be listened on; in each case nothing has changed
+   */
+  update(options: AgentOptions): Promise<{ readonly tunnelsCut: number }>;
 }
 
-/** Backoff after short connections that a proxy has closed cleanly, because it is restarting. */
-const RECONNECT_BACKOFF = { initialMs: 100, maxMs: 1_000 };
+/** Time in milliseconds between two looks at the token's file. */
+const TOKEN_INTERVAL_MS = 10_000;
 const NOT_CONNECTED = "not connected to a proxy";
 /** Limits on connections that are being replaced, without tunnels and in all; above one of them the oldest is closed. */
 const MAX_IDLE_LEAVING = 8;
@@ -118,31 +120,34 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
     onConnected: isolateHook("onConnected", deps.onConnected, log),
     onDisconnected: isolateHook("onDisconnected", deps.onDisconnected, log),
   };
-  const { serverAddress, transport, websocketUrl, quicProbeInterval, connections, connectTimeout, congestionControl } = options.agentClient;
-  const { hostWhitelist, hostDenylist, labels, publish } = options.agentClient;
   const { environment = {} } = deps;
-  const { credentials, outbound } = await checkAgentOptions(options, { net, environment });
-  let agentId = credentials?.agentId ?? options.auth.oidc.clientId!;
-  const tls = await openClientTls("agent-client.tls", options.agentClient.tls, { ...deps, log });
+  let current = options;
+  /** Reads what connections need. */
+  const prepare = async (next: AgentOptions): Promise<Omit<Generation, "connections">> => {
+    const { outbound } = await checkAgentOptions(next, { net, environment });
+    const tls = await openClientTls("agent-client.tls", next.agentClient.tls, { ...deps, log });
+    return { tls, outbound, credentials: await openCredentials(next) };
+  };
+  const first = await prepare(options);
+  let { tls } = first;
   const resolve: Resolve = deps.resolve ?? ((host, options) => net.resolve(host, options));
   const secrets = new SecretFiles(log);
   const memory = runtime.adopt(await StoredTransports.open(stateDirectoryOf(options, deps), log), (memory) => memory.close());
   const sessions = new Set<Session>();
-  const issued = options.auth.type === "oidc"
-    ? runtime.adopt(new IssuedCredentials({ auth: options.auth, sessions, log, fetch: deps.fetch }), (issued) => issued.close())
-    : undefined;
   const { tunnelMetrics, countChange } = registerMetrics(metrics, sessions);
   runtime.watchCertificate("proxies", () => tls.current.cert);
   health.setUnready("proxy", NOT_CONNECTED);
   await runtime.listenAdmin(options.admin);
-  const { adminAddress } = runtime;
-  if (adminAddress !== undefined) log.info("listening", { admin: adminAddress });
-  const requestedTunnels = unlimitedIfZero(options.limits.tunnels);
-  const { connections: maxTunnels } = withinDescriptors({ connections: requestedTunnels, pendingRequests: 0 }, 1);
-  if (maxTunnels < requestedTunnels) reportDescriptors(log, "tunnels", maxTunnels);
+  if (runtime.adminAddress !== undefined) log.info("listening", { admin: runtime.adminAddress });
+  const maxTunnelsOf = ({ limits: { tunnels } }: AgentOptions): number => {
+    const requested = unlimitedIfZero(tunnels);
+    const { connections } = withinDescriptors({ connections: requested, pendingRequests: 0 }, 1);
+    if (connections < requested) reportDescriptors(log, "tunnels", connections);
+    return connections;
+  };
   const limits = new TunnelLimits({
     ...options.limits,
-    tunnels: maxTunnels,
+    tunnels: maxTunnelsOf(options),
     createRate: (rate) => net.createRate(rate),
     buffers: net,
     reports: runtime.limitReporter,
@@ -153,84 +158,45 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
     net,
     log,
     limits,
-    destinations: createDestinationPolicy({ allow: hostWhitelist, deny: hostDenylist, resolve }),
-    connectTimeoutMs: connectTimeout,
-    udpIdleMs: options.limits.udpIdleTimeout,
+    ...tunnelValues(options, resolve),
     activity: runtime.activity,
     tracer,
     nextKey: createRequestIds(),
     onEnd: (end) => tunnelMetrics.ended(end),
   };
+  // to proxies, a process that takes over is the same one with another connection
   const instance = runtime.predecessor?.state.instance ?? crypto.randomUUID();
   runtime.handoverState = { instance };
-  const hello: Hello = {
+  const helloOf = ({ agentClient: { labels, publish } }: AgentOptions): Hello => ({
     version: `reverse-http/${VERSION}`,
-    // to proxies, a process that takes over is the same one with another connection
     instance,
     host: hostname(),
     labels: parseLabels(labels),
     features: [UDP_FEATURE, DATAGRAMS_FEATURE, TRACE_FEATURE],
     publish: publish.map(publishRequest),
-  };
+  });
   runtime.describe = () => {
-    if (sessions.size === 0) return runtime.isDraining ? "Draining" : `Connecting to ${serverAddress.join(", ")}`;
+    if (sessions.size === 0) return runtime.isDraining ? "Draining" : `Connecting to ${current.agentClient.serverAddress.join(", ")}`;
     const tunnels = [...sessions].reduce((sum, session) => sum + session.tunnels, 0);
     return `${runtime.isDraining ? "Draining" : "Connected"}: ${[...sessions].map(({ remote }) => remote).join(", ")}, ${tunnels} tunnels`;
   };
-  const stopping = new AbortController();
   /** Settles once there are as many connections as there shall be. */
   const connected = Promise.withResolvers<true>();
-  const { signal } = stopping;
-
-  const readAccess = async (): Promise<Access> => {
-    await tls.reload();
-    const credentials = await (issued?.read() ?? readCredentials(options.auth));
-    ({ agentId } = credentials);
-    if (credentials.file !== undefined) await secrets.check("--auth.jwt.token", credentials.file);
-    if (credentials.expiresAt <= Date.now()) {
-      log.warn("token has expired", { agent: agentId, at: new Date(credentials.expiresAt).toISOString() });
-    }
-    if (options.join?.startsWith("file:")) await secrets.check("--join", options.join.slice("file:".length));
-    const outbound = await readOutboundRoute(options.agentClient, environment);
-    if (outbound.file !== undefined) await secrets.check("--agent-client.proxy", outbound.file);
-    return { tls: tls.current, credentials: credentials.bytes, outbound };
-  };
-  const link = new SessionOpener({
-    net,
-    log,
-    webSocket: websocketUrl === undefined ? undefined : parseWebSocketUrl(websocketUrl),
-    policy: new TransportPolicy({
-      transport,
-      hasWebSocket: websocketUrl !== undefined,
-      memory,
-      probeIntervalMs: quicProbeInterval,
-      random,
-    }),
-    access: readAccess,
-    transport: agentTransport(maxTunnels, options.agentClient.keepAlive),
-    congestion: congestionControl,
-    session: { hello, tunnels },
-    onChange: (change) => {
-      countChange(change);
-      log.info("link changed", { ...change });
-    },
-    signal,
-  });
   let isAdvised = false;
   const adviseClients = ({ clients }: Hello, remote: string): void => {
     if (isAdvised || clients === undefined) return;
     isAdvised = true;
     // the name that was configured, if it is the only one: a certificate may require it
-    const advice = clientAdvice(clients, agentId, serverAddress.length === 1 ? serverAddress[0]! : remote);
+    const { agentClient: { serverAddress } } = current;
+    const advice = clientAdvice(clients, latest.connections.agentId, serverAddress.length === 1 ? serverAddress[0]! : remote);
     log.info("clients reach this agent with", { ...advice });
   };
-  const onConnected = (session: Session): void => {
+  const onConnected = (session: Session, agent: string): void => {
     const { remote, transport: link, via } = session;
     sessions.add(session);
-    if (signal.aborted) session.close(); // it was opened while the agent stopped
     health.setReady("proxy");
-    if (sessions.size >= connections) connected.resolve(true);
-    log.info("connected", { proxy: remote, agent: agentId, link, via });
+    if (sessions.size >= current.agentClient.connections) connected.resolve(true);
+    log.info("connected", { proxy: remote, agent, link, via });
     void session.proxy.then((proxy) => adviseClients(proxy, remote));
     hooks.onConnected?.({ remote });
     void session.closed.then((closed) => {
@@ -238,60 +204,77 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
       if (sessions.size === 0) health.setUnready("proxy", NOT_CONNECTED);
       hooks.onDisconnected?.({ remote, reason: describeClose(closed) });
     });
-    const leaving = [...sessions].filter(({ isLeaving }) => isLeaving);
+    const leaving = [...sessions].filter(({ isLeaving, isRetired }) => isLeaving && !isRetired);
     const idle = leaving.filter(({ tunnels }) => tunnels === 0);
     if (idle.length > MAX_IDLE_LEAVING) idle[0]!.close();
     else if (leaving.length > MAX_LEAVING) leaving[0]!.close();
   };
-  // a single connection uses the first address of a name that responds; several use one address each
-  const targets = new ProxyEndpoints(shuffle(serverAddress, random), connections > 1 ? resolve : undefined);
-  const vias = new Set(targets.all.map((target) => viaOf(outbound.proxyFor(target))).filter((via) => via !== undefined));
-  log.info("connecting", { proxy: serverAddress.join(","), via: [...vias].join(",") || undefined }); // without a response, nothing else is logged for a while
-  const reconnectors = Array.from({ length: connections }, () => {
-    const backoff = deps.backoff?.() ?? new Backoff({ random });
-    const explain = (error: unknown, { address }: ProxyEndpoint) => describeConnectError(error, address, options);
-    const { settledAfterMs = 30_000 } = deps;
-    return new Reconnector({
-      targets,
-      open: (target, outageMs) => link.open(target, outageMs),
-      watch: (session, target) => link.watch(session, target),
-      describe: explain,
-      onConnected,
-      settledAfterMs,
-      backoff,
-      reconnectBackoff: new Backoff({ ...RECONNECT_BACKOFF, random }),
-      hasOtherConnection: () => [...sessions].some(({ isOpen, isLeaving }) => isOpen && !isLeaving),
-      random,
+  /** Connections that are kept, the newest last. */
+  const generations: Generation[] = [];
+  const connect = (next: AgentOptions, { tls, outbound, credentials }: Omit<Generation, "connections">): Generation => {
+    const connections: Connections = new Connections({
+      net,
       log,
-      signal,
-    }).run();
-  });
+      options: next,
+      tls,
+      outbound,
+      credentials,
+      environment,
+      memory,
+      secrets,
+      hello: helloOf(next),
+      tunnels,
+      maxTunnels: maxTunnelsOf(next),
+      fetch: deps.fetch,
+      resolve,
+      backoff: deps.backoff ?? (() => new Backoff({ random })),
+      settledAfterMs: deps.settledAfterMs ?? 30_000,
+      tokenIntervalMs: deps.tokenIntervalMs ?? TOKEN_INTERVAL_MS,
+      random,
+      onConnected: (session) => onConnected(session, connections.agentId),
+      onChange: (change) => {
+        countChange(change);
+        log.info("link changed", { ...change });
+      },
+    });
+    const stopRefresh = runtime.refreshTls(tls, () => current.agentClient.tls.refresh);
+    const generation = { tls, outbound, credentials, connections };
+    generations.push(generation);
+    // earlier ones serve until this one does
+    void connections.connected.then(async () => {
+      const earlier = generations.slice(0, generations.indexOf(generation));
+      if (earlier.length === 0) return;
+      log.info("earlier connections end when their tunnels have ended", { connections: sessions.size - 1 });
+      await Promise.all(earlier.map(({ connections }) => connections.retire()));
+      for (const old of earlier) generations.splice(generations.indexOf(old), 1);
+    });
+    void connections.done.then(stopRefresh);
+    return generation;
+  };
+  const stop = () => {
+    for (const { connections } of generations) connections.stop();
+  };
+  let latest = connect(options, first);
   runtime.defer(async () => {
-    await Promise.all(reconnectors);
+    await Promise.all(generations.map(({ connections }) => connections.done));
     await Promise.all([...sessions].map(({ closed }) => closed));
   });
-  runtime.refreshTls(tls, options.agentClient.tls.refresh);
-  if (credentials?.file !== undefined) {
-    const read = () => readCredentials(options.auth);
-    const intervalMs = deps.tokenIntervalMs ?? TOKEN_INTERVAL_MS;
-    runtime.adopt(new CredentialsWatch({ file: credentials.file, read, sessions, intervalMs, log }), (watch) => watch.close());
-  }
   runtime.defer(() => {
-    stopping.abort();
+    stop();
     for (const session of sessions) session.close();
   });
-  let { timeout: timeoutMs } = options.drain;
   const finishTunnels = async (limitMs: number) => {
     const open = [...sessions];
-    stopping.abort();
+    stop();
     if (limitMs > 0) await withTimeout(limitMs, Promise.all(open.map((session) => session.drain())));
   };
   runtime.onHandedOver = async (settle) => {
     settle();
-    await Promise.race([finishTunnels(options.handover.timeout), drainRequested.promise]);
+    await Promise.race([finishTunnels(current.handover.timeout), drainRequested.promise]);
   };
   const drainRequested = Promise.withResolvers<void>();
   const drain = () => {
+    const { timeout: timeoutMs } = current.drain;
     if (runtime.isHandedOver) void finishTunnels(timeoutMs).then(drainRequested.resolve); // sooner than planned
     const open = [...sessions];
     return runtime.drain({
@@ -303,18 +286,41 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
   if (runtime.predecessor) {
     // before, it does better
     if (await withTimeout(TAKE_OVER_TIMEOUT_MS, connected.promise) === undefined) {
-      throw new Error(`Cannot take over: no connection to ${serverAddress.join(", ")} within ${TAKE_OVER_TIMEOUT_MS / 1000} s`);
+      throw new Error(
+        `Cannot take over: no connection to ${options.agentClient.serverAddress.join(", ")} within ${TAKE_OVER_TIMEOUT_MS / 1000} s`,
+      );
     }
   }
   const states = new SessionStates();
   runtime.serveAdmin({
-    agents: () => [...sessions].map((session) => describeSession(agentId, session, states)),
+    agents: () => [...sessions].map((session) => describeSession(latest.connections.agentId, session, states)),
     population: () => ({ agents: sessions.size }),
     disconnect: (request, by) => disconnect(sessions, request, by),
     drain,
   });
+  const update = async (next: AgentOptions): Promise<{ tunnelsCut: number }> => {
+    const before = current;
+    const isOther = differs(connectionOptions(before), connectionOptions(next));
+    const prepared = isOther ? await prepare(next) : undefined;
+    await Change.run(async (change) => {
+      if (differs(before.admin, next.admin)) await runtime.prepareAdmin(change, next.admin);
+      change.onCommit(() => {
+        current = next;
+        limits.update({ ...next.limits, tunnels: maxTunnelsOf(next) });
+        Object.assign(tunnels, tunnelValues(next, resolve));
+        if (prepared === undefined || runtime.isDraining) return;
+        latest = connect(next, prepared);
+        ({ tls } = latest);
+      });
+    });
+    const listsOf = ({ agentClient: { hostWhitelist, hostDenylist } }: AgentOptions) => [hostWhitelist, hostDenylist];
+    if (!differs(listsOf(before), listsOf(next)) || next.reload.forbidden === "keep") return { tunnelsCut: 0 };
+    return { tunnelsCut: await cutForbidden(tunnels, runtime) };
+  };
   return {
-    adminAddress,
+    get adminAddress() {
+      return runtime.adminAddress;
+    },
     get proxies() {
       return [...sessions].map(({ remote }) => remote);
     },
@@ -322,12 +328,49 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
     closed: runtime.closed,
     handedOver: runtime.handedOver,
     reload: () => runtime.reload(),
-    update({ agentClient: { hostWhitelist: allow, hostDenylist: deny }, drain: { timeout } }) {
-      tunnels.destinations = createDestinationPolicy({ allow, deny, resolve });
-      timeoutMs = timeout;
-    },
+    update,
     close: () => runtime.close(),
   };
+}
+
+/** Connections, and what they were opened with. */
+interface Generation {
+  readonly connections: Connections;
+  readonly tls: ReloadableTls<ClientTls>;
+  readonly outbound: OutboundRoute;
+  readonly credentials?: CredentialsSource;
+}
+
+/** The options that connections are opened with. */
+function connectionOptions({ join, agentClient, auth, limits: { tunnels } }: AgentOptions): unknown {
+  const { hostWhitelist: _allow, hostDenylist: _deny, connectTimeout: _timeout, tls: { refresh: _refresh, ...tls }, ...others } =
+    agentClient;
+  return [join, others, tls, auth, tunnels];
+}
+
+/** The options of tunnels, which can change while they are open. */
+function tunnelValues(
+  { agentClient: { hostWhitelist: allow, hostDenylist: deny, connectTimeout: connectTimeoutMs }, limits }: AgentOptions,
+  resolve: Resolve,
+): Pick<TunnelOptions, "destinations" | "connectTimeoutMs" | "udpIdleMs"> {
+  return { destinations: createDestinationPolicy({ allow, deny, resolve }), connectTimeoutMs, udpIdleMs: limits.udpIdleTimeout };
+}
+
+/** Cuts the tunnels to destinations that are not allowed now. A name whose lookup fails may be. Returns their number. */
+async function cutForbidden({ destinations, connectTimeoutMs }: TunnelOptions, { activity }: ServiceRuntime): Promise<number> {
+  let cut = 0;
+  for (const [stream, tunnel] of [...activity.tunnels]) {
+    if (tunnel.destination === undefined || tunnel.endedAt !== undefined) continue;
+    try {
+      await destinations.resolve(parseAuthority(tunnel.destination), tunnel.network ?? "tcp", connectTimeoutMs);
+    } catch (error) {
+      if (!(error instanceof TunnelError)) continue;
+      tunnel.cutBecause = error.message;
+      stream.reset(1);
+      cut++;
+    }
+  }
+  return cut;
 }
 
 /**
@@ -391,9 +434,4 @@ function disconnect(sessions: ReadonlySet<Session>, { connection, awaySeconds = 
   const found = [...sessions].filter(({ id }) => connection === undefined || id === connection);
   for (const session of found) session.close(`disconnected by the operator ${by}`);
   return found.length;
-}
-
-/** Shuffles, so that agents with the same list do not all begin with the same proxy. */
-function shuffle<T>(items: readonly T[], random: () => number): T[] {
-  return items.map((item) => ({ item, at: random() })).toSorted((a, b) => a.at - b.at).map(({ item }) => item);
 }

@@ -49,10 +49,10 @@ export function agentCommand(
         closed: agent.closed,
         handedOver: agent.handedOver,
         reload: () => agent.reload(),
-        update(next) {
-          agent.update(next);
+        async update(next) {
+          const { tunnelsCut } = await agent.update(next);
           ({ drain } = next);
-          return Promise.resolve();
+          return { tunnelsCut };
         },
         close: () => agent.drain(),
       };

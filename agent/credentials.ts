@@ -6,6 +6,7 @@ import { IssuerClient, IssuerError } from "../shared/auth/issuer_client.ts";
 import { parsePrivateKey, type SigningKey } from "../shared/auth/keys.ts";
 import { claimAt } from "../shared/auth/oidc_token.ts";
 import { MAX_TOKEN } from "../shared/auth/token.ts";
+import { readJoin } from "../shared/config/join.ts";
 import { ConfigError } from "../shared/config/option.ts";
 import { describeFileError, readText } from "../shared/files/read.ts";
 import type { AgentOptions } from "./options.ts";
@@ -25,6 +26,35 @@ const FILE = "file:";
 const MAX_FILE = 1024 * 1024;
 
 type AuthOptions = AgentOptions["auth"];
+
+/** Credentials that can be read again. */
+export interface CredentialsSource {
+  readonly agentId: string;
+  /** File that they are read from. */
+  readonly file?: string;
+  /** @throws {ConfigError} as {@link readCredentials} */
+  read(): Promise<Credentials>;
+}
+
+/**
+ * Reads the credentials of the options; `undefined` if an issuer has them. A token of a file with a join string is read from that again, too,
+ * unless another option has set it.
+ * @throws {ConfigError} as {@link readCredentials}
+ */
+export async function openCredentials({ auth, join }: Pick<AgentOptions, "auth" | "join">): Promise<CredentialsSource | undefined> {
+  if (auth.type === "oidc") return undefined;
+  const { agentId, file: ofToken } = await readCredentials(auth);
+  const { token } = auth.jwt;
+  if (auth.type === "noauth" || ofToken !== undefined || !join?.startsWith(FILE) || readJoin(join, "agent").token !== token) {
+    return { agentId, file: ofToken, read: () => readCredentials(auth) };
+  }
+  const file = join.slice(FILE.length);
+  const read = async (): Promise<Credentials> => {
+    const { token } = readJoin(join, "agent");
+    return { ...await readCredentials({ ...auth, jwt: { ...auth.jwt, token } }), file };
+  };
+  return { agentId, file, read };
+}
 
 /**
  * Reads the credentials, without an issuer. Error messages contain no part of a token.

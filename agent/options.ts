@@ -12,6 +12,7 @@ import {
   logOptions,
   NOT_GIVEN,
   providerOptions,
+  reloadOptions,
 } from "../shared/config/common_options.ts";
 import { joinProblem } from "../shared/config/join.ts";
 import { ConfigError, defineOptions, type ValuesOf } from "../shared/config/option.ts";
@@ -27,6 +28,7 @@ import { operatorOptions } from "../shared/service/operators/options.ts";
 /** The definitions of the agent's options, by name. */
 export const agentOptions = defineOptions({
   "join": {
+    reload: "at once",
     kind: "string",
     secret: true,
     description:
@@ -35,12 +37,14 @@ export const agentOptions = defineOptions({
     check: (text) => joinProblem(text, "agent"),
   },
   "agent-client.server-address": {
+    reload: "at once",
     kind: "list",
     default: "localhost:4242",
     description: "Addresses of proxies, or of a UDP load balancer in front of them; repeatable or comma-separated.",
     check: checkServers,
   },
   "agent-client.transport": {
+    reload: "at once",
     kind: "string",
     default: "auto",
     choices: ["auto", "quic", "tls", "websocket"],
@@ -48,12 +52,14 @@ export const agentOptions = defineOptions({
       "Transport of connections to proxies: quic (UDP), tls (TCP), websocket (HTTP), or auto: QUIC, and the others where it does not work.",
   },
   "agent-client.websocket-url": {
+    reload: "at once",
     kind: "string",
     description:
       "Where the proxy takes WebSockets, wss://proxy.example/reverse-http; without a host, wss:///reverse-http, at the host of each proxy.",
     check: checkWebSocketUrl,
   },
   "agent-client.proxy": {
+    reload: "at once",
     kind: "string",
     secret: true,
     description:
@@ -61,18 +67,21 @@ export const agentOptions = defineOptions({
     check: checkOutboundProxy,
   },
   "agent-client.quic-probe-interval": {
+    reload: "at once",
     kind: "duration",
     default: "60s",
     description:
       "Interval at which an agent with transport auto probes QUIC while it uses another one; it grows to 10m while probes fail; 0s: never.",
   },
   "agent-client.connections": {
+    reload: "at once",
     kind: "integer",
     default: "1",
     description: "Number of proxies to be connected to, each at its own address; every address of a name is a proxy.",
     check: (count) => count >= 1 && count <= 64 ? undefined : `${count} is not 1 to 64`,
   },
   "agent-client.connect-timeout": {
+    reload: "new tunnels",
     kind: "duration",
     default: "9s",
     description: "Timeout for a connection to a destination; the proxy itself waits no longer than its --agent-server.agent.dial-timeout.",
@@ -81,6 +90,7 @@ export const agentOptions = defineOptions({
   "agent-client.congestion-control": CONGESTION_CONTROL,
   "agent-client.keep-alive": KEEP_ALIVE,
   "agent-client.labels": {
+    reload: "at once",
     kind: "list",
     description: "Labels that the proxy shows with the agent: name=value, repeatable or comma-separated.",
     check: checkLabelTexts,
@@ -88,6 +98,7 @@ export const agentOptions = defineOptions({
   ...publishOptions,
   "agent-client.host-whitelist": {
     reload: "new tunnels",
+    cuts: true,
     guards: LIST_WORDS,
     kind: "list",
     description: "Allow-list of the agent's destinations; by default all; none allows nothing.",
@@ -95,6 +106,7 @@ export const agentOptions = defineOptions({
   },
   "agent-client.host-denylist": {
     reload: "new tunnels",
+    cuts: true,
     guards: LIST_WORDS,
     kind: "list",
     description:
@@ -102,31 +114,46 @@ export const agentOptions = defineOptions({
     check: checkPatterns,
   },
   "agent-client.tls.insecure-skip-verify": {
+    reload: "at once",
     kind: "boolean",
     default: "false",
     description: "Accept any certificate of the proxy, without verification.",
   },
   "agent-client.tls.pin-sha256": {
+    reload: "at once",
     guards: NOT_GIVEN,
     kind: "list",
     description:
-      "Accepted SHA-256 hashes of the proxy's certificate, 64 hexadecimal digits each; without root-ca they replace all other checks of it.",
+      "Accepted SHA-256 hashes of the proxy's certificate, 64 hexadecimal digits each, or of its public key, sha256/ and base64, which a renewed " +
+      "certificate may keep; without root-ca they replace all other checks of it.",
     check: checkPins,
   },
   "agent-client.tls.refresh": {
+    reload: "at once",
     kind: "duration",
     default: "0s",
     description: "Interval at which these files are checked for changes; 0s: every 5 s. They are read at every connect anyway.",
   },
   "agent-client.tls.file.root-ca": {
+    reload: "at once",
     guards: NOT_GIVEN,
     kind: "file",
     description: "Certificate authorities to trust, PEM; by default the system's.",
   },
-  "agent-client.tls.key-password": { kind: "string", secret: true, description: "Password of the private key, if it is encrypted." },
-  "agent-client.tls.file.key": { kind: "file", description: "Private key of the agent's certificate, PEM." },
-  "agent-client.tls.file.cert": { kind: "file", description: "The agent's certificate chain, PEM, if the proxy requires one." },
+  "agent-client.tls.key-password": {
+    reload: "at once",
+    kind: "string",
+    secret: true,
+    description: "Password of the private key, if it is encrypted.",
+  },
+  "agent-client.tls.file.key": { reload: "at once", kind: "file", description: "Private key of the agent's certificate, PEM." },
+  "agent-client.tls.file.cert": {
+    reload: "at once",
+    kind: "file",
+    description: "The agent's certificate chain, PEM, if the proxy requires one.",
+  },
   "auth.type": {
+    reload: "at once",
     guards: NOT_GIVEN,
     kind: "string",
     default: "noauth",
@@ -134,8 +161,9 @@ export const agentOptions = defineOptions({
     description:
       "How the agent authenticates: by its id (noauth), a token (jwt), or tokens that it gets from an OpenID Connect issuer (oidc).",
   },
-  "auth.noauth.agent-id": { kind: "string", description: "The agent's id, with --auth.type=noauth." },
+  "auth.noauth.agent-id": { reload: "at once", kind: "string", description: "The agent's id, with --auth.type=noauth." },
   "auth.jwt.token": {
+    reload: "at once",
     kind: "string",
     secret: true,
     description: "The agent's token, or file:NAME, which is read at every connect.",
@@ -145,22 +173,30 @@ export const agentOptions = defineOptions({
     ...providerOptions["auth.oidc.issuer"],
     description: "URL of the issuer of the agent's tokens; https, or http to this machine.",
   },
-  "auth.oidc.client-id": { kind: "string", description: "The agent's client id at the issuer, for the client credentials grant." },
+  "auth.oidc.client-id": {
+    reload: "at once",
+    kind: "string",
+    description: "The agent's client id at the issuer, for the client credentials grant.",
+  },
   "auth.oidc.client-secret": {
+    reload: "at once",
     kind: "string",
     secret: true,
     description: "Its secret there, or file:NAME, which is read for each token.",
   },
   "auth.oidc.client-key-file": {
+    reload: "at once",
     kind: "file",
     description: "Private key, PEM, with which it authenticates there instead (private_key_jwt, RFC 7523), read for each token.",
   },
-  "auth.oidc.scopes": { kind: "list", description: "Scopes that the issuer is asked for; by default none." },
+  "auth.oidc.scopes": { reload: "at once", kind: "list", description: "Scopes that the issuer is asked for; by default none." },
   "auth.oidc.requested-audience": {
+    reload: "at once",
     kind: "string",
     description: "Parameter audience for the issuer, if it needs one; by default none.",
   },
   "auth.oidc.requested-resource": {
+    reload: "at once",
     kind: "string",
     description: "Parameter resource (RFC 8707) for the issuer, if it needs one; by default none.",
   },
@@ -169,6 +205,7 @@ export const agentOptions = defineOptions({
     description: "Claim in which the proxy looks for the agent's id, for the agent's own log.",
   },
   "state-dir": {
+    restart: "its files are in use while the agent runs",
     kind: "file",
     description:
       "Directory in which the agent remembers across restarts where QUIC does not work; by default the system's or the user's state directory.",
@@ -176,6 +213,7 @@ export const agentOptions = defineOptions({
   ...agentTunnelLimitOptions,
   ...drainOptions,
   ...handoverOptions,
+  ...reloadOptions,
   ...adminOptions,
   ...operatorOptions,
   ...tracingOptions,

@@ -42,6 +42,8 @@ export class Session {
   readonly proxy: Promise<Hello>;
   /** Whether it is being replaced. */
   isLeaving = false;
+  /** Whether that is because the agent has other options. */
+  isRetired = false;
   /** Why its transport was chosen, if that was not the first choice. */
   linkReason?: string;
   /** Address of the outbound proxy that carries it, if any. */

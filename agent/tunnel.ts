@@ -96,6 +96,8 @@ export async function serveTunnel(options: TunnelOptions, { stream, head, error 
     if (relayError?.code === "limit" && errorSide === undefined) tunnel?.recordCut();
     const reason = record.closedBy !== undefined
       ? `closed by the operator ${record.closedBy}`
+      : record.cutBecause !== undefined
+      ? `cut: ${record.cutBecause}`
       : relayError && tunnel?.signal?.aborted
       ? endReason(tunnel.signal)
       : relayError && `${errorSide === undefined ? "" : errorSide === "a" ? "proxy: " : "destination: "}${relayError.message}`;

@@ -121,7 +121,8 @@ export const clientOptions = defineOptions({
     kind: "list",
     env: `${CLIENT_ENV_PREFIX}TLS_PIN_SHA256`,
     description:
-      "Accepted SHA-256 hashes of the proxy's certificate, 64 hexadecimal digits each; without root-ca they replace all other checks of it.",
+      "Accepted SHA-256 hashes of the proxy's certificate, 64 hexadecimal digits each, or of its public key, sha256/ and base64, which a renewed " +
+      "certificate may keep; without root-ca they replace all other checks of it.",
     check: checkPins,
   },
   "tls.file.root-ca": {

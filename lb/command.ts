@@ -28,8 +28,9 @@ export function lbCommand(createNet: CreateNet): Service<LoadBalancerOptions> {
         handedOver: lb.handedOver,
         reload: () => lb.reload(),
         async update(next) {
-          await lb.update(next);
+          const { tunnelsCut } = await lb.update(next);
           ({ drain } = next);
+          return { tunnelsCut };
         },
         close: () => lb.drain(),
       };

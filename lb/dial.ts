@@ -33,6 +33,9 @@ export interface DialerOptions {
   pseudonym: string;
 }
 
+/** Options that may change while the dialer is used. */
+export type DialerTimeouts = Pick<DialerOptions, "connectTimeoutMs" | "responseTimeoutMs">;
+
 /** Maximum length of an entry of the store in a message, in characters. */
 const MAX_ENTRY = 100;
 /** Maximum number of proxies that one request tries, and of those that the store names. */
@@ -56,9 +59,10 @@ function describeOutcome(outcome: Outcome): SpanEnd {
 
 /** Creates the frontend's dialer. */
 export function createDialer(options: DialerOptions): (request: TunnelRequest) => Promise<ProxyStream> {
-  const { locator, pseudonym, connectTimeoutMs, responseTimeoutMs } = options;
+  const { locator, pseudonym } = options;
   return async (request) => {
     const { agentId } = request;
+    const { connectTimeoutMs, responseTimeoutMs } = options;
     if (request.via.some((hop) => hop.includes(pseudonym))) {
       throw new TunnelError("proxy_loop_detected", "The store names this load balancer as the proxy that holds the agent");
     }

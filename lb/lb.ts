@@ -5,15 +5,17 @@ import { checkClientCertificates } from "../shared/auth/mtls.ts";
 import { checkAuthOptions, clientScheme } from "../shared/auth/scheme.ts";
 import { ConfigError } from "../shared/config/option.ts";
 import { ServiceFrontend } from "../shared/frontend/service_frontend.ts";
-import { createHttpProxy } from "../shared/frontend/http_proxy.ts";
+import { createHttpProxy, type Endpoints } from "../shared/frontend/http_proxy.ts";
+import { prepareService } from "../shared/frontend/prepare_service.ts";
 import { autoConfigOf } from "../shared/frontend/proxy_auto_config.ts";
 import { checkForwards, ForwardListeners, type ForwardTls, openForwardTls } from "../shared/frontend/forward_listeners.ts";
 import { readToken } from "../shared/frontend/forward_credentials.ts";
-import { createVirtualHosts } from "../shared/frontend/http_virtual_host.ts";
+import { createHostProtocol } from "../shared/frontend/http_virtual_host.ts";
 import { createForwardProtocol } from "../shared/frontend/static_forward.ts";
 import { splitHostPort } from "../shared/address/host_port.ts";
 import { type Logger, silentLogger } from "../shared/log/logger.ts";
 import type { ClientTls, ServerTls } from "../shared/net/types.ts";
+import { Change, differs } from "../shared/service/change.ts";
 import { checkAdminOptions } from "../shared/service/admin.ts";
 import { checkClusterOptions } from "../shared/service/cluster/cluster.ts";
 import type { AgentState } from "../shared/service/api/types.ts";
@@ -22,7 +24,7 @@ import { checkStoreOptions } from "../shared/store/options.ts";
 import type { Store } from "../shared/store/store.ts";
 import { openClientTls, openServerTls, refuseWithoutTls, type ReloadableTls, type TlsCheck } from "../shared/tls/reloadable_tls.ts";
 import { checkTracingOptions } from "../shared/tracing/otlp.ts";
-import { createDialer } from "./dial.ts";
+import { createDialer, type DialerTimeouts } from "./dial.ts";
 import { PublishedNames } from "./published_names.ts";
 import { Locator } from "./locator.ts";
 import type { LoadBalancerOptions } from "./options.ts";
@@ -65,13 +67,17 @@ export interface LoadBalancer {
 /** A load balancer whose options can be changed. */
 export interface UpdatableLoadBalancer extends LoadBalancer {
   /**
-   * Applies options that can be reloaded; the others are ignored. What is open stays: forwards that are left out accept no more clients, and
-   * limits and allow-lists apply to new tunnels.
-   * @throws {NetError} if the address of a forward cannot be listened on; then nothing has changed
+   * Applies options that can be reloaded; the others are ignored. Listeners open and close beside those that stay. Tunnels that the options
+   * forbid are cut, unless `reload.forbidden` says otherwise; everything else that is open stays. Not while another call is pending. Resolves
+   * with the number of tunnels that were cut.
+   * @throws {ConfigError} for options that cannot be used
+   * @throws {NetError} if an address cannot be listened on; in each case nothing has changed
    */
-  update(options: LoadBalancerOptions): Promise<void>;
+  update(options: LoadBalancerOptions): Promise<{ readonly tunnelsCut: number }>;
 }
 
+/** The service in Proxy-Status. */
+const NAME = "reverse-http-lb";
 /** Lifetime of lb's own entry in the list of members; that of agents' entries is decided by the proxies. */
 const ENTRY_TTL_MS = 30_000;
 /** File descriptors per tunnel: the client's connection, and the one to the proxy. */
@@ -102,35 +108,35 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     await runtime.listenAdmin(options.admin);
     await runtime.joinCluster(options.admin.cluster, store, ENTRY_TTL_MS);
     const clients = new ServiceFrontend(runtime, options, { descriptors: DESCRIPTORS, hasOwnAuthenticator });
-    const { clientAddress, socksAddress, http2Address } = await clients.listenAll({
-      tls: tls.clients,
-      http: createHttpProxy("reverse-http-lb", { autoConfig: autoConfigOf(options) }),
-      http2: createHttpProxy("reverse-http-lb", {}, "http2"),
-    });
-    const forwards = new ForwardListeners(clients, { log, tls: tls.forwards, name: "reverse-http-lb" });
-    let forwardAddresses = await forwards.open(options.forward);
-    await listenPublished(options.published, new PublishedNames(store), { clients, log, tls: tls.clients });
+    const endpoints: Endpoints = { autoConfig: autoConfigOf(options) };
+    const protocols = { http: createHttpProxy(NAME, endpoints), http2: createHttpProxy(NAME, {}, "http2") };
+    await clients.listenAll({ ...protocols, tls: tls.clients });
+    const forwards = new ForwardListeners(clients, { log, tls: tls.forwards, name: NAME });
+    await forwards.open(options.forward);
+    const published = new PublishedNames(store);
+    await listenPublished(options.published, published, { clients, log, tls: tls.clients });
     runtime.watchCertificate("proxies", () => tls.proxies?.current.cert);
     const locator = new Locator({ store, system: options.store.type });
-    const dial = createDialer({
+    const dialing = {
       net,
       locator,
       tls: () => tls.proxies?.current,
       connectTimeoutMs: options.httpConnector.connectTimeout,
       responseTimeoutMs: options.httpConnector.responseTimeout,
-      onNoLocalPort: (address) => clients.limits.recordNoPort(address),
+      onNoLocalPort: (address: string) => clients.limits.recordNoPort(address),
       pseudonym: createPseudonym(),
-    });
-    const frontend = clients.serve({ upstreamRole: "proxy", authenticator, allowList, dial, audit, tracer });
-    runtime.refreshTls(tls.proxies, options.httpConnector.tls.refresh);
+    };
+    const frontend = clients.serve({ upstreamRole: "proxy", authenticator, allowList, dial: createDialer(dialing), audit, tracer });
+    let current = options;
+    const refreshProxyTls = () => tls.proxies && runtime.refreshTls(tls.proxies, () => current.httpConnector.tls.refresh);
+    let stopRefresh = refreshProxyTls();
     runtime.describe = () => `${runtime.isDraining ? "Draining" : "Serving"}: ${frontend.open} clients`;
-    let drainOptions = options.drain;
     runtime.onHandedOver = async (settle) => {
       settle(); // clients stay where they are
-      await frontend.outlive(options.handover.timeout);
+      await frontend.outlive(current.handover.timeout);
     };
     const drain = () => {
-      const { delay: delayMs, timeout: timeoutMs, refuseClients } = drainOptions;
+      const { delay: delayMs, timeout: timeoutMs, refuseClients } = current.drain;
       if (runtime.isHandedOver) void frontend.drain(timeoutMs, Promise.resolve()); // sooner than planned
       return runtime.drain({
         fields: { clients: frontend.open, delayMs, timeoutMs },
@@ -141,25 +147,81 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     // lb does not hold agents: it reports the proxies at which it found them
     const agents = () => [...locator].map(([id, address]): AgentState => ({ id, connection: id, state: "connected", address }));
     runtime.serveAdmin({ agents, population: () => ({ agents: agents().length }), drain });
-    const { adminAddress } = runtime;
-    log.info("listening", { clients: clientAddress, http2: http2Address, socks: socksAddress, admin: adminAddress });
+    const { clientAddress, http2Address, socksAddress } = clients.addresses;
+    log.info("listening", { clients: clientAddress, http2: http2Address, socks: socksAddress, admin: runtime.adminAddress });
+
+    /** Prepares other certificates; returns those of clients and forwards as they will be. */
+    const prepareTls = async (change: Change, next: LoadBalancerOptions): Promise<ForwardTls> => {
+      const tlsOf = ({ httpProxy, httpConnector, forward }: LoadBalancerOptions) => [
+        httpProxy.tls,
+        httpConnector.tls,
+        forward.map(({ listen, network, certFile, keyFile, clientCaFile }) => [listen, network, certFile, keyFile, clientCaFile]),
+      ];
+      if (!differs(tlsOf(current), tlsOf(next))) return { listeners: tls.forwards.listeners, clients: tls.clients };
+      const opened = await openTls(next, { net, log });
+      const clientsTls = opened.clients && (tls.clients ?? opened.clients);
+      change.onCommit(() => {
+        if (tls.clients && opened.clients) void tls.clients.replaceBy(opened.clients, (renewed) => clients.useTls(clientsTls!, renewed));
+        tls.clients = clientsTls;
+        stopRefresh?.();
+        tls.proxies = opened.proxies;
+        stopRefresh = refreshProxyTls();
+      });
+      return { listeners: opened.forwards.listeners, clients: clientsTls };
+    };
+
+    const update = async (next: LoadBalancerOptions): Promise<{ tunnelsCut: number }> => {
+      let authenticates = false;
+      const before = current;
+      await Change.run(async (change) => {
+        authenticates = await prepareService(change, runtime, frontend, before, next);
+        const forwardTls = await prepareTls(change, next);
+        await clients.prepare(change, next, { ...protocols, tls: forwardTls.clients });
+        await forwards.prepare(change, next.forward, forwardTls);
+        if (differs(before.store, next.store)) {
+          await runtime.prepareStore(change, next.store, ENTRY_TTL_MS, (other) => {
+            if (other === undefined) return;
+            locator.use(other, next.store.type);
+            published.use(other);
+          });
+        }
+        change.onCommit(() => {
+          current = next;
+          endpoints.autoConfig = autoConfigOf(next);
+          const { connectTimeout: connectTimeoutMs, responseTimeout: responseTimeoutMs } = next.httpConnector;
+          Object.assign(dialing, { connectTimeoutMs, responseTimeoutMs } satisfies DialerTimeouts);
+        });
+      });
+      const rulesOf = (
+        { auth, forward, httpProxy }: LoadBalancerOptions,
+      ) => [auth, forward, httpProxy.hostWhitelist, httpProxy.agentSuffix];
+      if (!differs(rulesOf(before), rulesOf(next))) return { tunnelsCut: 0 };
+      const tunnelsCut = await frontend.recheck({ authenticates, keeps: next.reload.forbidden === "keep" });
+      runtime.closeRetired();
+      return { tunnelsCut };
+    };
+
     return {
-      adminAddress,
-      clientAddress,
-      socksAddress,
-      get forwardAddresses() {
-        return forwardAddresses;
+      get adminAddress() {
+        return runtime.adminAddress;
       },
-      http2Address,
+      get clientAddress() {
+        return clients.addresses.clientAddress;
+      },
+      get socksAddress() {
+        return clients.addresses.socksAddress;
+      },
+      get http2Address() {
+        return clients.addresses.http2Address;
+      },
+      get forwardAddresses() {
+        return forwards.addresses;
+      },
       drain,
       closed: runtime.closed,
       handedOver: runtime.handedOver,
       reload: () => runtime.reload(),
-      async update(next) {
-        forwardAddresses = await forwards.update(next.forward); // the only part that can fail
-        clients.update(next);
-        drainOptions = next.drain;
-      },
+      update,
       close: () => runtime.close(),
     };
   }, options.handover);
@@ -204,7 +266,7 @@ async function listenPublished(
   for (const record of records) {
     const { listen: address, network, port = splitHostPort(address).port } = record;
     const protocol = network === "http" || network === "https"
-      ? createVirtualHosts((host) => names.requests(record, network, port, host), "reverse-http-lb", undefined, network)
+      ? createHostProtocol({ network, find: (host) => names.requests(record, network, port, host), name: NAME })
       : createForwardProtocol(network === "tls" ? "client-hello" : "none", (name) => names.connections(record, port, name));
     const listener = await clients.listen({ address, protocol, tls: network === "https" ? tls : undefined });
     log.info("serving what agents publish", { clients: listener.address, network, port });
@@ -213,10 +275,10 @@ async function listenPublished(
 
 interface LoadBalancerTls {
   /** Missing for plain HTTP from clients. */
-  readonly clients?: ReloadableTls<ServerTls>;
+  clients?: ReloadableTls<ServerTls>;
   readonly forwards: ForwardTls;
   /** Missing for plain HTTP to proxies. */
-  readonly proxies?: ReloadableTls<ClientTls>;
+  proxies?: ReloadableTls<ClientTls>;
 }
 
 async function openTls(

@@ -30,8 +30,8 @@ const MAX_PROXIES = 64;
 const PROXY_LIFE_MS = 600_000;
 
 export class Locator {
-  readonly #store: Store;
-  readonly #system?: string;
+  #store: Store;
+  #system?: string;
   readonly #maxAgeMs: number;
   readonly #limit: number;
   readonly #now: () => number;
@@ -51,6 +51,13 @@ export class Locator {
     this.#maxAgeMs = maxAgeMs;
     this.#limit = limit;
     this.#now = now;
+  }
+
+  /** Asks another store from now on, which may name other proxies. `system` is its name in traces. */
+  use(store: Store, system?: string): void {
+    this.#store = store;
+    this.#system = system;
+    for (const known of [this.#known, this.#nowhere, this.#missing, this.#proxies]) known.clear();
   }
 
   /**

@@ -12,6 +12,7 @@ import {
   logOptions,
   NOT_GIVEN,
   providerOptions,
+  reloadOptions,
   socksOptions,
 } from "../shared/config/common_options.ts";
 import { clusterOptions } from "../shared/config/cluster_options.ts";
@@ -27,13 +28,14 @@ import { operatorOptions } from "../shared/service/operators/options.ts";
 const positive = (ms: number) => ms > 0 ? undefined : "it must be more than zero";
 
 export const lbOptions = defineOptions({
-  "http-proxy.listen-address": { kind: "address", default: ":3129", description: "TCP address that clients dial." },
+  "http-proxy.listen-address": { reload: "at once", kind: "address", default: ":3129", description: "TCP address that clients dial." },
   ...frontOptions,
   ...trustedProxyOptions,
   ...agentNameOptions,
   ...socksOptions,
   "http-proxy.host-whitelist": {
     reload: "new tunnels",
+    cuts: true,
     guards: LIST_WORDS,
     kind: "list",
     description: "Destinations that clients may reach; by default all; none allows nothing.",
@@ -41,6 +43,7 @@ export const lbOptions = defineOptions({
   },
   ...forwardOptions,
   "published": {
+    restart: "its listeners are opened at the start only",
     kind: "records",
     description: "Serve what agents publish at a port of the proxies, looked up in the store for each client.",
     keys: {
@@ -64,39 +67,60 @@ export const lbOptions = defineOptions({
     },
   },
   "http-connector.connect-timeout": {
+    reload: "new tunnels",
     kind: "duration",
     default: "5s",
     description: "Timeout for connecting to a proxy.",
     check: positive,
   },
   "http-connector.response-timeout": {
+    reload: "new tunnels",
     kind: "duration",
     default: "15s",
     description: "Timeout for the proxy's response, once connected; set it longer than the proxy's --agent-server.agent.dial-timeout.",
     check: positive,
   },
-  "http-connector.tls.enable": { guards: NOT_GIVEN, kind: "boolean", default: "false", description: "Connect to proxies over TLS." },
-  "http-connector.tls.insecure-skip-verify": { kind: "boolean", default: "false", description: "Accept any certificate of a proxy." },
+  "http-connector.tls.enable": {
+    reload: "new tunnels",
+    guards: NOT_GIVEN,
+    kind: "boolean",
+    default: "false",
+    description: "Connect to proxies over TLS.",
+  },
+  "http-connector.tls.insecure-skip-verify": {
+    reload: "new tunnels",
+    kind: "boolean",
+    default: "false",
+    description: "Accept any certificate of a proxy.",
+  },
   "http-connector.tls.use-system-pool": {
+    reload: "new tunnels",
     kind: "boolean",
     default: "false",
     description: "Trust the system's authorities as well as those of root-ca.",
   },
   "http-connector.tls.refresh": {
+    reload: "at once",
     kind: "duration",
     default: "0s",
     description: "Interval at which these files are checked for changes and reloaded; 0s: every 5 s.",
   },
   "http-connector.tls.file.root-ca": {
+    reload: "new tunnels",
     guards: NOT_GIVEN,
     kind: "file",
     description: "Authorities to trust, PEM; by default the system's.",
   },
-  "http-connector.tls.file.key": { kind: "file", description: "Private key of lb's certificate for proxies, PEM." },
-  "http-connector.tls.file.cert": { kind: "file", description: "The certificate chain that lb shows to proxies, PEM." },
+  "http-connector.tls.file.key": { reload: "new tunnels", kind: "file", description: "Private key of lb's certificate for proxies, PEM." },
+  "http-connector.tls.file.cert": {
+    reload: "new tunnels",
+    kind: "file",
+    description: "The certificate chain that lb shows to proxies, PEM.",
+  },
   ...authOptions,
   ...providerOptions,
   "store.type": {
+    reload: "at once",
     kind: "string",
     default: "memcached",
     choices: ["memcached", "redis"],
@@ -116,6 +140,7 @@ export const lbOptions = defineOptions({
   },
   ...drainOptions,
   ...handoverOptions,
+  ...reloadOptions,
   ...adminOptions,
   ...operatorOptions,
   ...tracingOptions,

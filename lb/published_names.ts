@@ -20,7 +20,7 @@ interface Cached {
 }
 
 export class PublishedNames {
-  readonly #store: Pick<Store, "lookup">;
+  #store: Pick<Store, "lookup">;
   readonly #now: () => number;
   /** By key. The oldest is first. */
   readonly #cached = new Map<string, Cached>();
@@ -30,6 +30,13 @@ export class PublishedNames {
   constructor(store: Pick<Store, "lookup">, now: () => number = () => performance.now()) {
     this.#store = store;
     this.#now = now;
+  }
+
+  /** Asks another store from now on. */
+  use(store: Pick<Store, "lookup">): void {
+    this.#store = store;
+    this.#cached.clear();
+    this.#asking.clear();
   }
 
   /**
@@ -67,19 +74,26 @@ export class PublishedNames {
     const known = this.#cached.get(key);
     if (known && this.#now() - known.at < MAX_AGE_MS) return known.text;
     let asking = this.#asking.get(key);
-    if (!asking) this.#asking.set(key, asking = this.#ask(key, known).finally(() => this.#asking.delete(key)));
+    if (!asking) {
+      const asked = this.#ask(key, known).finally(() => {
+        if (this.#asking.get(key) === asked) this.#asking.delete(key);
+      });
+      this.#asking.set(key, asking = asked);
+    }
     return await asking;
   }
 
   async #ask(key: string, known: Cached | undefined): Promise<string | undefined> {
+    const store = this.#store;
     let text: string | undefined;
     try {
-      text = await this.#store.lookup(key);
+      text = await store.lookup(key);
     } catch (cause) {
       if (!(cause instanceof StoreError)) throw cause;
       if (known) return known.text;
       throw new TunnelError("proxy_internal_error", "The store of published names cannot be reached", { cause, retryAfterMs: 1_000 });
     }
+    if (store !== this.#store) return text;
     this.#cached.delete(key);
     this.#cached.set(key, { at: this.#now(), text });
     if (this.#cached.size > MAX_CACHED) this.#cached.delete(this.#cached.keys().next().value!);

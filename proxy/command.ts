@@ -31,8 +31,9 @@ export function proxyCommand(createNet: CreateNet, stateDirectory: string | unde
         handedOver: proxy.handedOver,
         reload: () => proxy.reload(),
         async update(next) {
-          await proxy.update(next);
+          const { tunnelsCut, agentsClosed } = await proxy.update(next);
           ({ drain } = next);
+          return { tunnelsCut, agentsClosed };
         },
         close: () => proxy.drain(),
       };

@@ -34,7 +34,7 @@ export interface DialContext {
   readonly monitor: StalledAgentMonitor;
   readonly failures: DestinationFailures;
   /** Timeout in milliseconds over all agents that are tried. */
-  readonly timeoutMs: number;
+  timeoutMs: number;
 }
 
 /**

@@ -16,6 +16,7 @@ import {
   NOT_GIVEN,
   policyOptions,
   providerOptions,
+  reloadOptions,
   socksOptions,
 } from "../shared/config/common_options.ts";
 import { clusterOptions } from "../shared/config/cluster_options.ts";
@@ -33,52 +34,67 @@ import { operatorOptions } from "../shared/service/operators/options.ts";
 
 /** The definitions of the proxy's options, by name. */
 export const proxyOptions = defineOptions({
-  "agent-server.listen-address": { kind: "address", default: ":4242", description: "UDP address that agents dial." },
+  "agent-server.listen-address": { reload: "at once", kind: "address", default: ":4242", description: "UDP address that agents dial." },
   "agent-server.tcp-listen-address": {
+    reload: "at once",
     kind: "string",
     description:
       "TCP address that agents dial over TLS where UDP is blocked; by default listen-address; none: agents connect over QUIC only.",
     check: checkTcpListenAddress,
   },
   "agent-server.share-client-port": {
+    reload: "new connections",
     kind: "boolean",
     default: "false",
     description: "Accept agents over TLS on http-proxy.listen-address too, by ALPN; needs --http-proxy.tls.enable.",
   },
   "agent-server.websocket-path": {
+    reload: "at once",
     kind: "string",
     description: "Path, such as /reverse-http, at which http-proxy.listen-address accepts agents within WebSockets; by default none.",
     check: (path) => /^\/[!-"$->@-~]*$/.test(path) ? undefined : `${JSON.stringify(path)} is not a path that begins with /`,
   },
   "agent-server.public-address": {
+    reload: "at once",
     kind: "list",
     description:
       "Addresses, host:port, at which agents reach the proxy, for invitations and advice; by default an address of this machine, which is a guess.",
     check: (addresses) => addresses.map(checkPublic).find((problem) => problem !== undefined),
   },
   "agent-server.tls.file.key": {
+    reload: "new connections",
     kind: "file",
     description:
       "The server's private key, PEM; without key and certificate the proxy obtains them as acme.domain says, or makes its own and keeps them.",
   },
-  "agent-server.tls.file.cert": { kind: "file", description: "The server's certificate chain, PEM." },
+  "agent-server.tls.file.cert": { reload: "new connections", kind: "file", description: "The server's certificate chain, PEM." },
   "agent-server.tls.file.client-ca": {
+    reload: "new connections",
     guards: NOT_GIVEN,
     kind: "file",
     description: "Require certificates of these authorities from agents, PEM.",
   },
   "agent-server.tls.file.client-crl": {
+    reload: "new connections",
     guards: NOT_GIVEN,
     kind: "file",
     description: "Reject certificates on these revocation lists, PEM; needs client-ca.",
   },
-  "agent-server.tls.key-password": { kind: "string", secret: true, description: "Password of the private key, if it is encrypted." },
+  "agent-server.tls.key-password": {
+    reload: "new connections",
+    kind: "string",
+    secret: true,
+    description: "Password of the private key, if it is encrypted.",
+  },
   "agent-server.tls.refresh": {
+    reload: "at once",
     kind: "duration",
     default: "0s",
     description: "Interval at which these files are checked for changes and reloaded; 0s: every 5 s.",
   },
   "agent-server.tls.agent-id-from": {
+    reload: "at once",
+    cuts: true,
     guards: NOT_GIVEN,
     kind: "string",
     default: "none",
@@ -96,11 +112,13 @@ export const proxyOptions = defineOptions({
     check: (ms) => ms > 0 ? undefined : "it must be more than zero",
   },
   "agent-server.agent.multiple": {
+    reload: "new connections",
     kind: "boolean",
     default: "false",
     description: "Let several agents share one id, and spread tunnels over them. Otherwise the newest replaces the others.",
   },
   "agent-server.agent.on-conflict": {
+    reload: "new connections",
     kind: "string",
     default: "keep-last",
     choices: CONFLICT_RULES,
@@ -108,8 +126,9 @@ export const proxyOptions = defineOptions({
       "Which of two agents with one id stays when they have replaced each other three times: the one that came last or first, for as long as it " +
       "is connected, or neither (replace).",
   },
-  "http-proxy.listen-address": { kind: "address", default: ":3128", description: "TCP address that clients dial." },
+  "http-proxy.listen-address": { reload: "at once", kind: "address", default: ":3128", description: "TCP address that clients dial." },
   "http-proxy.public-address": {
+    reload: "at once",
     kind: "string",
     description:
       "Address, host:port, at which clients reach the proxy or the lb before it, for invitations and advice; by default the host of agent-server.public-address.",
@@ -121,6 +140,7 @@ export const proxyOptions = defineOptions({
   ...socksOptions,
   "http-proxy.host-whitelist": {
     reload: "new tunnels",
+    cuts: true,
     guards: LIST_WORDS,
     kind: "list",
     description: "Destinations that clients may reach; by default all; none allows nothing.",
@@ -132,12 +152,14 @@ export const proxyOptions = defineOptions({
   ...agentProviderOptions,
   ...policyOptions,
   "store.type": {
+    reload: "at once",
     kind: "string",
     default: "none",
     choices: ["none", "memcached", "redis"],
     description: "Store in which proxies publish their agents for lb.",
   },
   "store.http-proxy-address": {
+    reload: "at once",
     kind: "address",
     description: "Address at which lb reaches this proxy; by default the listen address, with this host's name if that has none.",
     check: checkPublished,
@@ -145,6 +167,7 @@ export const proxyOptions = defineOptions({
   "store.ttl": STORE_TTL,
   ...storeServerOptions,
   "state-dir": {
+    restart: "its files are in use while the service runs",
     kind: "file",
     description:
       "Directory that keeps the proxy's own certificates across restarts; by default the system's or the user's state directory.",
@@ -156,6 +179,7 @@ export const proxyOptions = defineOptions({
   ...drainDelayOptions,
   ...drainOptions,
   ...handoverOptions,
+  ...reloadOptions,
   ...adminOptions,
   ...operatorOptions,
   ...tracingOptions,

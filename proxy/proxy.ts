@@ -6,17 +6,19 @@ import { bindToCertificate } from "../shared/auth/certificate_names.ts";
 import { checkClientCertificates } from "../shared/auth/mtls.ts";
 import { checkAuthOptions, clientScheme } from "../shared/auth/scheme.ts";
 import { ServiceFrontend } from "../shared/frontend/service_frontend.ts";
-import { createHttpProxy } from "../shared/frontend/http_proxy.ts";
+import { createHttpProxy, type Endpoints } from "../shared/frontend/http_proxy.ts";
+import { prepareService } from "../shared/frontend/prepare_service.ts";
 import { autoConfigOf } from "../shared/frontend/proxy_auto_config.ts";
 import type { Frontend } from "../shared/frontend/server.ts";
 import { ForwardClaims } from "../shared/frontend/published_claims.ts";
-import { checkForwards, ForwardListeners } from "../shared/frontend/forward_listeners.ts";
+import { checkForwards, ForwardListeners, type ForwardTls } from "../shared/frontend/forward_listeners.ts";
 import type { WebSocketEndpoint } from "../shared/frontend/web_socket.ts";
 import { ConnectionLimiter } from "../shared/limits/connection_limiter.ts";
 import type { LimitReporter } from "../shared/limits/limit.ts";
 import { type Logger, silentLogger } from "../shared/log/logger.ts";
 import { openPolicy } from "../shared/policy/policy.ts";
 import { openAcme } from "../shared/service/acme.ts";
+import { Change, differs } from "../shared/service/change.ts";
 import { checkAdminOptions } from "../shared/service/admin.ts";
 import { checkClusterOptions } from "../shared/service/cluster/cluster.ts";
 import { type ServiceDeps, type ServiceRuntime, startService } from "../shared/service/runtime.ts";
@@ -25,10 +27,11 @@ import { type PresencePublisher, startPresencePublisher } from "../shared/store/
 import type { Store } from "../shared/store/store.ts";
 import type { TlsCheck } from "../shared/tls/reloadable_tls.ts";
 import { checkTracingOptions } from "../shared/tracing/otlp.ts";
+import type { ServerTls } from "../shared/net/types.ts";
 import type { Dialer } from "../shared/tunnel/request.ts";
 import { Arrivals } from "./agents/arrivals.ts";
 import { DestinationFailures } from "./agents/destination_failures.ts";
-import { type AgentListeners, listenForAgents } from "./agents/listener.ts";
+import { AgentListeners } from "./agents/listener.ts";
 import { type AgentEvents, type AgentServer, startAgentServer } from "./agents/server.ts";
 import { PublishedForwards } from "./agents/published_forwards.ts";
 import { StalledAgentMonitor } from "./agents/stalled_agents.ts";
@@ -88,16 +91,27 @@ export interface Proxy {
   close(): Promise<void>;
 }
 
+/** What an update has ended. */
+export interface UpdateResult {
+  /** Tunnels that were no longer permitted. */
+  readonly tunnelsCut: number;
+  /** Connections of agents whose credentials were no longer accepted. */
+  readonly agentsClosed: number;
+}
+
 /** A proxy whose options can be changed. */
 export interface UpdatableProxy extends Proxy {
   /**
-   * Applies options that can be reloaded; the others are ignored. What is open stays: forwards that are left out accept no more clients, and
-   * limits and allow-lists apply to new tunnels.
-   * @throws {NetError} if the address of a forward cannot be listened on; then nothing has changed
+   * Applies options that can be reloaded; the others are ignored. Listeners open and close beside those that stay. Tunnels and agents that the
+   * options forbid are cut, unless `reload.forbidden` says otherwise; everything else that is open stays. Not while another call is pending.
+   * @throws {ConfigError} for options that cannot be used
+   * @throws {NetError} if an address cannot be listened on; in each case nothing has changed
    */
-  update(options: ProxyOptions): Promise<void>;
+  update(options: ProxyOptions): Promise<UpdateResult>;
 }
 
+/** The service in Proxy-Status. */
+const NAME = "reverse-http-proxy";
 /** File descriptors per tunnel: the client's connection. */
 const DESCRIPTORS = 1;
 /** Interval in milliseconds at which an address may fail another authentication: a site may have many agents with one mistake. */
@@ -131,36 +145,37 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     await runtime.listenAdmin(options.admin);
     await runtime.joinCluster(options.admin.cluster, store, options.store.ttl);
     const countAgents = metrics.outcomes("reverse_http_agent_connections_total", "Connections of agents: accepted, refused or failed.");
-    const listeners = await listenForAgents(runtime, options, tls.agents.current, countAgents);
+    const listeners = await AgentListeners.open(runtime, options, tls.agents.current, countAgents);
     const clients = new ServiceFrontend(runtime, options, { descriptors: DESCRIPTORS, hasOwnAuthenticator });
-    const { clientAddress, socksAddress, http2Address } = await clients.listenAll({
-      tls: tls.clients,
-      links: options.agentServer.shareClientPort ? listeners.tls : undefined,
-      http: createHttpProxy("reverse-http-proxy", {
-        webSocket: webSocketsOf(options, listeners),
-        autoConfig: autoConfigOf(options),
-      }),
-      http2: createHttpProxy("reverse-http-proxy", {}, "http2"),
-    });
-    const forwards = new ForwardListeners(clients, { log, tls: tls.forwards, name: "reverse-http-proxy" });
-    let forwardAddresses = await forwards.open(options.forward);
-    const { agentIdFrom } = options.agentServer.tls;
+    const endpoints: Endpoints = { webSocket: webSocketsOf(options, listeners), autoConfig: autoConfigOf(options) };
+    const protocols = { http: createHttpProxy(NAME, endpoints), http2: createHttpProxy(NAME, {}, "http2") };
+    const linksOf = ({ agentServer }: ProxyOptions) => agentServer.shareClientPort ? listeners.tls : undefined;
+    await clients.listenAll({ ...protocols, tls: tls.clients, links: linksOf(options) });
+    const forwards = new ForwardListeners(clients, { log, tls: tls.forwards, name: NAME });
+    await forwards.open(options.forward);
     const limiter = createAgentLimiter(options, runtime.limitReporter);
-    let drainOptions = options.drain;
+    let current = options;
+    const instance = crypto.randomUUID();
+    let hello = createHello(options, clients.addresses.clientAddress, tls, instance);
+    let presence = store && publishPresence(store, options, clients.addresses.clientAddress, log);
+    runtime.defer(() => presence?.close());
+    const claimsIn = (store: Store | undefined, { ttl: ttlMs }: ProxyOptions["store"]) =>
+      store && { claims: new ForwardClaims(store), ttlMs };
+    const published = runtime.adopt(
+      new PublishedForwards(forwards, log, claimsIn(store, options.store)),
+      (published) => published.close(),
+    );
     const server = startAgentServer({
       onArrival: (agentId) => arrivals?.connected(agentId), // never before this function goes on
       onAgentConnected: deps.onAgentConnected,
       onAgentDisconnected: deps.onAgentDisconnected,
       log,
-      presence: store && runtime.adopt(publishPresence(store, options, clientAddress, log), (presence) => presence.close()),
-      published: runtime.adopt(
-        new PublishedForwards(forwards, log, store && { claims: new ForwardClaims(store), ttlMs: options.store.ttl }),
-        (published) => published.close(),
-      ),
-      listeners: Object.values(listeners),
-      authenticator: agentIdFrom === "none" ? authenticator : bindToCertificate(authenticator, agentIdFrom, log),
+      presence: () => presence,
+      published,
+      listeners: listeners.all,
+      authenticator: bindToCertificate(authenticator, () => current.agentServer.tls.agentIdFrom, log),
       multiple: options.agentServer.agent.multiple,
-      hello: createHello(options, clientAddress, tls),
+      hello: () => hello(),
       onConflict: options.agentServer.agent.onConflict,
       limiter,
       onResult: countAgents,
@@ -184,20 +199,21 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     const labelsOf = (agentId: string) => agents.labelsOf(agentId);
     const whenExpected = arrivals && ((agentId: string) => arrivals.whenExpected(agentId));
     const frontend = clients.serve({ authenticator, allowList, policy, labelsOf, whenExpected, dial, audit, tracer });
-    runtime.refreshTls(tls.agents, options.agentServer.tls.refresh, (renewed) => {
-      for (const listener of Object.values(listeners)) listener.setTls(renewed);
-    });
-    await acme?.start(runtime, (challenges) => clients.setChallenges(challenges), store && { store, ttlMs: options.store.ttl });
+    const useAgentTls = (renewed: ServerTls) => {
+      for (const listener of listeners.all) listener.setTls(renewed);
+    };
+    runtime.refreshTls(tls.agents, () => current.agentServer.tls.refresh, useAgentTls);
+    const shared = store && { store, ttlMs: options.store.ttl };
+    await acme?.start(runtime, (challenges) => clients.setChallenges(challenges), shared);
     runtime.describe = () => `${runtime.isDraining ? "Draining" : "Serving"}: ${agents.size} agents, ${frontend.open} clients`;
-    const { address: agentAddress } = listeners.quic;
-    const agentTcpAddress = listeners.tls && (listeners.tls.address || clientAddress);
-    if (tls.selfSigned) logPin(tls.selfSigned, agentAddresses(options, { bound: agentAddress }), log);
+    const agentTcpAddress = () => listeners.tls && (listeners.tls.address || clients.addresses.clientAddress);
+    if (tls.selfSigned) logPin(tls.selfSigned, agentAddresses(options, { bound: listeners.quic.address }), log);
     const drainAll = () => {
-      if (runtime.isHandedOver) void frontend.drain(drainOptions.timeout, Promise.resolve()); // sooner than planned
-      return drain(runtime, server, frontend, drainOptions);
+      if (runtime.isHandedOver) void frontend.drain(current.drain.timeout, Promise.resolve()); // sooner than planned
+      return drain(runtime, server, frontend, current.drain);
     };
     runtime.onHandedOver = async (settle) => {
-      const { timeout: timeoutMs } = options.handover;
+      const { timeout: timeoutMs } = current.handover;
       await server.migrate(timeoutMs);
       server.closeUnmovable();
       settle();
@@ -209,25 +225,114 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       disconnect: (request, by) => server.operations.disconnect(request, by),
       drain: drainAll,
     });
-    const { adminAddress } = runtime;
+    const { clientAddress, http2Address, socksAddress } = clients.addresses;
     log.info("listening", {
-      agents: agentAddress,
-      agentsTcp: agentTcpAddress,
+      agents: listeners.quic.address,
+      agentsTcp: agentTcpAddress(),
       clients: clientAddress,
       http2: http2Address,
       socks: socksAddress,
-      admin: adminAddress,
+      admin: runtime.adminAddress,
     });
+
+    /** Prepares other certificates; returns those of clients and forwards as they will be. */
+    const prepareTls = async (change: Change, next: ProxyOptions): Promise<ForwardTls> => {
+      const tlsOf = ({ agentServer, httpProxy, forward }: ProxyOptions) => [
+        agentServer.tls,
+        agentServer.shareClientPort,
+        httpProxy.tls,
+        forward.map(({ listen, network, certFile, keyFile, clientCaFile }) => [listen, network, certFile, keyFile, clientCaFile]),
+      ];
+      if (!differs(tlsOf(current), tlsOf(next))) return { listeners: tls.forwards.listeners, clients: tls.clients };
+      const opened = await openProxyTls(next, { ...deps, log, acme });
+      const clientsTls = opened.clients && (tls.clients ?? opened.clients);
+      change.onCommit(() => {
+        void tls.agents.replaceBy(opened.agents, useAgentTls); // never rejects
+        if (tls.clients && opened.clients) void tls.clients.replaceBy(opened.clients, (renewed) => clients.useTls(clientsTls!, renewed));
+        tls.clients = clientsTls;
+      });
+      return { listeners: opened.forwards.listeners, clients: clientsTls };
+    };
+
+    let storeInUse = store;
+    const preparePresence = async (change: Change, next: ProxyOptions): Promise<void> => {
+      const publish = (store: Store | undefined) => {
+        presence?.close();
+        presence = store && publishPresence(store, next, clients.addresses.clientAddress, log);
+        for (const id of new Set(Array.from(agents, ({ identity }) => identity.agentId))) if (agents.isAvailable(id)) presence?.add(id);
+      };
+      if (!differs(current.store, next.store)) {
+        if (current.httpProxy.listenAddress !== next.httpProxy.listenAddress) change.onCommit(() => publish(storeInUse));
+        return;
+      }
+      await runtime.prepareStore(change, next.store, next.store.ttl, (other) => {
+        storeInUse = other;
+        published.share(claimsIn(other, next.store));
+        if (shared && other) Object.assign(shared, { store: other, ttlMs: next.store.ttl });
+      });
+      change.onCommit(() => publish(storeInUse));
+    };
+
+    const update = async (next: ProxyOptions): Promise<UpdateResult> => {
+      let authenticates = false;
+      const before = current;
+      await Change.run(async (change) => {
+        authenticates = await prepareService(change, runtime, frontend, before, next);
+        const forwardTls = await prepareTls(change, next);
+        await listeners.prepare(change, next, tls.agents.current, (opened, left) => {
+          for (const listener of opened) server.add(listener);
+          for (const listener of left) server.retire(listener);
+        });
+        await clients.prepare(change, next, { ...protocols, tls: forwardTls.clients, links: linksOf(next) });
+        await forwards.prepare(change, next.forward, forwardTls);
+        await preparePresence(change, next);
+        change.onCommit(() => {
+          current = next;
+          Object.assign(endpoints, { webSocket: webSocketsOf(next, listeners), autoConfig: autoConfigOf(next) });
+          limiter.update({ all: next.limits.agents, perAddress: next.limits.agentsPerAddress }, next.limits);
+          dialing.timeoutMs = next.agentServer.agent.dialTimeout;
+          server.update(next.agentServer.agent);
+          hello = createHello(next, clients.addresses.clientAddress, tls, instance);
+        });
+      });
+      const rulesOf = ({ auth, forward, httpProxy, agentServer: { tls } }: ProxyOptions) => [
+        auth,
+        forward,
+        httpProxy.hostWhitelist,
+        httpProxy.agentSuffix,
+        tls.agentIdFrom,
+      ];
+      if (!differs(rulesOf(before), rulesOf(next))) return { tunnelsCut: 0, agentsClosed: 0 };
+      const keeps = next.reload.forbidden === "keep";
+      const tunnelsCut = await frontend.recheck({ authenticates, keeps });
+      const isBound = before.agentServer.tls.agentIdFrom === next.agentServer.tls.agentIdFrom;
+      const agentsClosed = authenticates || !isBound ? await server.recheck({ keeps }) : 0;
+      runtime.closeRetired();
+      return { tunnelsCut, agentsClosed };
+    };
+
     return {
-      adminAddress,
-      agentAddress,
-      agentTcpAddress,
-      clientAddress,
-      socksAddress,
-      get forwardAddresses() {
-        return forwardAddresses;
+      get adminAddress() {
+        return runtime.adminAddress;
       },
-      http2Address,
+      get agentAddress() {
+        return listeners.quic.address;
+      },
+      get agentTcpAddress() {
+        return agentTcpAddress();
+      },
+      get clientAddress() {
+        return clients.addresses.clientAddress;
+      },
+      get socksAddress() {
+        return clients.addresses.socksAddress;
+      },
+      get http2Address() {
+        return clients.addresses.http2Address;
+      },
+      get forwardAddresses() {
+        return forwards.addresses;
+      },
       get agents() {
         return agents.size;
       },
@@ -238,13 +343,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       closed: runtime.closed,
       handedOver: runtime.handedOver,
       reload: () => runtime.reload(),
-      async update(next) {
-        forwardAddresses = await forwards.update(next.forward); // the only part that can fail
-        clients.update(next);
-        limiter.update({ all: next.limits.agents, perAddress: next.limits.agentsPerAddress });
-        dialing.timeoutMs = next.agentServer.agent.dialTimeout;
-        drainOptions = next.drain;
-      },
+      update,
       close: () => runtime.close(),
     };
   }, options.handover);
@@ -293,13 +392,13 @@ export async function checkProxyOptions(options: ProxyOptions, deps: { net: TlsC
 }
 
 /** What the proxy tells agents about itself. */
-function createHello(options: ProxyOptions, bound: string, { clients }: ProxyTls): () => Hello {
+function createHello(options: ProxyOptions, bound: string, { clients }: ProxyTls, instance: string): () => Hello {
   const { doubt, addresses: [known] } = clientAddresses(options);
   const { port } = splitHostPort(bound);
   // where the proxy can only guess its address, agents know at which one they reach it
   const isKnown = doubt === undefined || !isEvery(options.httpProxy.listenAddress);
   const address = isKnown ? known!.replace(/:0$/, `:${port}`) : `:${port}`;
-  const fixed = { version: `reverse-http/${VERSION}`, instance: crypto.randomUUID(), host: "", labels: {} };
+  const fixed = { version: `reverse-http/${VERSION}`, instance, host: "", labels: {} };
   const access = { address, tls: clients !== undefined, token: options.auth.type !== "noauth" };
   let pinned: { readonly cert: string; readonly pin?: string } | undefined;
   return () => {

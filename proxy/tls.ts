@@ -21,7 +21,7 @@ import type { PublicAddresses } from "./public_address.ts";
 export interface ProxyTls {
   readonly agents: ReloadableTls<ServerTls>;
   /** Missing for plain HTTP from clients. */
-  readonly clients?: ReloadableTls<ServerTls>;
+  clients?: ReloadableTls<ServerTls>;
   readonly forwards: ForwardTls;
   /** The self-signed certificate for agents, if used for good. */
   readonly selfSigned?: SelfSigned;

@@ -62,6 +62,33 @@ export class IdentityRenewal {
     this.#running.delete(agent);
   }
 
+  /**
+   * Verifies the credentials of an agent again, because other ones verify them now, and closes its connection if they are not accepted, unless
+   * `keeps` is set. Credentials that cannot be checked now are accepted. Returns whether the connection was closed. Never rejects.
+   */
+  async recheck(agent: ConnectedAgent, { keeps }: { readonly keeps: boolean }): Promise<boolean> {
+    const { connection, identity: old, credentials } = agent;
+    let identity;
+    try {
+      identity = await identifyAgent(this.#authenticator, credentials, { certificate: connection.peerCertificate }, this.#log);
+      if (identity.agentId !== old.agentId) throw new AuthenticationError("denied", "The credentials are for another agent now");
+    } catch (error) {
+      identity?.release?.();
+      if (!(error instanceof AuthenticationError) || error.kind === "unavailable" || keeps) return false;
+      this.#log.warn("agent is no longer accepted", { agent: old.agentId, remote: connection.remote, reason: error.message });
+      connection.close(CloseCode.unauthorized, "credentials no longer accepted");
+      return true;
+    }
+    const watch = this.#watches.get(agent);
+    if (watch === undefined || agent.identity !== old) identity.release?.(); // it has gone, or has newer ones
+    else {
+      agent.identity = identity;
+      watch();
+      old.release?.();
+    }
+    return false;
+  }
+
   async #verify(agent: ConnectedAgent, credentials: Uint8Array): Promise<void> {
     const { connection: { remote, peerCertificate: certificate }, identity: old } = agent;
     const refuse = (reason: string) => this.#log.warn("renewed credentials refused", { agent: old.agentId, remote, reason });
@@ -78,6 +105,7 @@ export class IdentityRenewal {
       return;
     }
     agent.identity = identity;
+    agent.credentials = credentials;
     watch();
     old.release?.();
     this.#log.info("agent renewed its credentials", { agent: identity.agentId, jti: identity.tokenId, remote });

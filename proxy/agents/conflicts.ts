@@ -34,7 +34,7 @@ interface Conflict {
 }
 
 export class Conflicts {
-  readonly #rule: ConflictRule;
+  #rule: ConflictRule;
   readonly #log: Logger;
   readonly #now: () => number;
   /** By agent id; the least recently changed is first. */
@@ -45,6 +45,11 @@ export class Conflicts {
     this.#rule = rule;
     this.#log = log;
     this.#now = now;
+  }
+
+  /** Changes the rule for rounds to come. */
+  set rule(rule: ConflictRule) {
+    this.#rule = rule;
   }
 
   /** Number of ids for which one agent is kept and others are refused. */

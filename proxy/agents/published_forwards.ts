@@ -25,6 +25,13 @@ interface Waiting {
   readonly request: PublishRequest;
 }
 
+/** What the proxies of a store share. */
+interface SharedClaims {
+  readonly claims: ForwardClaims;
+  /** Lifetime in milliseconds of a claim that is not renewed. */
+  readonly ttlMs: number;
+}
+
 /** Maximum length of a reason in the log, in characters: it may quote the agent. */
 const MAX_REASON = 300;
 
@@ -38,19 +45,26 @@ export class PublishedForwards {
   /** Changes are made one after the other. */
   #work = Promise.resolve();
 
-  readonly #claims?: ForwardClaims;
+  #claims?: ForwardClaims;
   #timer?: ReturnType<typeof setInterval>;
 
   /** @param shared what all proxies of a store share. Default: each proxy decides alone */
-  constructor(
-    listeners: Pick<ForwardListeners, "add" | "remove">,
-    log: Logger,
-    shared?: { readonly claims: ForwardClaims; readonly ttlMs: number },
-  ) {
+  constructor(listeners: Pick<ForwardListeners, "add" | "remove">, log: Logger, shared?: SharedClaims) {
     this.#listeners = listeners;
     this.#log = log;
+    this.#use(shared);
+  }
+
+  /** Claims everything in another store. Each proxy decides alone without one. */
+  share(shared: SharedClaims | undefined): void {
+    this.#use(shared);
+    this.#run(() => this.#renew());
+  }
+
+  #use(shared: SharedClaims | undefined): void {
+    clearInterval(this.#timer);
     this.#claims = shared?.claims;
-    if (shared) this.#timer = setInterval(() => this.#run(() => this.#renew()), shared.ttlMs / 3);
+    this.#timer = shared && setInterval(() => this.#run(() => this.#renew()), shared.ttlMs / 3);
   }
 
   close(): void {

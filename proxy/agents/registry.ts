@@ -16,6 +16,8 @@ export interface ConnectedAgent {
   readonly via: TunnelVia;
   /** Replaced when the agent renews its credentials; the agent id stays. */
   identity: Identity;
+  /** What it has shown last, and its identity was verified by. */
+  credentials: Uint8Array;
   /** When it authenticated. */
   readonly since: Date;
   /** What the agent reported about itself, and its control stream; missing with version 1 of the link. */
@@ -41,12 +43,17 @@ export const UNRESPONSIVE_AFTER_MS = 1_000;
 
 /** The connections by agent id. */
 export class AgentRegistry {
-  readonly #multiple: boolean;
+  #multiple: boolean;
   /** The newest connection is last; a list is never empty. */
   readonly #agents = new Map<string, ConnectedAgent[]>();
 
   /** @param multiple whether several agents may share one id; otherwise the newest replaces the others */
   constructor(multiple: boolean) {
+    this.#multiple = multiple;
+  }
+
+  /** Changes which agents may share an id; those that are connected stay. */
+  set multiple(multiple: boolean) {
     this.#multiple = multiple;
   }
 

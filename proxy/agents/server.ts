@@ -54,8 +54,8 @@ export interface AgentServerOptions extends AgentEvents {
   published?: PublishedForwards;
   /** Which of two agents is kept that replace each other again and again. */
   onConflict: ConflictRule;
-  /** Publishes which agents are connected here. Agents do not wait for it. */
-  presence?: PresencePublisher;
+  /** Publishes which agents are connected here, at the moment. Agents do not wait for it. Default: nothing does. */
+  presence?: () => PresencePublisher | undefined;
   /** Returns the proxy's description of itself for each agent. Default: none is sent. */
   hello?: () => Hello;
   /** Called for each connection that has completed its handshake. */
@@ -76,6 +76,17 @@ export interface AgentServer {
   /** Number of agent ids for which one agent is kept and others are refused. */
   readonly conflicts: number;
   readonly operations: AgentOperations;
+  /** Accepts agents of another listener. */
+  add(listener: SessionListener): void;
+  /** Accepts no more agents of a listener, and closes it when the last one that it has has gone. */
+  retire(listener: SessionListener): void;
+  /** Changes which agents may share an id, from now on. */
+  update(rules: Pick<AgentServerOptions, "multiple" | "onConflict">): void;
+  /**
+   * Verifies the credentials of all agents again, and closes the connections of those that are no longer accepted, unless `keeps` is set.
+   * Resolves with their number.
+   */
+  recheck(options: { readonly keeps: boolean }): Promise<number>;
   /**
    * Stops accepting agents, and asks the connected ones to connect to another proxy. Resolves when they have, or when the time for it is
    * over, `timeoutMs` at most. Agents that stay are served on.
@@ -99,11 +110,14 @@ const CLOSE_TIMEOUT_MS = 100;
 const CHECKED_TIMEOUT_MS = 1_000;
 /** Interval in milliseconds at which agents that cannot be asked to move are looked at. */
 const UNMOVABLE_INTERVAL_MS = 500;
+/** Agents that are checked again before other tasks have their turn. */
+const CHUNK = 200;
 /** Maximum length of the labels in a log line; /agents shows all of them. */
 const MAX_LOGGED_LABELS = 512;
 
 export function startAgentServer(options: AgentServerOptions): AgentServer {
-  const { listeners, log } = options;
+  const { log } = options;
+  const listeners = new Map<SessionListener, Promise<void>>();
   const onAgentConnected = isolateHook("onAgentConnected", options.onAgentConnected, log);
   const onAgentDisconnected = isolateHook("onAgentDisconnected", options.onAgentDisconnected, log);
   const agents = new AgentRegistry(options.multiple);
@@ -115,14 +129,14 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
 
   /** A connection of the agent does not stay. If it was the last one, lb must not route clients here. */
   const withdraw = ({ identity: { agentId } }: ConnectedAgent): void => {
-    if (!agents.isAvailable(agentId)) options.presence?.remove(agentId);
+    if (!agents.isAvailable(agentId)) options.presence?.()?.remove(agentId);
     migration.checkAbandoned();
   };
 
   const register = (agent: ConnectedAgent): void => {
     conflicts.check(agent);
     const removed = agents.add(agent);
-    options.presence?.add(agent.identity.agentId);
+    options.presence?.()?.add(agent.identity.agentId);
     options.onArrival?.(agent.identity.agentId);
     const replaced = removed.filter((old) => agents.replaces(agent, old));
     for (const old of replaced) replacementLog.replaced(old, agent);
@@ -203,9 +217,17 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
   };
 
   const run = async (listener: SessionListener): Promise<void> => {
-    for (let connection; (connection = await listener.accept()) !== null;) void serve(connection); // never rejects
+    const open = new Set<Promise<unknown>>();
+    for (let connection; (connection = await listener.accept()) !== null;) {
+      const { closed } = connection;
+      open.add(closed);
+      void closed.then(() => open.delete(closed)); // never rejects
+      void serve(connection); // never rejects
+    }
+    while (open.size > 0) await Promise.all(open);
   };
-  const running = listeners.map(run);
+  const add = (listener: SessionListener): void => void listeners.set(listener, run(listener));
+  for (const listener of options.listeners) add(listener);
   let unmovable: ReturnType<typeof setInterval> | undefined;
 
   return {
@@ -214,8 +236,25 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
       return conflicts.size;
     },
     operations,
+    add,
+    retire(listener) {
+      listener.stopAccepting();
+      void listeners.get(listener)?.then(() => listener.close(CloseCode.shutdown, "")).then(() => listeners.delete(listener)); // never rejects
+    },
+    update({ multiple, onConflict }) {
+      agents.multiple = multiple;
+      conflicts.rule = onConflict;
+    },
+    async recheck(keeps) {
+      let [checked, closed] = [0, 0];
+      for (const agent of [...agents]) {
+        if (await renewal.recheck(agent, keeps)) closed++;
+        if (++checked % CHUNK === 0) await new Promise((resolve) => setTimeout(resolve));
+      }
+      return closed;
+    },
     async migrate(timeoutMs) {
-      for (const listener of listeners) listener.stopAccepting();
+      for (const listener of listeners.keys()) listener.stopAccepting();
       await migration.run(timeoutMs);
     },
     closeUnmovable() {
@@ -230,8 +269,8 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
     abandoned: () => migration.abandoned(),
     async close() {
       clearInterval(unmovable);
-      await Promise.all(listeners.map((listener) => listener.close(CloseCode.shutdown, "shutting down")));
-      await Promise.all(running);
+      await Promise.all([...listeners.keys()].map((listener) => listener.close(CloseCode.shutdown, "shutting down")));
+      await Promise.all(listeners.values());
     },
   };
 }
@@ -262,7 +301,7 @@ async function authenticateAgent(
   authenticator: Authenticator,
   permit: ConnectionPermit | undefined,
   log: Logger,
-): Promise<{ identity: Identity; accept: Accept }> {
+): Promise<{ identity: Identity; credentials: Uint8Array; accept: Accept }> {
   permit?.checkLockout();
   const { credentials, accept } = await receiveCredentials(connection);
   permit?.checkLockout(); // other connections of the address may have failed meanwhile
@@ -270,7 +309,7 @@ async function authenticateAgent(
     if (error instanceof AuthenticationError && error.kind !== "unavailable") permit?.recordFailure(credentials);
     throw error;
   });
-  return { identity, accept };
+  return { identity, credentials, accept };
 }
 
 /** Tells an agent whether its credentials are accepted; it is not registered. */
@@ -302,7 +341,7 @@ async function admit(
   operations: AgentOperations,
   log: Logger,
 ): Promise<Admitted> {
-  const { identity, accept } = await authenticateAgent(connection, authenticator, permit, log);
+  const { identity, credentials, accept } = await authenticateAgent(connection, authenticator, permit, log);
   let received;
   try {
     operations.checkMayConnect(identity.agentId);
@@ -319,6 +358,7 @@ async function admit(
     connection,
     via: { address: connection.remote, connection: id, link: connection.transport },
     identity,
+    credentials,
     since: new Date(),
     hello: received?.hello,
     control,

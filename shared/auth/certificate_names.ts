@@ -7,15 +7,17 @@ import { AuthenticationError, type Authenticator, identifyAgent, type Peer } fro
 export type NameSource = "san" | "cn";
 
 /**
- * Wraps `authenticator`: denies agents whose certificate does not contain the authenticated id. Subject alternative names of the types DNS
+ * Wraps `authenticator`: denies agents whose certificate does not contain the authenticated id, where `source` says. Subject alternative names of the types DNS
  * name, URI and e-mail address are compared, byte by byte.
  */
-export function bindToCertificate(authenticator: Authenticator, source: NameSource, log: Logger): Authenticator {
+export function bindToCertificate(authenticator: Authenticator, source: () => NameSource | "none", log: Logger): Authenticator {
   return {
     async authenticateAgent(credentials, peer) {
       const identity = await identifyAgent(authenticator, credentials, peer, log);
+      const names = source();
+      if (names === "none") return identity;
       try {
-        await checkNames(peer, source, identity.agentId);
+        await checkNames(peer, names, identity.agentId);
         return identity;
       } catch (error) {
         identity.release?.();

@@ -3,7 +3,7 @@ import { Command as Parser, CommanderError, Option as Flag } from "commander";
 import { statSync } from "node:fs";
 import { isLoggable } from "../auth/authenticator.ts";
 import { describeFileError, readBytesSync } from "../files/read.ts";
-import type { Logger, LogLevelControl } from "../log/logger.ts";
+import type { LogControl, LogFields, Logger } from "../log/logger.ts";
 import type { ConfigurationState } from "../service/configuration.ts";
 import type { Notify, Supervisor } from "../service/supervisor.ts";
 import { readConfig } from "../config/file.ts";
@@ -46,7 +46,7 @@ export interface Service<Values = object> extends CommandBase {
   /** Another task of the service, with the same options. Default: none. */
   readonly diagnosis?: Diagnosis<Values>;
   /** Resolves when the service is running. */
-  start(values: Values, log: Logger & LogLevelControl, context: StartContext): Promise<Running<Values>>;
+  start(values: Values, log: Logger & LogControl, context: StartContext): Promise<Running<Values>>;
 }
 
 /** What a service gets of its process. */
@@ -77,8 +77,11 @@ export interface Running<Values = object> {
   readonly closed?: Promise<void>;
   /** Resolves when another process has taken over, and the service only finishes what is open. Default: none can. */
   readonly handedOver?: Promise<void>;
-  /** Applies values of options that can be reloaded; the others have not changed. If it rejects, nothing has changed. */
-  update(values: Values): Promise<void>;
+  /**
+   * Applies values of options that can be reloaded; the others have not changed. Resolves with what it has ended, for the log. If it rejects,
+   * nothing has changed.
+   */
+  update(values: Values): Promise<LogFields>;
   /** Reloads certificates, keys and revocation lists. Connections that they still permit stay open. */
   reload(): Promise<void>;
   close(): Promise<void>;

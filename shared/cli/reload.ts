@@ -1,10 +1,10 @@
 // Reloads the configuration of a running service: reads it, plans the change, checks it, and applies what needs no restart. What cannot be
 // used changes nothing.
-import type { Options } from "../config/option.ts";
-import { describePlan, hashOf, isUnchanged, planReload } from "../config/plan.ts";
+import type { Option, Options } from "../config/option.ts";
+import { describePlaces, describePlan, hashOf, isUnchanged, mayCut, planReload } from "../config/plan.ts";
 import type { Resolved } from "../config/sources.ts";
 import { messageOf } from "../log/error_message.ts";
-import type { Logger } from "../log/logger.ts";
+import type { LogFields, Logger } from "../log/logger.ts";
 import type { ConfigurationState } from "../service/configuration.ts";
 
 export interface ReloaderOptions {
@@ -24,8 +24,11 @@ export interface ReloaderOptions {
    * @throws {ConfigError}
    */
   readonly check: (values: Resolved["values"]) => Promise<void>;
-  /** Applies the values of options that can be reloaded; the others are those in force. If it rejects, nothing has changed. */
-  readonly apply: (values: Resolved["values"]) => Promise<void>;
+  /**
+   * Applies the values of options that can be reloaded; the others are those in force. Resolves with what it has ended, for the log. If it
+   * rejects, nothing has changed.
+   */
+  readonly apply: (values: Resolved["values"]) => Promise<LogFields>;
   /** Reads the files again that the options name. */
   readonly reloadFiles: () => Promise<void>;
   readonly log: Logger;
@@ -56,16 +59,18 @@ export class Reloader {
     try {
       const wanted = read();
       const plan = planReload(options, this.#running, wanted);
+      const places = describePlaces(options, this.#running, plan.next);
+      let ended: LogFields = {};
       if (!isUnchanged(plan)) {
         await check(wanted.values);
-        await apply(plan.next.values);
+        ended = await apply(plan.next.values);
         this.#running = plan.next;
         state.hash = hashOf(options, plan.next);
       }
       await reloadFiles();
       state.isReloaded = true;
       if (isUnchanged(plan)) return log.info("configuration unchanged", { hash: state.hash });
-      log.info("configuration reloaded", { ...describePlan(plan), hash: state.hash });
+      log.info("configuration reloaded", { ...describePlan(plan), ...places, ...ended, hash: state.hash });
     } catch (error) {
       state.isReloaded = false;
       log.error("reload failed; the configuration in force stays", { reason: messageOf(error), hash: state.hash });
@@ -76,6 +81,19 @@ export class Reloader {
 /** What a reload changes, one option on a line with when it takes effect. */
 export function reportOfReload(options: Options, running: Resolved, wanted: Resolved): string {
   const { changed } = planReload(options, running, wanted);
-  const lines = Object.entries(changed).flatMap(([when, names]) => names.map((name) => `${name}: ${when}\n`));
-  return lines.length === 0 ? "Nothing changes\n" : lines.join("");
+  const lines = Object.entries(changed).flatMap(([when, names]) =>
+    names.map((name) => `${name}: ${when}${reasonOf(options[name]!, when)}\n`)
+  );
+  if (lines.length === 0) return "Nothing changes\n";
+  const { closes, opens } = describePlaces(options, running, wanted);
+  const effects = [
+    closes === undefined ? "" : `closes: ${closes}\n`,
+    opens === undefined ? "" : `opens: ${opens}\n`,
+    mayCut(options, changed, wanted) ? "cuts: open tunnels and connections of agents that it forbids\n" : "",
+  ];
+  return lines.join("") + effects.join("");
+}
+
+function reasonOf({ restart }: Option, when: string): string {
+  return when === "restart" && restart !== undefined ? `, because ${restart}` : "";
 }

@@ -2,7 +2,7 @@
 import { writeSync } from "node:fs";
 import { createInterface } from "node:readline/promises";
 import { Writable } from "node:stream";
-import { createLogger, type LogFormat, type Logger, type LogLevel, type LogLevelControl } from "../log/logger.ts";
+import { createLogger, type LogControl, type LogFormat, type Logger, type LogLevel } from "../log/logger.ts";
 import { createLineWriter, type LineWriter } from "../log/writer.ts";
 import { NetError, type NetErrorCode } from "../net/errors.ts";
 import { CommandFailure, type Executable, readCommandLine, type Task, type Terminal } from "./command.ts";
@@ -13,6 +13,7 @@ import { openFullScreen } from "./full_screen.ts";
 import { withStandardCommands } from "./standard_commands.ts";
 import { readStream } from "../files/read.ts";
 import { SecretFiles } from "../files/secret_files.ts";
+import type { ConfigurationState } from "../service/configuration.ts";
 import { createSupervisor } from "../service/supervisor.ts";
 import { hashOf } from "../config/plan.ts";
 import { watchFile } from "../files/version.ts";
@@ -259,7 +260,7 @@ const ADVICE: Partial<Record<NetErrorCode, string>> = {
 async function runUntilSignalled(
   { service, resolved, files: { file }, isWatched }: RunTask,
   process: Process,
-  log: Logger & LogLevelControl,
+  log: Logger & LogControl,
   signals: Signals,
   executable: Executable,
 ): Promise<void> {
@@ -267,7 +268,7 @@ async function runUntilSignalled(
   const { values, settings } = resolved;
   const monotonicUs = () => process.hrtime.bigint() / 1_000n;
   const supervisor = notify && createSupervisor({ env: process.env, pid: process.pid, notify, log, monotonicUs });
-  const configuration = { hash: hashOf(service.options, resolved), isReloaded: true };
+  const configuration: ConfigurationState = { hash: hashOf(service.options, resolved), isReloaded: true };
   const running = await service.start(values, log, { supervisor, configuration }).catch((error) => {
     throw withAdvice(error, settings);
   });
@@ -279,8 +280,10 @@ async function runUntilSignalled(
     read: () => (readTask(executable, process) as RunTask).resolved,
     check: (wanted) => service.check(wanted),
     async apply(next) {
-      await running.update(next);
-      log.level = (next as unknown as CommonValues).log.level;
+      const ended = await running.update(next);
+      const { level, format } = (next as unknown as CommonValues).log;
+      Object.assign(log, { level, format });
+      return ended;
     },
     reloadFiles: () => running.reload(),
     log,
@@ -298,6 +301,7 @@ async function runUntilSignalled(
   };
   signals.onReload(reload);
   if (successor) signals.onHandover(() => successor.start(() => supervisor?.ready()));
+  configuration.reload = reload;
   const watching = isWatched && file !== undefined ? await watchFile(file, WATCH_MS, reload) : undefined;
   void running.handedOver?.then(async () => {
     const ignore = () => log.info("signal ignored: another process has taken over");

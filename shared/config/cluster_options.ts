@@ -3,8 +3,12 @@ import { checkRemote } from "../address/host_port.ts";
 import { NOT_GIVEN } from "./common_options.ts";
 import { defineOptions, type ValuesOf } from "./option.ts";
 
+/** Why these options need a restart. */
+const KNOWN = "the other members know this one by it";
+
 export const clusterOptions = defineOptions({
   "admin.cluster.key-file": {
+    restart: KNOWN,
     guards: NOT_GIVEN,
     kind: "file",
     description:
@@ -12,6 +16,7 @@ export const clusterOptions = defineOptions({
       "scope=cluster. Several lines replace a secret: the first one signs. Reloaded when it changes. By default each answers for itself alone.",
   },
   "admin.cluster.address": {
+    restart: KNOWN,
     kind: "string",
     description:
       "Address, host:port, at which the others reach admin.listen-address; by default that one, with the host name if it is for every interface.",

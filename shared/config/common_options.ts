@@ -13,6 +13,7 @@ export const NOT_GIVEN = "leave it out if you do not need it";
 
 export const logOptions = defineOptions({
   "log.format": {
+    reload: "at once",
     kind: "string",
     default: "text",
     choices: LOG_FORMATS,
@@ -31,6 +32,7 @@ export const logOptions = defineOptions({
 
 /** Congestion control of the agent link, for the data that this side sends. */
 export const CONGESTION_CONTROL = {
+  reload: "new connections",
   kind: "string",
   default: "cubic",
   choices: ["cubic", "cubic-loss-tolerant", "newreno", "bbr"],
@@ -40,6 +42,7 @@ export const CONGESTION_CONTROL = {
 
 /** The keep-alive of either end of an agent's connection. */
 export const KEEP_ALIVE = {
+  reload: "new connections",
   kind: "duration",
   default: "3s",
   description:
@@ -50,30 +53,40 @@ export const KEEP_ALIVE = {
 /** HTTP/2 and TLS on the client listeners of proxy and lb. */
 export const frontOptions = defineOptions({
   "http-proxy.http2-listen-address": {
+    reload: "at once",
     kind: "address",
     description:
       "TCP address that clients dial with HTTP/2, over TLS if http-proxy.tls.enable is set, otherwise with prior knowledge; by default none.",
   },
   "http-proxy.tls.enable": {
+    reload: "new connections",
     guards: NOT_GIVEN,
     kind: "boolean",
     default: "false",
     description: "Accept TLS from clients; needs a key and a certificate.",
   },
   "http-proxy.tls.refresh": {
+    reload: "at once",
     kind: "duration",
     default: "0s",
     description: "Interval at which these files are checked for changes and reloaded; 0s: every 5 s.",
   },
-  "http-proxy.tls.key-password": { kind: "string", secret: true, description: "Password of the private key, if it is encrypted." },
-  "http-proxy.tls.file.key": { kind: "file", description: "Private key, PEM." },
-  "http-proxy.tls.file.cert": { kind: "file", description: "Certificate chain, PEM." },
+  "http-proxy.tls.key-password": {
+    reload: "new connections",
+    kind: "string",
+    secret: true,
+    description: "Password of the private key, if it is encrypted.",
+  },
+  "http-proxy.tls.file.key": { reload: "new connections", kind: "file", description: "Private key, PEM." },
+  "http-proxy.tls.file.cert": { reload: "new connections", kind: "file", description: "Certificate chain, PEM." },
   "http-proxy.tls.file.client-ca": {
+    reload: "new connections",
     guards: NOT_GIVEN,
     kind: "file",
     description: "Require client certificates issued by these authorities, PEM.",
   },
   "http-proxy.tls.client-auth": {
+    reload: "new connections",
     guards: NOT_GIVEN,
     kind: "string",
     default: "required",
@@ -81,6 +94,7 @@ export const frontOptions = defineOptions({
     description: "Whether clients need such a certificate, or may also present none; needs client-ca.",
   },
   "http-proxy.tls.file.client-crl": {
+    reload: "new connections",
     guards: NOT_GIVEN,
     kind: "file",
     description: "Reject client certificates on these revocation lists, PEM; needs client-ca.",
@@ -90,15 +104,18 @@ export const frontOptions = defineOptions({
 /** SOCKS on proxy and lb. */
 export const socksOptions = defineOptions({
   "socks.listen-address": {
+    reload: "at once",
     kind: "address",
     description: "TCP address for SOCKS 5 alone, without TLS; by default none: http-proxy.listen-address accepts SOCKS 5 too.",
   },
   "socks.udp-ports": {
+    reload: "new tunnels",
     kind: "string",
     description: "Ports for UDP ASSOCIATE, first-last; each association needs one. By default the system chooses.",
     check: (text) => parsePorts(text) ? undefined : `${JSON.stringify(text)} is not a range of ports, such as 40000-40999`,
   },
   "socks.udp-address": {
+    reload: "new tunnels",
     kind: "string",
     description:
       "Address, without a port, to which clients of UDP ASSOCIATE send datagrams, where NAT or a container changes it; by default the one to " +
@@ -107,12 +124,16 @@ export const socksOptions = defineOptions({
   },
 });
 
+/** The pin of a public key. */
+export const PIN_OF_KEY = /^sha256\/[A-Za-z0-9+/]{43}=$/;
+
 /** A `check` for lists of pins. */
 export function checkPins(pins: string[]): string | undefined {
-  const bad = pins.find((pin) => !/^[0-9a-f]{64}$/i.test(pin.replaceAll(":", "")));
+  const bad = pins.find((pin) => !PIN_OF_KEY.test(pin) && !/^[0-9a-f]{64}$/i.test(pin.replaceAll(":", "")));
   return bad === undefined
     ? undefined
-    : `${JSON.stringify(bad)} is not the SHA-256 of a certificate: 64 hexadecimal digits, with or without colons`;
+    : `${JSON.stringify(bad)} is not the SHA-256 of a public key, sha256/ and 44 characters of base64, or of a ` +
+      "certificate: 64 hexadecimal digits, with or without colons";
 }
 
 /** The first phase of a stop, of proxy and lb. */
@@ -123,6 +144,18 @@ export const drainDelayOptions = defineOptions({
     default: "0s",
     description:
       "Time to keep serving after SIGTERM while readiness already fails, so that load balancers notice; drain.timeout begins after it. 0s: none.",
+  },
+});
+
+/** What every service does on a reload. */
+export const reloadOptions = defineOptions({
+  "reload.forbidden": {
+    reload: "at once",
+    kind: "string",
+    default: "cut",
+    choices: ["cut", "keep"],
+    description:
+      "What a reload does with open tunnels and connections of agents that changed options forbid: cut them, or keep them to their end.",
   },
 });
 
@@ -141,12 +174,14 @@ const MAX_HANDOVER_MS = 24 * 24 * 3_600_000;
 /** The hand-over of a running service to a new process. */
 export const handoverOptions = defineOptions({
   "handover.socket": {
+    restart: "the next process looks for it there",
     kind: "file",
     description:
       "Unix socket, of this service alone, at which a new process with the same options takes over what this one listens on, while this one " +
       "finishes what is open: at the start of a second one, or on SIGUSR2. Only the user of the service can open it. Off by default.",
   },
   "handover.timeout": {
+    reload: "at once",
     kind: "duration",
     default: "24h",
     description: "Time for tunnels of the old process to finish after a hand-over, before they are reset.",
@@ -160,6 +195,8 @@ export type HandoverOptions = ValuesOf<typeof handoverOptions>["handover"];
 /** Authentication of agents and clients, on the side that verifies credentials. */
 export const authOptions = defineOptions({
   "auth.type": {
+    reload: "at once",
+    cuts: true,
     guards: NOT_GIVEN,
     kind: "string",
     default: "noauth",
@@ -167,6 +204,8 @@ export const authOptions = defineOptions({
     description: "Authentication: none (noauth), by tokens (jwt), or by tokens of an OpenID Connect issuer (oidc).",
   },
   "auth.clients": {
+    reload: "at once",
+    cuts: true,
     guards: NOT_GIVEN,
     kind: "list",
     description:
@@ -174,13 +213,17 @@ export const authOptions = defineOptions({
     check: checkProviders,
   },
   "auth.jwt.public-key": {
+    reload: "at once",
+    cuts: true,
     kind: "list",
     default: "auth-key-public.pem",
     description: "Public key files that verify tokens, PEM or JWKS; list several to rotate keys. Reloaded when they change.",
     check: (files) => files.length === 0 || files.includes("") ? "a file name is empty" : files.map(pemContentProblem).find(Boolean),
   },
-  "auth.jwt.audience": { guards: NOT_GIVEN, kind: "string", description: "Audience that tokens must name." },
+  "auth.jwt.audience": { reload: "at once", cuts: true, guards: NOT_GIVEN, kind: "string", description: "Audience that tokens must name." },
   "auth.jwt.on-expiry": {
+    reload: "at once",
+    cuts: true,
     kind: "string",
     default: "close-agents",
     choices: ["close-agents", "close", "keep"],
@@ -188,6 +231,8 @@ export const authOptions = defineOptions({
       "What an expired token closes: connections of agents, which only proxies have (close-agents), tunnels of clients too (close), or nothing (keep).",
   },
   "auth.jwt.revocation-file": {
+    reload: "at once",
+    cuts: true,
     guards: NOT_GIVEN,
     kind: "file",
     description:
@@ -198,6 +243,8 @@ export const authOptions = defineOptions({
 /** Identity providers besides the tokens of `auth jwt token`. */
 export const providerOptions = defineOptions({
   "auth.jwks.url": {
+    reload: "at once",
+    cuts: true,
     guards: NOT_GIVEN,
     kind: "string",
     description:
@@ -205,72 +252,89 @@ export const providerOptions = defineOptions({
     check: urlProblem,
   },
   "auth.jwks.refresh": {
+    reload: "at once",
     kind: "duration",
     default: "5m",
     description: "Time after which the keys of a JWKS or of the OpenID Connect issuer are fetched again.",
     check: (ms) => ms >= 1_000 ? undefined : "it must be 1s or more",
   },
   "auth.jwks.max-stale": {
+    reload: "at once",
     kind: "duration",
     default: "1h",
     description:
       "Time for which these keys serve after auth.jwks.refresh while they cannot be fetched; then clients get 503. 0s: no longer than that.",
   },
   "auth.oidc.issuer": {
+    reload: "at once",
+    cuts: true,
     guards: NOT_GIVEN,
     kind: "string",
     description: "URL of the OpenID Connect issuer, as its tokens have it in iss; https, or http to this machine.",
     check: urlProblem,
   },
   "auth.oidc.audience": {
+    reload: "at once",
+    cuts: true,
     kind: "list",
     description: "Audiences, one of which tokens of the issuer must name: the client ids of this service at the issuer.",
   },
   "auth.oidc.name-claim": {
+    reload: "at once",
     kind: "string",
     default: "preferred_username",
     description: "Claim with the person's name; dots lead into nested claims.",
   },
   "auth.oidc.groups-claim": {
+    reload: "at once",
     kind: "string",
     default: "groups",
     description: "Claim with the person's groups, a name or a list; dots lead into nested claims, as in realm_access.roles.",
   },
   "auth.htpasswd.file": {
+    reload: "at once",
+    cuts: true,
     guards: NOT_GIVEN,
     kind: "file",
     description: "File with one user:hash per line, of bcrypt or argon2, as htpasswd -B writes it. Reloaded when it changes.",
   },
   "auth.webhook.url": {
+    reload: "at once",
+    cuts: true,
     guards: NOT_GIVEN,
     kind: "string",
     description: "URL that is asked who a client is; https, or http to this machine.",
     check: urlProblem,
   },
   "auth.webhook.token-file": {
+    reload: "at once",
     guards: NOT_GIVEN,
     kind: "file",
     description: "File with a secret that is sent to the webhook as a Bearer token, read for each request. By default none is sent.",
   },
   "auth.webhook.timeout": {
+    reload: "at once",
     kind: "duration",
     default: "5s",
     description: "Timeout for an answer of the webhook, from the connection to the last byte.",
     check: (ms) => ms > 0 ? undefined : "it must be more than zero",
   },
   "auth.webhook.concurrency": {
+    reload: "at once",
     kind: "integer",
     default: "32",
     description: "Requests to the webhook at once; 256 more wait, and others get 503.",
     check: (count) => count >= 1 && count <= 1_024 ? undefined : `${count} is not 1 to 1024`,
   },
   "auth.webhook.max-stale": {
+    reload: "at once",
     kind: "duration",
     default: "0s",
     description:
       "Time for which a cached answer still counts after its maxAge, while the webhook gives no other; then, and with 0s, clients get 503.",
   },
   "auth.mtls.subject-from": {
+    reload: "at once",
     kind: "string",
     default: "cn",
     choices: ["cn", "dns", "uri", "email", "sha256"],
@@ -279,6 +343,7 @@ export const providerOptions = defineOptions({
       "names, or the certificate's SHA-256.",
   },
   "auth.mtls.groups-from": {
+    reload: "at once",
     kind: "string",
     default: "ou",
     choices: ["ou", "o", "none"],
@@ -289,11 +354,13 @@ export const providerOptions = defineOptions({
 /** Agents with tokens of the OpenID Connect issuer. */
 export const agentProviderOptions = defineOptions({
   "auth.oidc.agent-audience": {
+    reload: "at once",
     kind: "list",
     description:
       "With --auth.type=oidc, the audiences, one of which agents' tokens must name; none of them may be in auth.oidc.audience, or people could be agents.",
   },
   "auth.oidc.agent-id-claim": {
+    reload: "at once",
     kind: "string",
     default: "sub",
     description: "Claim with the agent's id, with --auth.type=oidc; dots lead into nested claims.",
@@ -303,6 +370,8 @@ export const agentProviderOptions = defineOptions({
 /** The policy of a proxy. */
 export const policyOptions = defineOptions({
   "auth.policy-file": {
+    reload: "at once",
+    cuts: true,
     guards: NOT_GIVEN,
     kind: "file",
     description:
@@ -324,16 +393,19 @@ function checkProviders(names: string[]): string | undefined {
 /** The admin server, for operators. */
 export const adminOptions = defineOptions({
   "admin.listen-address": {
+    reload: "at once",
     kind: "address",
     description: "TCP address for /healthz, /readyz, /metrics, /agents and the API; without a host, on loopback only. Off by default.",
   },
   "admin.socket": {
+    reload: "at once",
     kind: "file",
     description:
       "Unix socket for the same, which only the user of the service and root can open; they need no token. For reverse-http status, agents, " +
       "tunnels and top. Off by default.",
   },
   "admin.token-file": {
+    reload: "at once",
     guards: NOT_GIVEN,
     kind: "file",
     description:
@@ -341,6 +413,7 @@ export const adminOptions = defineOptions({
       "it changes. Without it the API is served on admin.socket only.",
   },
   "admin.hosts": {
+    reload: "at once",
     kind: "list",
     description:
       "Names by which browsers reach the API on admin.listen-address, as in the field Host: admin.example.com, or with a port. By default " +
@@ -355,12 +428,14 @@ export type AdminOptions = ValuesOf<typeof adminOptions>["admin"];
 /** The audit log of proxy and lb. */
 export const auditOptions = defineOptions({
   "audit.file": {
+    reload: "at once",
     kind: "string",
     optional: true,
     description:
       "File to which a line of JSON is appended for each start and end of a tunnel, each refusal, and each action of an operator. By default none.",
   },
   "audit.strict": {
+    reload: "at once",
     kind: "boolean",
     default: "false",
     description: "Refuse tunnels while the audit log cannot be written; otherwise records are lost and counted.",

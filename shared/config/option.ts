@@ -24,8 +24,9 @@ type Kind = keyof Kinds;
 /** The values of one record, by key in camel case. */
 type ConfigRecord = Readonly<Record<string, string | number | boolean | string[] | undefined>>;
 
-/** When an option that is reloaded takes effect: for everything, or for what is opened afterwards. */
-export type Reload = "at once" | "new tunnels";
+/** When an option that is reloaded takes effect: for everything, or for connections or tunnels that are opened afterwards. */
+export const RELOADS = ["at once", "new connections", "new tunnels"] as const;
+export type Reload = (typeof RELOADS)[number];
 
 interface OptionOf<K extends Kind> {
   readonly kind: K;
@@ -45,6 +46,10 @@ interface OptionOf<K extends Kind> {
   readonly guards?: string;
   /** When a new value takes effect on a reload of the configuration. Default: with a restart. */
   readonly reload?: Reload;
+  /** Whether a new value may forbid what is open. Default `false`. */
+  readonly cuts?: boolean;
+  /** Why a new value needs a restart. Options of services have either this or `reload`. */
+  readonly restart?: string;
   /** Longest duration in milliseconds. Default 576 h, the limit of timers. */
   readonly maxMs?: number;
   /** Returns why a value is invalid, or `undefined`. It never quotes the value of a secret. */

@@ -12,7 +12,7 @@ export interface ReloadPlan {
 
 /** Plans the change from `running` to `wanted`. */
 export function planReload(options: Options, running: Resolved, wanted: Resolved): ReloadPlan {
-  const changed: Record<Reload | "restart", string[]> = { "at once": [], "new tunnels": [], restart: [] };
+  const changed: Record<Reload | "restart", string[]> = { "at once": [], "new connections": [], "new tunnels": [], restart: [] };
   const values = structuredClone(running.values);
   const settings = new Map(running.settings);
   for (const [name, { reload }] of Object.entries(options)) {
@@ -27,9 +27,14 @@ export function planReload(options: Options, running: Resolved, wanted: Resolved
 }
 
 /** Describes the options of a plan by when they take effect; empty if there are none. */
-export function describePlan({ changed }: ReloadPlan): Partial<Record<"atOnce" | "newTunnels" | "needRestart", string>> {
+export function describePlan({ changed }: ReloadPlan): Partial<Record<"atOnce" | "newConnections" | "newTunnels" | "needRestart", string>> {
   const list = (names: readonly string[]) => names.length === 0 ? undefined : names.join(",");
-  return { atOnce: list(changed["at once"]), newTunnels: list(changed["new tunnels"]), needRestart: list(changed.restart) };
+  return {
+    atOnce: list(changed["at once"]),
+    newConnections: list(changed["new connections"]),
+    newTunnels: list(changed["new tunnels"]),
+    needRestart: list(changed.restart),
+  };
 }
 
 /** Whether nothing has changed. */
@@ -41,4 +46,27 @@ export function isUnchanged({ changed }: ReloadPlan): boolean {
 export function hashOf(options: Options, { values }: Resolved): string {
   const known = Object.keys(options).filter((name) => !options[name]!.secret).sort().map((name) => [name, valueOf(values, name) ?? null]);
   return createHash("sha256").update(JSON.stringify(known)).digest("hex").slice(0, 12);
+}
+
+/** The addresses that options have listeners at, of `running` or `next` alone; empty if all stay. */
+export function describePlaces(options: Options, running: Resolved, next: Resolved): Partial<Record<"closes" | "opens", string>> {
+  const [before, after] = [placesIn(options, running), placesIn(options, next)];
+  const only = (places: Set<string>, others: Set<string>) => [...places].filter((place) => !others.has(place)).join(",") || undefined;
+  return { closes: only(before, after), opens: only(after, before) };
+}
+
+function placesIn(options: Options, { values }: Resolved): Set<string> {
+  const places = Object.entries(options).flatMap(([name, { kind }]) => {
+    const value = valueOf(values, name);
+    if (value === undefined) return [];
+    if (/listen-address$/.test(name) || name === "admin.socket") return [`${name}=${value}`];
+    return kind === "records" && Array.isArray(value) ? value.map(({ listen }) => `${name}=${listen}`) : [];
+  });
+  return new Set(places);
+}
+
+/** Whether a change may cut what is open: it restricts who reaches what. */
+export function mayCut(options: Options, changed: ReloadPlan["changed"], wanted: Resolved): boolean {
+  if (valueOf(wanted.values, "reload.forbidden") === "keep") return false;
+  return Object.entries(changed).some(([when, names]) => when !== "restart" && names.some((name) => options[name]!.cuts));
 }

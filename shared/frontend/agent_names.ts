@@ -6,6 +6,8 @@ import { MalformedRequestError } from "../tunnel/errors.ts";
 
 export const agentNameOptions = defineOptions({
   "http-proxy.agent-suffix": {
+    reload: "new tunnels",
+    cuts: true,
     guards: NOT_GIVEN,
     kind: "string",
     description:
@@ -14,6 +16,7 @@ export const agentNameOptions = defineOptions({
     check: checkAgentSuffix,
   },
   "http-proxy.pac": {
+    reload: "at once",
     kind: "boolean",
     default: "false",
     description:

@@ -10,6 +10,7 @@ import type { LogLimit } from "../log/limit.ts";
 
 export const trustedProxyOptions = defineOptions({
   "http-proxy.trusted-proxies": {
+    reload: "new tunnels",
     kind: "list",
     description:
       "Addresses and networks of lb and other proxies in front, whose Forwarded field (RFC 7239) is trusted for the client's address; from " +
@@ -17,6 +18,7 @@ export const trustedProxyOptions = defineOptions({
     check: checkNetworks({ words: false }),
   },
   "http-proxy.proxy-protocol": {
+    reload: "new connections",
     kind: "list",
     description:
       "Addresses and networks of TCP load balancers that send the client's address in a header of the PROXY protocol, version 1 or 2. " +

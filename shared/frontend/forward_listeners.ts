@@ -4,6 +4,7 @@ import { SecretFiles } from "../files/secret_files.ts";
 import type { Intermediary } from "../http/proxy_status.ts";
 import type { Logger } from "../log/logger.ts";
 import type { ClientListener, ServerTls } from "../net/types.ts";
+import type { Change } from "../service/change.ts";
 import { type NamedPart, NamedTls } from "../tls/named_tls.ts";
 import { openServerTls, type Reloadable, type TlsCheck, type TlsGroup } from "../tls/reloadable_tls.ts";
 import { warnOfOpenForward } from "./exposure.ts";
@@ -51,9 +52,9 @@ export async function checkForwards(forwards: readonly Forward[], { authType, is
 /** The certificates of forwards. */
 export interface ForwardTls {
   /** Of listeners whose records name one, by their address as configured. */
-  readonly listeners: ReadonlyMap<string, Reloadable<ServerTls>>;
+  readonly listeners: Map<string, Reloadable<ServerTls>>;
   /** That of the clients' port. */
-  readonly clients?: Reloadable<ServerTls>;
+  clients?: Reloadable<ServerTls>;
 }
 
 /**
@@ -131,6 +132,8 @@ export interface ForwardListenersOptions {
 interface OpenListener {
   group: Group;
   readonly listener: ClientListener;
+  /** Whether a reload has removed its forwards. */
+  isRemoved?: boolean;
 }
 
 /** The listeners of forwards. Those that agents ask for come and go; the clients' side closes the rest. */
@@ -147,74 +150,117 @@ export class ForwardListeners {
   }
 
   /**
-   * Opens the listeners of `forwards`. Returns the bound addresses, in their order.
+   * Opens the listeners of `forwards`.
    * @throws {NetError} as `listenTcp` and `listenUdp` of the network
    */
-  async open(forwards: readonly Forward[]): Promise<string[]> {
-    const [bound, secrets] = [new Map<Forward, string>(), new SecretFiles(this.#options.log)];
+  async open(forwards: readonly Forward[]): Promise<void> {
+    const secrets = new SecretFiles(this.#options.log);
     for (const group of groupForwards(forwards)) {
       const address = await this.#listen(group);
       for (const forward of group.forwards) {
-        bound.set(forward, address);
         this.#announce(forward, address);
         if (forward.tokenFile !== undefined) await secrets.check("the token of a forward", forward.tokenFile);
       }
     }
     this.#configured = forwards;
-    return forwards.map((forward) => bound.get(forward)!);
+  }
+
+  /** The bound addresses of the forwards of the options, in their order. */
+  get addresses(): string[] {
+    return this.#configured.map((forward) => this.#open.get(keyOf(forward))!.listener.address);
   }
 
   /**
-   * Replaces the forwards of {@link open}: opens and closes listeners beside those that stay, and changes where new connections go. Returns the
-   * bound addresses. Not while another call is pending.
+   * Prepares other forwards than those of {@link open}: opens listeners beside those that stay. Not while another call is pending.
+   * @param tls the certificates, as of {@link openForwardTls}
    * @throws {RangeError} as {@link add}
-   * @throws {ConfigError} if a forward needs other certificate files
-   * @throws {NetError} as {@link open}; in each case nothing has changed, except for listeners that had to be closed first
+   * @throws {ConfigError} without a certificate for a listener
+   * @throws {NetError} as {@link open}
    */
-  async update(forwards: readonly Forward[]): Promise<string[]> {
+  async prepare(change: Change, forwards: readonly Forward[], tls: ForwardTls): Promise<void> {
     const known = new Map(this.#configured.map((forward) => [JSON.stringify(forward), forward]));
     const wanted = forwards.map((forward) => known.get(JSON.stringify(forward)) ?? forward);
-    const added = wanted.filter((forward) => !this.#configured.includes(forward));
-    const removed = this.#configured.filter((forward) => !wanted.includes(forward));
+    const [kept, before] = [new Set(wanted), new Set(this.#configured)];
+    const added = wanted.filter((forward) => !before.has(forward));
+    const removed = this.#configured.filter((forward) => !kept.has(forward));
+    const [gone, byListener] = [new Set(removed), Map.groupBy(added, keyOf)];
     const groups = new Map<string, Group | undefined>();
-    for (const key of new Set([...removed, ...added].map(keyOf))) {
-      const kept = (this.#open.get(key)?.group.forwards ?? []).filter((forward) => !removed.includes(forward));
-      const [group] = groupForwards([...kept, ...added.filter((forward) => keyOf(forward) === key)]) as [Group?];
-      groups.set(key, group);
+    for (const key of new Set([...removed.map(keyOf), ...byListener.keys()])) {
+      const staying = (this.#open.get(key)?.group.forwards ?? []).filter((forward) => !gone.has(forward));
+      groups.set(key, (groupForwards([...staying, ...byListener.get(key) ?? []]) as [Group?])[0]);
     }
-    for (const { listen, certFile } of added) {
-      if (certFile === undefined) continue;
-      throw new ConfigError(`Cannot use --forward listen=${listen}: a record with cert-file needs a restart`);
-    }
-    for (const forward of added) if (this.#open.has(keyOf(forward))) this.#checkCertificates(forward);
-    const opened: string[] = [];
-    try {
-      for (const [key, group] of groups) {
-        const open = this.#open.get(key);
-        if (open && group && kindOf(open.group) !== kindOf(group)) this.#close(key);
-        if (group === undefined || this.#open.has(key)) continue;
-        await this.#listen(group);
-        opened.push(key);
-      }
-    } catch (error) {
-      for (const key of opened) this.#close(key);
-      throw error;
-    }
+    this.#prepareTls(change, tls);
     for (const [key, group] of groups) {
-      if (group === undefined) this.#close(key);
-      else this.#open.get(key)!.group = group;
+      const open = this.#open.get(key);
+      if (group !== undefined && (open === undefined || kindOf(open.group) !== kindOf(group))) await this.#reopen(change, key, group, open);
+      else if (group === undefined) change.onCommit(() => this.#remove(key));
+      else change.onCommit(() => this.#regroup(open!, group));
     }
-    this.#configured = wanted;
-    const addressOf = (forward: Forward) => this.#open.get(keyOf(forward))!.listener.address;
-    for (const forward of added) this.#announce(forward, addressOf(forward));
-    return wanted.map(addressOf);
+    change.onCommit(() => {
+      this.#configured = wanted;
+      for (const forward of added) this.#announce(forward, this.#open.get(keyOf(forward))!.listener.address);
+    });
   }
 
-  #close(key: string): void {
+  #regroup(open: OpenListener, group: Group): void {
+    open.group = group;
+    if (group.network === "https") this.#clients.replaceTls(open.listener, this.#tlsOf(group.listen));
+  }
+
+  /** Opens a listener, after one of another kind at the same address was closed. */
+  async #reopen(change: Change, key: string, group: Group, open: OpenListener | undefined): Promise<void> {
+    if (open) {
+      this.#open.delete(key);
+      this.#clients.close(open.listener);
+      change.onRevert(async () => void await this.#listen(open.group));
+    }
+    await this.#listen(group);
     const { listener } = this.#open.get(key)!;
+    change.onRevert(() => {
+      this.#open.delete(key);
+      this.#clients.close(listener);
+    });
+    change.onCommit(() => {
+      if (open) this.#closed(open);
+    });
+  }
+
+  /** Replaces the certificates. */
+  #prepareTls(change: Change, next: ForwardTls): void {
+    const { tls } = this.#options;
+    const [before, clients] = [new Map(tls.listeners), tls.clients];
+    tls.clients = next.clients;
+    change.onRevert(() => {
+      tls.clients = clients;
+      tls.listeners.clear();
+      for (const [listen, own] of before) tls.listeners.set(listen, own);
+    });
+    for (const [listen, own] of next.listeners) if (!before.has(listen)) tls.listeners.set(listen, own);
+    change.onCommit(() => {
+      for (const [listen, own] of before) {
+        const replacement = next.listeners.get(listen);
+        if (replacement === undefined) tls.listeners.delete(listen);
+        else if (replacement !== own) {
+          tls.listeners.set(listen, replacement);
+          const open = this.#open.get(`tcp ${listen}`);
+          if (open) this.#clients.replaceTls(open.listener, replacement);
+        }
+      }
+    });
+  }
+
+  #remove(key: string): void {
+    const open = this.#open.get(key)!;
     this.#open.delete(key);
-    this.#clients.close(listener);
-    this.#options.log.info("forward closed", { clients: listener.address });
+    if (key.startsWith("udp")) this.#clients.close(open.listener);
+    else this.#clients.retire(open.listener);
+    this.#closed(open);
+  }
+
+  /** Its tunnels are no longer offered. */
+  #closed(open: OpenListener): void {
+    open.isRemoved = true;
+    this.#options.log.info("forward closed", { clients: open.listener.address });
   }
 
   /**
@@ -256,10 +302,11 @@ export class ForwardListeners {
   async #listen(group: Group): Promise<string> {
     const { listen: address, network, forwards: [first] } = group;
     for (const forward of group.forwards) this.#checkCertificates(forward);
-    const state = { group };
+    const state: Pick<OpenListener, "group" | "isRemoved"> = { group };
+    const current = () => state.isRemoved ? undefined : state.group;
     const protocol = group instanceof VirtualHosts
-      ? createVirtualHosts(() => state.group as VirtualHosts, this.#options.name)
-      : createStaticForward(() => state.group as ForwardGroup);
+      ? createVirtualHosts(() => current() as VirtualHosts | undefined, this.#options.name)
+      : createStaticForward(() => current() as ForwardGroup | undefined);
     const listener = network === "udp"
       ? await this.#clients.listenUdp({ address, protocol })
       : await this.#clients.listen({ address, protocol, tls: network === "https" ? this.#tlsOf(address) : undefined });

@@ -16,6 +16,7 @@ const eachItem = (problem: (item: string) => string | undefined) => (items: read
 export const forwardOptions = defineOptions({
   "forward": {
     reload: "new tunnels",
+    cuts: true,
     kind: "records",
     description: "Publish a destination of an agent at an address of its own, for clients that use no proxy.",
     keys: {

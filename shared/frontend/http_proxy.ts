@@ -22,12 +22,13 @@ import { acceptUpgrade, isFor, type WebSocketEndpoint } from "./web_socket.ts";
 
 /** What is served besides proxy requests. Default: nothing. */
 export interface Endpoints {
-  readonly webSocket?: WebSocketEndpoint;
-  readonly autoConfig?: ProxyAutoConfig;
+  webSocket?: WebSocketEndpoint;
+  autoConfig?: ProxyAutoConfig;
 }
 
 /**
  * @param name of the service in Proxy-Status
+ * @param endpoints may change
  * @param preamble `http2` for clients that speak HTTP/2. Default: HTTP/1.1
  */
 export function createHttpProxy(name: Intermediary, endpoints: Endpoints = {}, preamble: "http" | "http2" = "http"): ClientProtocol {

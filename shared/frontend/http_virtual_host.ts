@@ -25,17 +25,30 @@ import { normalizePath, type VirtualHosts } from "./virtual_hosts.ts";
 
 /**
  * The protocol of a listener of virtual hosts.
- * @param find the hosts at the moment that may be for a host, without a port; `undefined` without one
+ * @param current the hosts at the moment; `undefined` after they were removed
  * @param name of the service in Proxy-Status
- * @param network of the listener. Default: that of the hosts, which are then not looked up
  * @param idleTimeoutMs time for another request on a connection. Default: that of {@link nextRequest}
  */
-export function createVirtualHosts(
-  find: (host: string | undefined) => VirtualHosts | Promise<VirtualHosts>,
-  name: Intermediary,
-  idleTimeoutMs?: number,
-  network = (find(undefined) as VirtualHosts).network,
-): ClientProtocol {
+export function createVirtualHosts(current: () => VirtualHosts | undefined, name: Intermediary, idleTimeoutMs?: number): ClientProtocol {
+  return createHostProtocol({ network: current()!.network, find: current, current, name, idleTimeoutMs });
+}
+
+/** What a listener of virtual hosts needs, if these are looked up. */
+export interface HostProtocolOptions {
+  readonly network: "http" | "https";
+  /** The hosts that may be for a host, without a port; `undefined` without one. */
+  readonly find: (host: string | undefined) => VirtualHosts | undefined | Promise<VirtualHosts>;
+  /** As of {@link createVirtualHosts}. Missing: requests go on when their host is no longer found. */
+  readonly current?: () => VirtualHosts | undefined;
+  /** The service in Proxy-Status. */
+  readonly name: Intermediary;
+  /** As of {@link createVirtualHosts}. */
+  readonly idleTimeoutMs?: number;
+}
+
+/** The same where hosts are looked up. */
+export function createHostProtocol(options: HostProtocolOptions): ClientProtocol {
+  const { network, name, idleTimeoutMs } = options;
   return {
     preamble: network === "https" ? "http-or-http2" : "http",
     open(session) {
@@ -43,7 +56,7 @@ export function createVirtualHosts(
       let isOpen = false;
       return {
         async serve(incoming) {
-          isOpen = await serve(session, incoming, input, find, name);
+          isOpen = await serve(session, incoming, input, options);
         },
         refuse: (error) => session.stream.write(encodeErrorResponse(error, name, session.record)),
         next: async () => isOpen ? await nextRequest(session.stream, input, idleTimeoutMs) : undefined,
@@ -67,8 +80,7 @@ async function serve(
   session: ClientSession,
   { head = "", isHttp2 }: Incoming,
   input: ClientInput,
-  find: Parameters<typeof createVirtualHosts>[0],
-  name: Intermediary,
+  { find, current, name }: HostProtocolOptions,
 ): Promise<boolean> {
   const { context: { trusted, log, isDraining }, record, stream } = session;
   const parsed = parseRequestHead(head);
@@ -84,6 +96,7 @@ async function serve(
   logRequest(log, request, record);
   session.checkRate();
   const hosts = await find(asked.host);
+  if (hosts === undefined) throw new ProxyError(404, "destination_not_found", "The site was removed");
   const forward = findForward(hosts, asked);
   checkServerName(hosts, asked, session.tls);
   const { to } = forward;
@@ -110,6 +123,7 @@ async function serve(
       credentials,
       destination: parseAuthority(to),
       isOperators,
+      verify: () => problemOf(current ? current() : hosts, asked, record.client),
       via: values(request.fields, "via"),
       exchange: async ({ stream: upstream }, { clientSignal, pace }) => {
         const exchange = {
@@ -129,6 +143,18 @@ async function serve(
     throw error instanceof CredentialsError ? toOriginError(error, forward) : error;
   }
   return isPersistent;
+}
+
+/** Why an open request is no longer permitted, or `undefined`. If its site leads elsewhere now, it is. */
+function problemOf(hosts: VirtualHosts | undefined, asked: Asked, client: string): string | undefined {
+  if (hosts === undefined) return "The site was removed";
+  try {
+    const isAllowed = hosts.allowed.get(findForward(hosts, asked))!.allows({ host: hostOf(client), port: 1 });
+    return isAllowed ? undefined : "The client's address is not on the list allow of the forward";
+  } catch (error) {
+    if (!(error instanceof TunnelError)) throw error;
+    return error.message;
+  }
 }
 
 /** What a request asks for. */

@@ -70,6 +70,9 @@ export interface PipelineContext {
   readonly now: () => number;
 }
 
+/** The rules that can change while clients are served. */
+export type PipelineRules = Pick<PipelineContext, "certificates" | "allowList" | "policy" | "agentSuffix" | "trusted" | "audit">;
+
 /** What a client asks for, and what its protocol does once the destination is connected. */
 export interface ClientRequest {
   readonly identity: Identity;
@@ -83,6 +86,8 @@ export interface ClientRequest {
   readonly isOperators?: boolean;
   /** See {@link TunnelRequest.via}. Default: none. */
   readonly via?: readonly string[];
+  /** Returns why what the operator offers no longer permits it, or `undefined`. Default: it is not the operator's offer. */
+  readonly verify?: () => string | undefined;
   /** Written to the client in front of what the destination sends: the protocol's response. Default: none. */
   readonly established?: Uint8Array;
   /** Its status, for the log. Default 200. */
@@ -110,10 +115,32 @@ export interface CountedAssociation extends Disposable {
   endWhenIdle(isIdle: () => boolean): void;
 }
 
+/** How a client is identified. */
+interface IdentifyOptions {
+  /** The credentials are the operator's. Default `false`. */
+  readonly isOperators?: boolean;
+  /** Its certificate does not count. Default `false`. */
+  readonly ignoresCertificate?: boolean;
+}
+
+interface IdentifiedBy extends Required<IdentifyOptions> {
+  readonly credentials: ClientCredentials | undefined;
+}
+
+/** What a session was granted, and what to ask again if the rules change. */
+interface Granted {
+  readonly request: Pick<ClientRequest, "identity" | "credentials" | "isOperators" | "network" | "verify"> & Partial<ClientRequest>;
+  /** Of the policy, until the tunnel ends. */
+  grant?: Grant;
+}
+
 /** One client's connection. Its steps are called in the order in which they are here, from {@link setClient} on for each request. */
 export class ClientSession {
   #permit?: ClientPermit;
   #identity?: Identity;
+  #identifiedBy?: IdentifiedBy;
+  /** While a tunnel is being opened or open. */
+  #granted?: Granted;
 
   /** @param record of the current request */
   constructor(
@@ -178,7 +205,15 @@ export class ClientSession {
    */
   async identify(
     credentials: ClientCredentials | undefined,
-    { isOperators = false, ignoresCertificate = false } = {},
+    { isOperators = false, ignoresCertificate = false }: IdentifyOptions = {},
+  ): Promise<Identity> {
+    this.#identifiedBy = { credentials, isOperators, ignoresCertificate };
+    return await this.#identify(this.#identifiedBy, { isRepeated: false });
+  }
+
+  async #identify(
+    { credentials, isOperators, ignoresCertificate }: IdentifiedBy,
+    { isRepeated }: { readonly isRepeated: boolean },
   ): Promise<Identity> {
     const { authenticator, log } = this.context;
     const { record } = this;
@@ -197,7 +232,7 @@ export class ClientSession {
         const retryAfterMs = CHECK_AGAIN_MS;
         throw new TunnelError("proxy_internal_error", "The credentials cannot be checked now", { cause, retryAfterMs });
       }
-      if (credentials !== undefined && !isOperators) this.#permit?.recordFailure(credentials);
+      if (credentials !== undefined && !isOperators && !isRepeated) this.#permit?.recordFailure(credentials);
       // the client does not learn why, unless a webhook says so: the log has the reason
       throw new CredentialsError(`The credentials are not accepted${cause.advice === undefined ? "" : `: ${cause.advice}`}`, { cause });
     }
@@ -240,7 +275,8 @@ export class ClientSession {
     record.network = network === "udp" ? network : undefined;
     const expected = this.context.whenExpected?.(chosen.identity.agentId);
     if (expected !== undefined) await expected;
-    using grant = request.isOperators ? undefined : authorize(this.context, chosen, network);
+    const grant = request.isOperators ? undefined : authorize(this.context, chosen, network);
+    using _granted = this.#hold({ request, grant });
     const identity = grant ? { ...chosen.identity, signal: anyOf(chosen.identity.signal, grant.signal) } : chosen.identity;
     await askForTunnel(chosen, network);
     const tunnel = this.#permit?.open(identity, network, grant?.quotas);
@@ -288,6 +324,98 @@ export class ClientSession {
     } finally {
       tunnel?.close(); // a client that lingers after a refusal holds only its connection
     }
+  }
+
+  #hold(granted: Granted): Disposable {
+    this.#granted = granted;
+    return {
+      [Symbol.dispose]: () => {
+        granted.grant?.[Symbol.dispose]();
+        if (this.#granted === granted) this.#granted = undefined;
+      },
+    };
+  }
+
+  /** Keeps what an association was granted, until it is disposed of: see {@link recheck}. */
+  holdAssociation(request: Pick<ClientRequest, "identity" | "credentials">): Disposable {
+    return this.#hold({ request });
+  }
+
+  /** Who the client is; `undefined` if another session has verified that. */
+  get identity(): Identity | undefined {
+    return this.#identity;
+  }
+
+  /**
+   * Checks what was granted against the rules that are in force now.
+   * @param authenticates whether the credentials are verified again, because others verify them now
+   * @returns why it is no longer permitted; `undefined` if it is, if nothing was granted, or if the credentials cannot be checked now
+   */
+  async recheck(authenticates: boolean): Promise<string | undefined> {
+    const granted = this.#granted;
+    if (granted === undefined) return undefined;
+    const { request } = granted;
+    const { destination, network = "tcp", isOperators = false, verify } = request;
+    try {
+      const removed = verify?.();
+      if (removed !== undefined) return removed;
+      const verified = authenticates ? await this.#reauthenticate() : undefined;
+      const identity = verified === undefined ? request.identity : verify ? ofForward(verified, request.identity) : verified;
+      if (destination === undefined || this.#granted !== granted) return undefined; // an association, or it has ended
+      const chosen = chooseAgent({ ...request, identity, destination }, this.context, this.record);
+      checkLists(this.context, chosen, network);
+      if (isOperators) return undefined;
+      const grant = authorize(this.context, chosen, network);
+      granted.grant?.[Symbol.dispose]();
+      granted.grant = grant;
+      this.#endWith(grant?.signal);
+    } catch (error) {
+      if (!(error instanceof TunnelError)) throw error;
+      const { cause } = error;
+      if (cause instanceof AuthenticationError && cause.kind === "unavailable") return undefined;
+      return cause instanceof AuthenticationError ? cause.message : error.message;
+    }
+    return undefined;
+  }
+
+  /**
+   * Replaces the identity by that of the present authenticator; `undefined` if none was verified here.
+   * @throws {CredentialsError | TunnelError}
+   */
+  async #reauthenticate(): Promise<Identity | undefined> {
+    const [before, granted] = [this.#identity, this.#granted];
+    if (this.#identifiedBy === undefined) return undefined;
+    let identity;
+    try {
+      identity = await this.#identify(this.#identifiedBy, { isRepeated: true });
+    } catch (error) {
+      this.#identity = before;
+      throw error;
+    }
+    if (this.#granted !== granted) {
+      identity.release?.();
+      this.#identity = undefined;
+    } else {
+      before?.release?.();
+      this.#endWith(identity.signal);
+    }
+    return identity;
+  }
+
+  /** Ends the tunnel when `signal` is aborted, which its relay does not know. */
+  #endWith(signal: AbortSignal | undefined): void {
+    const granted = this.#granted;
+    const end = () => {
+      if (this.#granted === granted) this.cut(endReason(signal!));
+    };
+    if (signal?.aborted) end();
+    signal?.addEventListener("abort", end, { once: true });
+  }
+
+  /** Ends what is served, because it is no longer permitted. */
+  cut(reason: string): void {
+    this.record.cutBecause ??= reason;
+    this.stream.reset(1);
   }
 
   /** Relays both directions to their ends, where the dialer has not started that. */
@@ -358,6 +486,7 @@ export class ClientSession {
   end(): void {
     this.#identity?.release?.();
     this.#identity = undefined;
+    this.#identifiedBy = undefined;
   }
 
   /** The connection has ended. */
@@ -433,23 +562,41 @@ async function askForTunnel({ identity, destination }: Pick<TunnelRequest, "iden
   }
 }
 
+/**
+ * The identity of a forward's tunnel after its credentials were verified again.
+ * @throws {TunnelError} if they are not for its agent
+ */
+function ofForward({ agentId, agents, allowList, signal, authorize }: Identity, given: Identity): Identity {
+  if (agentId === given.agentId || agents?.allows(given.agentId)) return { ...given, allowList, signal, authorize };
+  throw new TunnelError("http_request_denied", `The credentials are not for the agent ${JSON.stringify(given.agentId)}`);
+}
+
 function anyOf(first: AbortSignal | undefined, second: AbortSignal): AbortSignal {
   return first === undefined ? second : AbortSignal.any([first, second]);
 }
 
+/** @throws {TunnelError} when the destination is not allowed */
+function checkLists(
+  { allowList }: PipelineContext,
+  { destination, identity }: Pick<TunnelRequest, "identity" | "destination">,
+  network: Network,
+): void {
+  const refuse = (list: string) =>
+    new TunnelError("http_request_denied", `${formatDestination(destination, network)} is not on the allow-list of ${list}`);
+  if (!allowList.allows(destination, network)) throw refuse("this proxy");
+  if (identity.allowList?.allows(destination, network) === false) throw refuse("the credentials");
+}
+
 /** @throws {TunnelError | NetError} when the destination is not allowed or cannot be reached */
 async function dial(
-  { allowList, audit, dial }: PipelineContext,
+  context: PipelineContext,
   request: TunnelRequest,
   record: RequestRecord,
   signal: AbortSignal | undefined,
   watch: ResetWatch,
 ): Promise<Upstream> {
-  const { destination, network, identity } = request;
-  const refuse = (list: string) =>
-    new TunnelError("http_request_denied", `${formatDestination(destination, network)} is not on the allow-list of ${list}`);
-  if (!allowList.allows(destination, network)) throw refuse("this proxy");
-  if (identity.allowList?.allows(destination, network) === false) throw refuse("the credentials");
+  const { audit, dial } = context;
+  checkLists(context, request, request.network);
   if (audit) {
     record.isAudited = true;
     await audit.start(auditedStart(record));

@@ -12,6 +12,7 @@ const MAX_BYTES = 4_096;
 
 export const publishOptions = defineOptions({
   "agent-client.publish": {
+    reload: "at once",
     kind: "records",
     description: "Ask the proxies to publish a destination at a port of theirs while the agent is connected; its token must allow that.",
     keys: {

@@ -1,5 +1,4 @@
 // The server for clients: accepts connections on its listeners, has each served by the listener's protocol, and drains.
-import type { AllowList } from "../address/allow_list.ts";
 import { withTimeout } from "../async/with_timeout.ts";
 import { LogLimit } from "../log/limit.ts";
 import type { Activity } from "../service/live/activity.ts";
@@ -11,7 +10,7 @@ import { auditEnd, createRequestIds, logAccess, type RequestRecord } from "./acc
 import { MissingClientWarnings } from "./client_address.ts";
 import type { ClientHandler, ClientProtocol, ServeStreams } from "./client_protocol.ts";
 import { linger } from "./linger.ts";
-import { ClientSession, type PipelineContext } from "./pipeline.ts";
+import { ClientSession, type PipelineContext, type PipelineRules } from "./pipeline.ts";
 import { isSocks5 } from "./socks5.ts";
 import { type ConnectionEnd, logInternalError, refuse, refuseAccepted } from "./refusal.ts";
 
@@ -40,8 +39,13 @@ export interface FrontendOptions
 export interface Frontend {
   /** Serves the clients of another listener, until that is closed. */
   add(listener: ProtocolListener): void;
-  /** Changes which destinations new tunnels may reach. */
-  allow(list: AllowList): void;
+  /** Changes rules; new tunnels follow them. Rules that are `undefined` are removed, and others stay. */
+  update(rules: Partial<PipelineRules>): void;
+  /**
+   * Checks all open tunnels against the rules in force, and cuts those that are no longer permitted, unless `keeps` is set. Resolves with the
+   * number of those that were cut. `authenticates`: whether credentials are verified again.
+   */
+  recheck(options: { readonly authenticates: boolean; readonly keeps: boolean }): Promise<number>;
   /** Number of clients being served, with a tunnel or without. */
   readonly open: number;
   /** Number of these that are connected to their destination. */
@@ -67,6 +71,9 @@ export interface Frontend {
 /** Rate at which bytes of refused clients are read and dropped, over all clients. */
 const DROPPED_RATE = { bytesPerSecond: 64 << 20, burst: 8 << 20 };
 
+/** Sessions that are checked again before other tasks have their turn. */
+const CHUNK = 200;
+
 /** What became of a request: it was served to its end, or refused. */
 type RequestEnd = "served" | ConnectionEnd;
 
@@ -83,6 +90,7 @@ export function startFrontend(options: FrontendOptions): Frontend {
   const nextRequestId = createRequestIds();
   const clients: Map<Duplex, LiveTunnel> = options.activity?.tunnels ?? new Map();
   const lingering = new Set<Duplex>();
+  const sessions = new Set<ClientSession>();
   /** Those that are waiting for another request. */
   const idle = new Set<Duplex>();
   /** The UDP listeners, and what those that are closed have dropped. */
@@ -90,7 +98,7 @@ export function startFrontend(options: FrontendOptions): Frontend {
   const logLimit = new LogLimit({ log });
   const missingClientWarnings = new MissingClientWarnings(logLimit, now);
   let [isDraining, isStopping] = [false, false];
-  const context: PipelineContext & { allowList: AllowList } = {
+  const context: PipelineContext = {
     ...options,
     upstreamRole: options.upstreamRole ?? "agent",
     now,
@@ -135,6 +143,7 @@ export function startFrontend(options: FrontendOptions): Frontend {
       return { key, id: key, client: stream.remote, startedAt: now(), sent: 0, received: 0 };
     };
     const session = new ClientSession(context, stream, newRecord(), first);
+    sessions.add(session);
     const handler = protocol.open(session, serveStreams);
     let end: RequestEnd = "served";
     try {
@@ -150,6 +159,7 @@ export function startFrontend(options: FrontendOptions): Frontend {
     if (end === "lingering") await lingerAfterRefusal(stream);
     else if (handler.next !== undefined) stream.close();
     session.release();
+    sessions.delete(session);
     clients.delete(stream);
     notifyWaiters();
   };
@@ -193,9 +203,10 @@ export function startFrontend(options: FrontendOptions): Frontend {
       return await refuse(session, handler, error, acceptError === undefined && session.isAdmitted);
     } finally {
       const endedAt = now();
+      if (record.cutBecause !== undefined) record.reason = `cut: ${record.cutBecause}`;
       if (record.closedBy !== undefined) record.reason = `closed by the operator ${record.closedBy}`;
       record.trace?.end(() => endOfRequest(record));
-      if (options.audit) auditEnd(options.audit, record, endedAt - record.startedAt);
+      if (context.audit) auditEnd(context.audit, record, endedAt - record.startedAt);
       if (record.status !== undefined) {
         options.activity?.ended(record);
         logAccess(log, record, endedAt);
@@ -243,7 +254,10 @@ export function startFrontend(options: FrontendOptions): Frontend {
     if (isStopping) return listener.listener.close();
     listeners.add(listener);
     const running = accept(listener).finally(() => {
-      if (!isDraining) listeners.delete(listener); // it was closed; otherwise the end of the drain does that
+      if (!isDraining) {
+        listeners.delete(listener); // it was closed, or accepts no more; otherwise the end of the drain does that
+        listener.listener.close();
+      }
       accepting.delete(running);
     });
     accepting.add(running);
@@ -293,7 +307,19 @@ export function startFrontend(options: FrontendOptions): Frontend {
   };
   return {
     add,
-    allow: (list) => void (context.allowList = list),
+    update: (rules) => void Object.assign(context, rules),
+    async recheck({ authenticates, keeps }) {
+      let [checked, cut] = [0, 0];
+      for (const session of [...sessions]) {
+        const reason = await session.recheck(authenticates);
+        if (reason !== undefined && !keeps) {
+          cut++;
+          session.cut(reason);
+        }
+        if (++checked % CHUNK === 0) await new Promise((resolve) => setTimeout(resolve));
+      }
+      return cut;
+    },
     get open() {
       return clients.size;
     },

@@ -4,7 +4,9 @@ import { CertificateIdentities, type MtlsOptions } from "../auth/certificate_ide
 import { clientScheme } from "../auth/scheme.ts";
 import { ClientLimits } from "../limits/client_limits.ts";
 import type { ClientLimitValues } from "../limits/options.ts";
-import type { ClientListener, HostTls, ServerTls, SessionListener, TcpListener, UdpListener } from "../net/types.ts";
+import { NetError } from "../net/errors.ts";
+import type { ClientListener, HostTls, ServerTls, SessionListener, TcpListener, TcpSettings, UdpListener } from "../net/types.ts";
+import { type Change, differs } from "../service/change.ts";
 import type { ServiceRuntime } from "../service/runtime.ts";
 import type { Reloadable } from "../tls/reloadable_tls.ts";
 import { TrustedProxies } from "./client_address.ts";
@@ -12,7 +14,7 @@ import type { ClientProtocol } from "./client_protocol.ts";
 import { warnOfExposure } from "./exposure.ts";
 import { type Frontend, type FrontendOptions, type ProtocolListener, startFrontend } from "./server.ts";
 import { createSocks5Proxy } from "./socks5.ts";
-import type { SocksUdpOptions } from "./socks5_udp.ts";
+import { Associations, type SocksUdpOptions } from "./socks5_udp.ts";
 
 /** The options that proxy and load balancer share. */
 export interface ServiceFrontendOptions {
@@ -76,15 +78,32 @@ export type ServeOptions = Pick<
   "upstreamRole" | "authenticator" | "allowList" | "policy" | "labelsOf" | "whenExpected" | "dial" | "audit" | "tracer"
 >;
 
-/** A listener, and what is needed to renew its certificate and to warn. */
-type OpenListener = ProtocolListener & Pick<ListenOptions, "tls" | "option"> & Partial<Pick<TcpListener, "setTls">>;
+/** A listener, and what is needed to renew its certificate, to change it and to warn. */
+interface OpenListener extends ProtocolListener, Pick<ListenOptions, "option"> {
+  tls?: Reloadable<ServerTls>;
+  links?: SessionListener;
+  /** `undefined` for UDP. */
+  readonly tcp?: TcpListener;
+}
+
+/** A listener that proxy and load balancer share, and its address as configured. */
+interface SharedListener {
+  readonly given: ListenOptions;
+  readonly open: OpenListener;
+}
 
 /** Listens for clients; connections wait until {@link serve}. */
 export class ServiceFrontend {
   readonly #runtime: ServiceRuntime;
-  readonly #options: ServiceFrontendOptions;
+  #options: ServiceFrontendOptions;
   readonly #deps: ServiceFrontendDeps;
   readonly #listeners = new Set<OpenListener>();
+  /** By option. */
+  readonly #shared = new Map<string, SharedListener>();
+  readonly #associations: Associations;
+  readonly #socks: ClientProtocol;
+  /** How to stop renewing the certificates in use. */
+  readonly #renewals = new Map<Reloadable<ServerTls>, () => void>();
   readonly limits: ClientLimits;
   #frontend?: Frontend;
   /** Certificates that answer challenges at all TLS ports. */
@@ -92,15 +111,16 @@ export class ServiceFrontend {
 
   constructor(runtime: ServiceRuntime, options: ServiceFrontendOptions, deps: ServiceFrontendDeps) {
     const { net, log, limitReporter: reports } = runtime;
-    const { trustedProxies, proxyProtocol } = options.httpProxy;
     this.#runtime = runtime;
     this.#options = options;
     this.#deps = deps;
+    this.#associations = new Associations(options.socks);
+    this.#socks = createSocks5Proxy({ associations: this.#associations });
     this.limits = runtime.adopt(
       new ClientLimits(options.limits, deps.descriptors, {
         log,
         reports,
-        intermediaries: [...trustedProxies, ...proxyProtocol],
+        intermediaries: intermediariesOf(options),
         createRate: (rate) => net.createRate(rate),
         buffers: net,
       }),
@@ -117,25 +137,26 @@ export class ServiceFrontend {
    * Opens a listener. Its connections wait until {@link serve}.
    * @throws {NetError} as `listenTcp` of the network
    */
-  async listen({ address, option, tls, protocol, socks, links }: ListenOptions): Promise<TcpListener> {
-    const listener = await this.#runtime.net.listenTcp({
-      address,
+  async listen(options: ListenOptions): Promise<TcpListener> {
+    const open = await this.#open(options);
+    this.#add(open);
+    return open.tcp;
+  }
+
+  async #open({ address, option, tls, protocol, socks, links }: ListenOptions): Promise<OpenListener & { readonly tcp: TcpListener }> {
+    const preamble = socks === undefined ? protocol.preamble : "http-or-socks5";
+    const listener = await this.#runtime.net.listenTcp({ address, preamble, ...this.#settingsOf({ tls, links }) });
+    return { listener, tcp: listener, option, tls, links, protocol, socks };
+  }
+
+  #settingsOf({ tls, links }: Pick<ListenOptions, "tls" | "links">): TcpSettings {
+    return {
       tls: tls && { ...tls.current, challenges: this.#challenges },
-      preamble: socks === undefined ? protocol.preamble : "http-or-socks5",
       links,
       maxPendingHeads: this.limits.pendingRequests,
       pendingHeadsPerAddress: this.limits.pendingRequestsPerAddress,
       proxyProtocol: networksOf(this.#options.httpProxy.proxyProtocol),
-    });
-    this.#add({
-      listener,
-      option,
-      tls,
-      protocol,
-      socks,
-      setTls: (renewed) => listener.setTls({ ...renewed, challenges: this.#challenges }),
-    });
-    return listener;
+    };
   }
 
   /**
@@ -150,48 +171,162 @@ export class ServiceFrontend {
 
   #add(added: OpenListener): void {
     this.#listeners.add(added);
-    this.#frontend?.add(added);
-  }
-
-  /** Applies changed limits and the allow-list to new connections and tunnels. */
-  update({ limits, httpProxy: { hostWhitelist } }: Pick<ServiceFrontendOptions, "limits" | "httpProxy">): void {
-    this.limits.update(limits);
-    this.#frontend?.allow(createAllowList(hostWhitelist));
+    if (this.#frontend === undefined) return;
+    this.#frontend.add(added);
+    this.#renewCertificates();
   }
 
   /** Sets the certificates with which all TLS ports answer the challenges of an ACME authority. */
   setChallenges(challenges: readonly HostTls[]): void {
     this.#challenges = challenges;
-    for (const { tls, setTls } of this.#listeners) if (tls) setTls?.(tls.current);
+    for (const { tls, tcp } of this.#listeners) if (tls) tcp?.setTls({ ...tls.current, challenges });
   }
 
-  /** Closes a listener and frees its address. Its clients are served to their end. */
+  /** Closes a listener and frees its address at once. Its clients are served to their end. */
   close(listener: ClientListener): void {
-    for (const open of this.#listeners) if (open.listener === listener) this.#listeners.delete(open);
+    this.#forget(listener);
     listener.close();
+  }
+
+  /** As {@link close}; those who have connected already are served too, and the address is free soon. */
+  retire(listener: ClientListener): void {
+    this.#forget(listener);
+    listener.stopAccepting();
+  }
+
+  #forget(listener: ClientListener): void {
+    for (const open of this.#listeners) if (open.listener === listener) this.#listeners.delete(open);
+    if (this.#frontend !== undefined) this.#renewCertificates();
   }
 
   /**
    * Opens the listeners that proxy and load balancer share: for HTTP and SOCKS, and for SOCKS and HTTP/2 alone if the options name addresses.
    * @throws {NetError} as {@link listen}
    */
-  async listenAll({ http, http2, tls, links }: ListenAllOptions): Promise<ClientAddresses> {
-    const { httpProxy: { listenAddress, http2ListenAddress }, socks: { listenAddress: socksListenAddress, ...udp } } = this.#options;
-    const socks = createSocks5Proxy({ udp });
-    const listen = async (option: string, address: string | undefined, options: Omit<ListenOptions, "option" | "address">) =>
-      address === undefined ? undefined : (await this.listen({ option, address, ...options })).address;
-    return {
-      clientAddress:
-        (await this.listen({ option: "http-proxy.listen-address", address: listenAddress, tls, links, protocol: http, socks })).address,
-      socksAddress: await listen("socks.listen-address", socksListenAddress, { protocol: socks }),
-      http2Address: await listen("http-proxy.http2-listen-address", http2ListenAddress, { tls, protocol: http2 }),
+  async listenAll(options: ListenAllOptions): Promise<void> {
+    for (const given of this.#wanted(this.#options, options)) {
+      const open = await this.#open(given);
+      this.#shared.set(given.option!, { given, open });
+      this.#add(open);
+    }
+  }
+
+  /** The addresses bound by {@link listenAll}, or later. */
+  get addresses(): ClientAddresses {
+    const bound = (option: string) => this.#shared.get(option)?.open.listener.address;
+    return { clientAddress: bound(CLIENTS)!, socksAddress: bound(SOCKS), http2Address: bound(HTTP2) };
+  }
+
+  #wanted({ httpProxy, socks }: ServiceFrontendOptions, { http, http2, tls, links }: ListenAllOptions): ListenOptions[] {
+    const wanted: ListenOptions[] = [
+      { option: CLIENTS, address: httpProxy.listenAddress, tls, links, protocol: http, socks: this.#socks },
+    ];
+    if (socks.listenAddress !== undefined) wanted.push({ option: SOCKS, address: socks.listenAddress, protocol: this.#socks });
+    if (httpProxy.http2ListenAddress !== undefined) {
+      wanted.push({ option: HTTP2, address: httpProxy.http2ListenAddress, tls, protocol: http2 });
+    }
+    return wanted;
+  }
+
+  /**
+   * Prepares other options: opens listeners at new addresses beside those that are open. The protocols of {@link listenAll} stay.
+   * @throws {NetError} as {@link listen}
+   */
+  async prepare(change: Change, next: ServiceFrontendOptions, options: ListenAllOptions): Promise<void> {
+    const before = this.#options;
+    const apply = (values: ServiceFrontendOptions) => {
+      this.#options = values;
+      this.limits.update(values.limits, intermediariesOf(values));
     };
+    apply(next); // new listeners have the new limits
+    change.onRevert(() => apply(before));
+    const wanted = new Map(this.#wanted(next, options).map((given) => [given.option!, given]));
+    for (const [option, given] of wanted) {
+      const shared = this.#shared.get(option);
+      if (shared?.given.address === given.address) change.onCommit(() => this.#configure(option, given));
+      else await this.#move(change, given, shared);
+    }
+    for (const [option, { open }] of this.#shared) {
+      if (!wanted.has(option)) change.onCommit(() => this.#retireShared(option, open));
+    }
+    change.onCommit(() => {
+      this.#configureAll(before);
+      this.#associations.update(next.socks);
+      const { hostWhitelist, agentSuffix, trustedProxies, proxyProtocol } = next.httpProxy;
+      this.#frontend?.update({
+        allowList: createAllowList(hostWhitelist),
+        agentSuffix,
+        trusted: new TrustedProxies(trustedProxies, proxyProtocol),
+      });
+      if (differs(before.auth.mtls, next.auth.mtls)) this.#frontend?.update({ certificates: new CertificateIdentities(next.auth.mtls) });
+    });
+  }
+
+  /** Opens a shared listener at another address. If that needs the port of the one that is open, that is closed first. */
+  async #move(change: Change, given: ListenOptions, shared: SharedListener | undefined): Promise<void> {
+    let open;
+    try {
+      open = await this.#open(given);
+    } catch (error) {
+      if (shared === undefined || !(error instanceof NetError) || error.code !== "address-in-use") throw error;
+      this.close(shared.open.listener);
+      change.onRevert(async () => {
+        const again = await this.#open({ ...shared.given, address: shared.open.listener.address });
+        this.#shared.set(given.option!, { given: shared.given, open: again });
+        this.#add(again);
+      });
+      open = await this.#open(given);
+    }
+    const opened = open;
+    change.onRevert(() => opened.listener.close());
+    change.onCommit(() => {
+      if (shared) this.#retireShared(given.option!, shared.open);
+      this.#shared.set(given.option!, { given, open: opened });
+      this.#add(opened);
+      this.#runtime.log.info("listener opened", { option: given.option, address: opened.listener.address });
+      this.#warnOfExposure(opened);
+    });
+  }
+
+  #retireShared(option: string, { listener }: OpenListener): void {
+    this.#shared.delete(option);
+    this.retire(listener);
+    this.#runtime.log.info("listener closed", { option, address: listener.address });
+  }
+
+  #configure(option: string, given: ListenOptions): void {
+    const { open } = this.#shared.get(option)!;
+    this.#shared.set(option, { given, open });
+    const { tls, links } = given;
+    if (open.tls === tls && open.links === links) return;
+    Object.assign(open, { tls, links });
+    this.#reconfigure(open);
+  }
+
+  /** Applies what all listeners share, if it has changed. */
+  #configureAll({ limits, httpProxy }: ServiceFrontendOptions): void {
+    const shared = (limits: ClientLimitValues, { trustedProxies, proxyProtocol }: ServiceFrontendOptions["httpProxy"]) => {
+      const { connections, pendingRequests, pendingRequestsPerAddress, exemptAddresses } = limits;
+      return [connections, pendingRequests, pendingRequestsPerAddress, exemptAddresses, trustedProxies, proxyProtocol];
+    };
+    if (!differs(shared(limits, httpProxy), shared(this.#options.limits, this.#options.httpProxy))) return;
+    for (const open of this.#listeners) this.#reconfigure(open);
+  }
+
+  #reconfigure(open: OpenListener): void {
+    try {
+      open.tcp?.configure(this.#settingsOf(open));
+    } catch (error) {
+      if (!(error instanceof NetError)) throw error;
+      this.#runtime.log.error("listener keeps its settings", { address: open.listener.address, reason: error.message });
+    }
+    this.#renewCertificates();
   }
 
   /** Starts the frontend on all listeners. The runtime closes it. */
   serve(options: ServeOptions): Frontend {
     const { net, log, metrics } = this.#runtime;
-    const { auth, httpProxy: { agentSuffix, hostWhitelist, trustedProxies, proxyProtocol, tls: { refresh } } } = this.#options;
+    const { auth, httpProxy: { agentSuffix, trustedProxies, proxyProtocol } } = this.#options;
     metrics.gauge("reverse_http_client_connections_active", "Connections of clients, with a tunnel or without.", () => frontend.open);
     const tunnels = metrics.tunnels(() => frontend.tunnels, () => frontend.datagramsDropped);
     const frontend: Frontend = startFrontend({
@@ -208,26 +343,66 @@ export class ServiceFrontend {
       onBadClient: metrics.clientFailures(),
     });
     this.#frontend = this.#runtime.adopt(frontend, ({ close }) => close());
-    // a change of the files is reported once, to all listeners that use them
-    for (const tls of new Set([...this.#listeners].map(({ tls }) => tls))) {
-      this.#runtime.watchCertificate("clients", () => tls?.current.cert);
-      for (const [i, { names: [name] }] of (tls?.current.hosts ?? []).entries()) {
-        this.#runtime.watchCertificate(name!, () => tls?.current.hosts?.[i]?.tls.cert);
-      }
-      this.#runtime.refreshTls(tls, refresh, (renewed) => {
-        for (const sharing of this.#listeners) if (sharing.tls === tls) sharing.setTls?.(renewed);
-      });
-    }
-    for (const { listener, option, tls } of this.#listeners) {
-      if (option === undefined) continue;
-      warnOfExposure(log, {
-        address: listener.address,
-        option,
-        asksForSecret: this.#deps.hasOwnAuthenticator || clientScheme(auth) !== "noauth" ||
-          (!!tls?.current.clientCa && !tls.current.isClientOptional),
-        allowList: hostWhitelist,
-      });
-    }
+    this.#renewCertificates();
+    for (const open of this.#listeners) this.#warnOfExposure(open);
     return frontend;
   }
+
+  /** Renews the certificates of the listeners that are open, and no others. A change of files is reported once, to all that use them. */
+  #renewCertificates(): void {
+    const used = new Set([...this.#listeners].map(({ tls }) => tls).filter((tls) => tls !== undefined));
+    for (const [tls, stop] of this.#renewals) {
+      if (used.has(tls)) continue;
+      stop();
+      this.#renewals.delete(tls);
+    }
+    for (const tls of used) {
+      if (this.#renewals.has(tls)) continue;
+      const unwatch = [
+        this.#runtime.watchCertificate("clients", () => tls.current.cert),
+        ...(tls.current.hosts ?? []).map(({ names: [name] }, i) =>
+          this.#runtime.watchCertificate(name!, () => tls.current.hosts?.[i]?.tls.cert)
+        ),
+      ];
+      const stop = this.#runtime.refreshTls(tls, () => this.#options.httpProxy.tls.refresh, (renewed) => this.useTls(tls, renewed));
+      this.#renewals.set(tls, () => {
+        for (const each of [...unwatch, stop]) each();
+      });
+    }
+  }
+
+  /** Gives a listener other certificates, which are renewed from now on. */
+  replaceTls(listener: ClientListener, tls: Reloadable<ServerTls>): void {
+    for (const open of this.#listeners) {
+      if (open.listener !== listener || open.tls === tls) continue;
+      open.tls = tls;
+      this.#reconfigure(open);
+    }
+  }
+
+  /** Applies settings of `tls` to the listeners that use it. */
+  useTls(tls: Reloadable<ServerTls>, settings: ServerTls): void {
+    for (const open of this.#listeners) if (open.tls === tls) open.tcp?.setTls({ ...settings, challenges: this.#challenges });
+  }
+
+  #warnOfExposure({ listener, option, tls }: OpenListener): void {
+    if (option === undefined) return;
+    const { auth, httpProxy: { hostWhitelist } } = this.#options;
+    warnOfExposure(this.#runtime.log, {
+      address: listener.address,
+      option,
+      asksForSecret: this.#deps.hasOwnAuthenticator || clientScheme(auth) !== "noauth" ||
+        (!!tls?.current.clientCa && !tls.current.isClientOptional),
+      allowList: hostWhitelist,
+    });
+  }
+}
+
+const CLIENTS = "http-proxy.listen-address";
+const SOCKS = "socks.listen-address";
+const HTTP2 = "http-proxy.http2-listen-address";
+
+/** Those that stand for many clients. */
+function intermediariesOf({ httpProxy: { trustedProxies, proxyProtocol } }: ServiceFrontendOptions): string[] {
+  return [...trustedProxies, ...proxyProtocol];
 }

@@ -28,7 +28,7 @@ import {
   UDP_ASSOCIATE,
   UnsupportedRequestError,
 } from "./socks5_messages.ts";
-import { Associations, type SocksUdpOptions } from "./socks5_udp.ts";
+import { Associations } from "./socks5_udp.ts";
 
 /** Whether the connection is a SOCKS client's, where the listener accepts HTTP too: no head begins with its first byte. */
 export function isSocks5({ head }: Incoming): boolean {
@@ -39,13 +39,15 @@ export function isSocks5({ head }: Incoming): boolean {
 const REQUEST_TIMEOUT_MS = 5_000;
 
 export interface Socks5Options {
-  readonly udp?: SocksUdpOptions;
+  /** The UDP sockets of clients. Default: of any port. */
+  readonly associations?: Associations;
   /** See {@link REQUEST_TIMEOUT_MS}. */
   readonly requestTimeoutMs?: number;
 }
 
-export function createSocks5Proxy({ udp, requestTimeoutMs = REQUEST_TIMEOUT_MS }: Socks5Options = {}): ClientProtocol {
-  const associations = new Associations(udp);
+export function createSocks5Proxy(
+  { associations = new Associations(), requestTimeoutMs = REQUEST_TIMEOUT_MS }: Socks5Options = {},
+): ClientProtocol {
   return {
     preamble: "socks5",
     open(session, serveStreams) {

@@ -34,12 +34,17 @@ const MAX_FLOWS = 4_096;
 const MAX_UNEXPECTED = 64 << 10;
 
 export class Associations {
-  readonly #ports: UdpPorts;
-  readonly #address: string | undefined;
+  readonly #ports = new UdpPorts();
+  #address: string | undefined;
 
   /** @param options checked */
-  constructor({ udpPorts, udpAddress }: SocksUdpOptions = {}) {
-    this.#ports = new UdpPorts(udpPorts);
+  constructor(options: SocksUdpOptions = {}) {
+    this.update(options);
+  }
+
+  /** Changes the options of new associations. */
+  update({ udpPorts, udpAddress }: SocksUdpOptions): void {
+    this.#ports.setRange(udpPorts);
     this.#address = udpAddress;
   }
 
@@ -52,9 +57,10 @@ export class Associations {
     const { identity, request, local } = asked;
     const host = hostOf(local);
     using counted = session.countAssociation(identity);
+    using _held = session.holdAssociation(asked);
     using socket = await this.#ports.open(net, host, clientOf(request, hostOf(record.client)));
     const { listener } = socket;
-    const flows = new AssociationFlows(asked);
+    const flows = new AssociationFlows(asked, () => session.identity ?? identity);
     try {
       const bound = { host: this.#address ?? host.replace(/%.*/, ""), port: Number(listener.address.replace(/.*:/, "")) };
       await stream.write(encodeReply(REPLY.succeeded, bound));
@@ -118,7 +124,8 @@ class AssociationFlows {
   /** Flows so far. */
   count = 0;
 
-  constructor(asked: AssociationRequest) {
+  /** @param identity returns that of the client, as verified last */
+  constructor(asked: AssociationRequest, readonly identity: () => Identity) {
     this.#asked = asked;
   }
 
@@ -146,7 +153,8 @@ class AssociationFlows {
   /** @throws {TunnelError} */
   async #connect(session: ClientSession, header: string): Promise<void> {
     const { record } = session;
-    const { identity, credentials, request: { method } } = this.#asked;
+    const { credentials, request: { method } } = this.#asked;
+    const identity = this.identity();
     record.protocol = "socks5";
     record.method = method;
     record.network = "udp";
@@ -169,11 +177,12 @@ interface AssociationSocket extends Disposable {
 
 /** The ports of associations. */
 class UdpPorts {
-  readonly #range: readonly [first: number, last: number];
+  #range: readonly [first: number, last: number] = [0, 0];
   readonly #used = new Set<number>();
-  #last: number;
+  #last = 0;
 
-  constructor(range: string | undefined) {
+  /** @param range `first-last`; `undefined` if the system chooses */
+  setRange(range: string | undefined): void {
     this.#range = (range === undefined ? undefined : parsePorts(range)) ?? [0, 0];
     this.#last = this.#range[1];
   }

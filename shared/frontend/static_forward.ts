@@ -15,19 +15,21 @@ import type { ClientSession } from "./pipeline.ts";
 /**
  * The protocol of a listener of forwards. Who is refused gets a reset, as there is no response that its client would understand; or an alert,
  * if it asks for an unknown server over TLS.
- * @param current the forwards at the moment
+ * @param current the forwards at the moment; `undefined` after they were removed
  */
-export function createStaticForward(current: () => ForwardGroup): ClientProtocol {
-  return createForwardProtocol(current().isByName ? "client-hello" : "none", current);
+export function createStaticForward(current: () => ForwardGroup | undefined): ClientProtocol {
+  return createForwardProtocol(current()!.isByName ? "client-hello" : "none", current, current);
 }
 
 /**
  * The same where forwards are looked up.
  * @param find those that may be for a server name; `undefined` without one
+ * @param current as of {@link createStaticForward}; missing: tunnels stay when their forward is no longer found
  */
 export function createForwardProtocol(
   preamble: "client-hello" | "none",
-  find: (serverName: string | undefined) => ForwardGroup | Promise<ForwardGroup>,
+  find: (serverName: string | undefined) => ForwardGroup | undefined | Promise<ForwardGroup>,
+  current?: () => ForwardGroup | undefined,
 ): ClientProtocol {
   return {
     preamble,
@@ -38,9 +40,10 @@ export function createForwardProtocol(
         session.startTrace();
         session.checkRate();
         const group = await find(serverName);
-        const match = group.match(serverName);
-        if (match === undefined) throw new UnknownServerError(serverName);
-        await serve(session, match.forward, { allowed: group.allowed.get(match.forward)!, local });
+        const match = group?.match(serverName);
+        if (group === undefined || match === undefined) throw new UnknownServerError(serverName);
+        const verify = () => problemOf(current ? current() : group, serverName, session.record.client);
+        await serve(session, match.forward, { allowed: group.allowed.get(match.forward)!, local, verify });
       },
       refuse: async (error) => {
         if (error instanceof UnknownServerError) await session.stream.write(UNRECOGNIZED_NAME);
@@ -71,10 +74,20 @@ interface ServeOptions {
   readonly allowed: AllowList;
   /** The address at which the client has reached the listener. */
   readonly local: string;
+  /** As of {@link ClientRequest}. */
+  readonly verify: () => string | undefined;
+}
+
+/** Why an open tunnel is no longer permitted, or `undefined`. If a forward leads elsewhere now, it is. */
+function problemOf(group: ForwardGroup | undefined, serverName: string | undefined, client: string): string | undefined {
+  const match = group?.match(serverName);
+  if (group === undefined || match === undefined) return "The forward was removed";
+  const isAllowed = group.allowed.get(match.forward)!.allows({ host: hostOf(client), port: 1 });
+  return isAllowed ? undefined : "The client's address is not on the list allow of the forward";
 }
 
 /** @throws {TunnelError} */
-async function serve(session: ClientSession, forward: Forward, { allowed, local }: ServeOptions): Promise<void> {
+async function serve(session: ClientSession, forward: Forward, { allowed, local, verify }: ServeOptions): Promise<void> {
   const { record, stream } = session;
   const { agent, to, proxyProtocol } = forward;
   const network = forward.network === "udp" ? "udp" : "tcp";
@@ -87,7 +100,7 @@ async function serve(session: ClientSession, forward: Forward, { allowed, local 
   record.agent = agent;
   // the relay sends it first, even if the client says nothing: the destination waits for it
   if (proxyProtocol !== "none") stream.unread(encodeProxyHeader(proxyProtocol, record.client, local));
-  await session.connect({ identity, credentials, destination: parseAuthority(to), network, isOperators });
+  await session.connect({ identity, credentials, destination: parseAuthority(to), network, isOperators, verify });
 }
 
 /** Stands for a connection of a forward in the log. */

@@ -75,32 +75,24 @@ export interface ClientLimitsDeps {
 
 /** Enforces the limits on clients until it is closed. */
 export class ClientLimits {
-  /** Limit on request heads being read concurrently. */
-  readonly pendingRequests: number;
-  /** The same per address. */
-  readonly pendingRequestsPerAddress: AddressLimit;
   readonly #reports: LimitReporter;
   readonly #connections: ConnectionLimiter;
   readonly #tunnels: TunnelLimits;
   readonly #descriptors: number;
-  readonly #now?: () => number;
-  #addressRate!: TokenBuckets;
-  #clientRate!: TokenBuckets;
+  readonly #addressRate: TokenBuckets;
+  readonly #clientRate: TokenBuckets;
+  #pendingRequests!: number;
+  #pendingRequestsPerAddress!: AddressLimit;
 
   /** @param descriptors file descriptors per tunnel */
   constructor(values: ClientLimitValues, descriptors: number, deps: ClientLimitsDeps) {
     const { now, createRate, buffers, reports } = deps;
     this.#descriptors = descriptors;
-    this.#now = now;
     const { connections, connectionsPerAddress, pendingRequests, pendingRequestsPerAddress, ...tunnels } = this.#withinDescriptors(values);
     if (connections < unlimitedIfZero(values.connections)) {
       reportDescriptors(deps.log, "connections", connections, { pendingRequests, connectionsPerAddress, ...tunnels });
     }
-    this.pendingRequests = pendingRequests;
-    this.pendingRequestsPerAddress = {
-      max: pendingRequestsPerAddress,
-      exempt: [...networksOf(values.exemptAddresses), ...networksOf(deps.intermediaries ?? [])],
-    };
+    this.#setPending(pendingRequests, pendingRequestsPerAddress, values, deps.intermediaries);
     this.#reports = reports;
     this.#connections = new ConnectionLimiter({
       all: { limit: "connections", max: connections },
@@ -111,15 +103,36 @@ export class ClientLimits {
       now,
     });
     this.#tunnels = new TunnelLimits({ ...values, ...tunnels, createRate, buffers, reports, now });
-    this.#setRates(values);
+    this.#addressRate = new TokenBuckets(...ratesOf(values, values.tunnelRatePerAddress), now);
+    this.#clientRate = new TokenBuckets(...ratesOf(values, values.tunnelRatePerClient), now);
   }
 
-  /** Changes the maxima and rates, except for those on pending requests. What is open stays. */
-  update(values: ClientLimitValues): void {
-    const { connections, connectionsPerAddress, tunnelsPerAgent, tunnelsPerClient } = this.#withinDescriptors(values);
-    this.#connections.update({ all: connections, perAddress: connectionsPerAddress });
-    this.#tunnels.update({ tunnels: values.tunnels, tunnelsPerAgent, tunnelsPerClient, udpFlowsPerClient: values.udpFlowsPerClient });
-    this.#setRates(values);
+  /**
+   * Changes the limits. What is open stays, and counts go on.
+   * @param intermediaries as of {@link ClientLimitsDeps}
+   */
+  update(values: ClientLimitValues, intermediaries?: readonly string[]): void {
+    const { connections, connectionsPerAddress, pendingRequests, pendingRequestsPerAddress, ...tunnels } = this.#withinDescriptors(values);
+    this.#connections.update({ all: connections, perAddress: connectionsPerAddress }, values);
+    this.#tunnels.update({ ...values, ...tunnels });
+    this.#setPending(pendingRequests, pendingRequestsPerAddress, values, intermediaries);
+    this.#addressRate.update(...ratesOf(values, values.tunnelRatePerAddress));
+    this.#clientRate.update(...ratesOf(values, values.tunnelRatePerClient));
+  }
+
+  #setPending(all: number, perAddress: number, { exemptAddresses }: ClientLimitValues, intermediaries: readonly string[] = []): void {
+    this.#pendingRequests = all;
+    this.#pendingRequestsPerAddress = { max: perAddress, exempt: [...networksOf(exemptAddresses), ...networksOf(intermediaries)] };
+  }
+
+  /** Limit on request heads being read concurrently. */
+  get pendingRequests(): number {
+    return this.#pendingRequests;
+  }
+
+  /** The same per address. */
+  get pendingRequestsPerAddress(): AddressLimit {
+    return this.#pendingRequestsPerAddress;
   }
 
   /** The limits that the file descriptors permit. */
@@ -141,12 +154,6 @@ export class ClientLimits {
       pendingRequests,
       pendingRequestsPerAddress: shareOf(values.pendingRequestsPerAddress, ADDRESS_SHARE, configured.pendingRequests, pendingRequests),
     };
-  }
-
-  #setRates({ tunnelBurst, tunnelRatePerAddress, tunnelRatePerClient }: ClientLimitValues): void {
-    const buckets = (rate: number) => new TokenBuckets(unlimitedIfZero(rate), unlimitedIfZero(rate) * tunnelBurst / 1_000, this.#now);
-    this.#addressRate = buckets(tunnelRatePerAddress);
-    this.#clientRate = buckets(tunnelRatePerClient);
   }
 
   /** Idle timeout of tunnels in milliseconds; 0: none. */
@@ -204,6 +211,11 @@ export class ClientLimits {
   close(): void {
     this.#tunnels.close();
   }
+}
+
+/** Rate and burst of buckets. */
+function ratesOf({ tunnelBurst }: ClientLimitValues, rate: number): [rate: number, burst: number] {
+  return [unlimitedIfZero(rate), unlimitedIfZero(rate) * tunnelBurst / 1_000];
 }
 
 /** Upper bound of the network's counter. */

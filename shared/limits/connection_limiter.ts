@@ -22,7 +22,7 @@ export interface ConnectionLimiterOptions {
 /** Counts connections and issues permits. */
 export class ConnectionLimiter {
   #options: ConnectionLimiterOptions;
-  readonly #keyOf: AddressKeys;
+  #keyOf: AddressKeys;
   readonly #lockout: AuthLockout;
   readonly #failedCredentials: FailedCredentials;
   readonly #perAddress = new InflightCounts();
@@ -36,10 +36,12 @@ export class ConnectionLimiter {
     this.#failedCredentials = new FailedCredentials(options.now);
   }
 
-  /** Changes the maxima. Open connections stay. */
-  update(max: { all: number; perAddress: number }): void {
+  /** Changes the maxima, lockouts and exempt addresses. Open connections stay. */
+  update(max: { readonly all: number; readonly perAddress: number }, addresses: AddressLimitValues): void {
     const { all, perAddress } = this.#options;
-    this.#options = { ...this.#options, all: { ...all, max: max.all }, perAddress: { ...perAddress, max: max.perAddress } };
+    this.#options = { ...this.#options, all: { ...all, max: max.all }, perAddress: { ...perAddress, max: max.perAddress }, addresses };
+    this.#keyOf = createAddressKeys(addresses.exemptAddresses);
+    this.#lockout.update(unlimitedIfZero(addresses.authFailures), addresses.authLockoutMax);
   }
 
   /**

@@ -55,8 +55,8 @@ export class RecentKeys<T> {
 /** A token bucket per key. */
 export class TokenBuckets {
   readonly #buckets = new RecentKeys<{ tokens: number; at: number }>();
-  readonly #rate: number;
-  readonly #burst: number;
+  #rate!: number;
+  #burst!: number;
   readonly #now: () => number;
 
   /**
@@ -65,9 +65,14 @@ export class TokenBuckets {
    * @param now monotonic clock in milliseconds
    */
   constructor(rate: number, burst: number, now: () => number = () => performance.now()) {
+    this.#now = now;
+    this.update(rate, burst);
+  }
+
+  /** Changes rate and burst. A bucket that has more keeps no more than its new capacity. */
+  update(rate: number, burst: number): void {
     this.#rate = rate;
     this.#burst = Math.max(1, burst);
-    this.#now = now;
   }
 
   get size(): number {
@@ -100,8 +105,8 @@ interface Offender {
 /** Locks out keys with too many failures, each time for longer. A success forgives nothing: it may alternate with guesses. */
 export class AuthLockout {
   readonly #offenders = new RecentKeys<Offender>();
-  readonly #max: number;
-  readonly #maxMs: number;
+  #max: number;
+  #maxMs: number;
   readonly #failureRefillMs: number;
   readonly #now: () => number;
 
@@ -116,6 +121,12 @@ export class AuthLockout {
     this.#maxMs = maxMs;
     this.#failureRefillMs = failureRefillMs;
     this.#now = now;
+  }
+
+  /** Changes the maxima. Lockouts that have begun last as they would. */
+  update(max: number, maxMs: number): void {
+    this.#max = max;
+    this.#maxMs = maxMs;
   }
 
   get size(): number {

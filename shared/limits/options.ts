@@ -7,18 +7,26 @@ import { checkWatermark } from "./resources.ts";
 /** Limits of every service that relays tunnels. */
 export const tunnelLimitOptions = defineOptions({
   "limits.tunnel-idle-timeout": {
+    reload: "new tunnels",
     kind: "duration",
     default: "24h",
     description: "Idle time after which a tunnel is reset; 0s: never.",
   },
-  "limits.tunnel-max-duration": { kind: "duration", default: "0s", description: "Age at which a tunnel is reset; 0s: never." },
+  "limits.tunnel-max-duration": {
+    reload: "new tunnels",
+    kind: "duration",
+    default: "0s",
+    description: "Age at which a tunnel is reset; 0s: never.",
+  },
   "limits.bandwidth-per-tunnel": {
+    reload: "new tunnels",
     kind: "string",
     default: "0",
     description: "Bytes per second of one tunnel, both directions together, such as 512KiB or 10MiB; 0: no limit.",
     check: checkBandwidth,
   },
   "limits.memory-watermark": {
+    reload: "at once",
     kind: "string",
     default: "85%",
     description:
@@ -27,6 +35,7 @@ export const tunnelLimitOptions = defineOptions({
     check: checkWatermark,
   },
   "limits.buffer-memory": {
+    reload: "at once",
     kind: "string",
     default: "25%",
     description:
@@ -40,17 +49,20 @@ export const tunnelLimitOptions = defineOptions({
 /** Limits of the agent. */
 export const agentTunnelLimitOptions = defineOptions({
   "limits.tunnels": {
+    reload: "new tunnels",
     kind: "integer",
     default: "16384",
     description: "Concurrent tunnels, lowered to what the file descriptor limit permits; 0: limited by that alone.",
   },
   "limits.bandwidth": {
+    reload: "new tunnels",
     kind: "string",
     default: "0",
     description: "Bytes per second of all tunnels, both directions together, such as 512KiB or 10MiB; 0: no limit.",
     check: checkBandwidth,
   },
   "limits.udp-idle-timeout": {
+    reload: "new tunnels",
     kind: "duration",
     default: "2m",
     description: "Time without a datagram in either direction after which a UDP flow ends; 0s: never.",
@@ -73,11 +85,13 @@ export const clientLimitOptions = defineOptions({
     description: "Concurrent client connections per address (IPv6: per /64); 0: no limit.",
   },
   "limits.pending-requests": {
+    reload: "new connections",
     kind: "integer",
     default: "4096",
     description: "Concurrent TLS handshakes and request heads of clients; above it the oldest is refused; 0: no limit.",
   },
   "limits.pending-requests-per-address": {
+    reload: "new connections",
     kind: "integer",
     default: "1024",
     description: "The same per address (IPv6: per /64); above it the oldest of that address is refused; 0: no limit.",
@@ -120,12 +134,14 @@ export const clientLimitOptions = defineOptions({
     description: "Burst of new tunnels, as a time at the permitted rate: with 2s and 1000 a second, 2000 at once; 0s: one.",
   },
   "limits.bandwidth-per-agent": {
+    reload: "new tunnels",
     kind: "string",
     default: "0",
     description: "Bytes per second of all tunnels through one agent, both directions together, such as 512KiB or 10MiB; 0: no limit.",
     check: checkBandwidth,
   },
   "limits.bandwidth-per-client": {
+    reload: "new tunnels",
     kind: "string",
     default: "0",
     description: "The same per client, which is a person of an identity provider, a token, or an agent id without tokens; 0: no limit.",
@@ -137,6 +153,7 @@ export const clientLimitOptions = defineOptions({
 /** Limits per address of agents and clients. */
 export const addressLimitOptions = defineOptions({
   "limits.auth-failures": {
+    reload: "at once",
     kind: "integer",
     default: "10",
     description:
@@ -144,12 +161,14 @@ export const addressLimitOptions = defineOptions({
       "time. One is forgiven every 10 s (agents: every second); a repeated wrong credential counts once a minute. 0: no limit.",
   },
   "limits.auth-lockout-max": {
+    reload: "at once",
     kind: "duration",
     default: "5m",
     description: "Longest lockout of an address.",
     check: (ms) => ms > 0 ? undefined : "it must be more than zero; --limits.auth-failures=0 disables lockouts",
   },
   "limits.exempt-addresses": {
+    reload: "new connections",
     guards: "write none, or addresses and networks",
     kind: "list",
     default: "127.0.0.0/8,::1",
@@ -160,24 +179,33 @@ export const addressLimitOptions = defineOptions({
 
 /** Limits on the agents of the proxy. */
 export const agentLimitOptions = defineOptions({
-  "limits.agents": { kind: "integer", default: "32768", description: "Concurrent agent connections; 0: no limit." },
+  "limits.agents": {
+    reload: "new connections",
+    kind: "integer",
+    default: "32768",
+    description: "Concurrent agent connections; 0: no limit.",
+  },
   "limits.agents-per-address": {
+    reload: "new connections",
     kind: "integer",
     default: "4096",
     description: "Concurrent agent connections per address (IPv6: per /64); 0: no limit.",
   },
   "limits.handshakes": {
+    reload: "new connections",
     kind: "integer",
     default: "4096",
     description: "Concurrent handshakes of agents; more are refused; 0: no limit.",
   },
   "limits.handshakes-per-address": {
+    reload: "new connections",
     kind: "integer",
     default: "1024",
     description:
       "The same per address (IPv6: per /64): above it, addresses that are not validated get a Retry and validated ones are refused; 0: no limit.",
   },
   "limits.retry-threshold": {
+    reload: "new connections",
     kind: "integer",
     default: "256",
     description: "Concurrent handshakes from which on addresses are validated by Retry (RFC 9000 §8.1.2); 0: always.",

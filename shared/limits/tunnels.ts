@@ -3,7 +3,7 @@
 import type { Network } from "../address/authority.ts";
 import type { LogFields } from "../log/logger.ts";
 import type { Net, Rate } from "../net/types.ts";
-import { Bandwidth } from "./bandwidth.ts";
+import { Bandwidth, type SharedRate } from "./bandwidth.ts";
 import type { Quota } from "../policy/policy.ts";
 import { type LimitName, LimitReached, type LimitReporter, TunnelIdle, unlimitedIfZero } from "./limit.ts";
 import type { TunnelLimitValues } from "./options.ts";
@@ -71,9 +71,11 @@ class TrackedTunnel implements OpenTunnel {
   readonly tokenId: string | undefined;
   readonly quotas: readonly Quota[];
   startedAt = 0;
+  /** Age at which it ends, in milliseconds; 0: never. */
+  maxAgeMs = 0;
   /** Ends the tunnel; `undefined` if it may last forever. */
   controller?: AbortController;
-  progress?: { readonly read: () => number; last: number; since: number };
+  progress?: { readonly read: () => number; readonly idleMs: number; last: number; since: number };
   readonly #limits: TunnelLimits;
   readonly #signal: AbortSignal | undefined;
   #onEnd?: () => void;
@@ -83,7 +85,8 @@ class TrackedTunnel implements OpenTunnel {
     limits: TunnelLimits,
     { agentId = "", client = "", tokenId, network = "tcp", quotas = [], signal }: TunnelOwner,
     ownRate: Rate | undefined,
-    rates: Rate[],
+    /** Those that it shares. */
+    readonly shared: readonly SharedRate[],
   ) {
     this.#limits = limits;
     this.agentId = agentId;
@@ -93,7 +96,8 @@ class TrackedTunnel implements OpenTunnel {
     this.quotas = quotas;
     this.#signal = signal;
     this.ownRate = ownRate;
-    this.rates = rates;
+    // the narrowest first: while it blocks, nothing is taken from the shared ones
+    this.rates = [...ownRate ? [ownRate] : [], ...shared.map(({ rate }) => rate)];
   }
 
   get signal(): AbortSignal | undefined {
@@ -142,8 +146,8 @@ const TICK_MS = 1_000;
 export class TunnelLimits {
   #options: TunnelLimitsOptions;
   readonly #now: () => number;
-  readonly #memory: MemoryWatermark;
-  readonly #buffers?: BufferBudget;
+  #memory: MemoryWatermark;
+  #buffers?: BufferBudget;
   readonly #perAgent = new InflightCounts();
   readonly #perClient = new InflightCounts();
   readonly #flowsPerClient = new InflightCounts();
@@ -170,9 +174,19 @@ export class TunnelLimits {
     this.#timer = setInterval(() => this.tick(), TICK_MS);
   }
 
-  /** Changes the limits on the number of tunnels. Open ones stay. */
-  update(limits: Pick<TunnelLimitsOptions, "tunnels" | "tunnelsPerAgent" | "tunnelsPerClient" | "udpFlowsPerClient">): void {
-    this.#options = { ...this.#options, ...limits };
+  /** Changes the limits. Open tunnels keep the times and rates that they have. */
+  update(limits: Omit<TunnelLimitsOptions, "createRate" | "buffers" | "reports" | "now">): void {
+    const before = this.#options;
+    const options = this.#options = { ...before, ...limits };
+    if (options.memoryWatermark !== before.memoryWatermark) this.#memory = new MemoryWatermark(options.memoryWatermark);
+    if (options.buffers && options.bufferMemory !== before.bufferMemory) {
+      this.#buffers = new BufferBudget(options.bufferMemory, options.buffers);
+    }
+    const { tunnel, client, agent, all } = this.#bandwidth;
+    tunnel.update(options.bandwidthPerTunnel);
+    client.update(options.bandwidthPerClient ?? "0");
+    agent.update(options.bandwidthPerAgent ?? "0");
+    all.update(options.bandwidth ?? "0");
   }
 
   /** Idle timeout of tunnels in milliseconds; 0: none. */
@@ -214,13 +228,10 @@ export class TunnelLimits {
     for (const { key } of quotas) this.#perQuota.add(key);
     const { tunnel: each, client: ofClient, agent, all, quota } = this.#bandwidth;
     const ownRate = each.create();
-    // the narrowest first: while it blocks, nothing is taken from the shared ones
-    const rates: Rate[] = [];
     const ofPolicy = quotas.map(({ key, bytesPerSecond }) => quota.join(key, bytesPerSecond));
-    for (const rate of [ownRate, ...ofPolicy, ofClient.join(client), agent.join(agentId), all.join("")]) {
-      if (rate !== undefined) rates.push(rate);
-    }
-    const tunnel = new TrackedTunnel(this, owner, ownRate, rates);
+    const shared = [...ofPolicy, ofClient.join(client), agent.join(agentId), all.join("")].filter((rate) => rate !== undefined);
+    const tunnel = new TrackedTunnel(this, owner, ownRate, shared);
+    tunnel.maxAgeMs = tunnelMaxDuration;
     if (tunnelMaxDuration > 0) this.#track(tunnel);
     return tunnel;
   }
@@ -232,9 +243,10 @@ export class TunnelLimits {
 
   /** Ends the tunnel if `read` returns the same value for the idle timeout. */
   watchProgress(tunnel: TrackedTunnel, read: () => number): void {
-    if (this.idleMs === 0) return;
+    const { idleMs } = this;
+    if (idleMs === 0) return;
     if (!tunnel.controller) this.#track(tunnel);
-    tunnel.progress = { read, last: read(), since: this.#now() };
+    tunnel.progress = { read, idleMs, last: read(), since: this.#now() };
   }
 
   recordIdle(): void {
@@ -253,42 +265,37 @@ export class TunnelLimits {
 
   /** Stops counting a tunnel that has ended. */
   release(tunnel: TrackedTunnel): void {
-    const { agentId, client, network, quotas, ownRate } = tunnel;
+    const { agentId, client, network, quotas, ownRate, shared } = tunnel;
     this.#open--;
     this.#perAgent.remove(agentId);
     this.#perClient.remove(client);
     if (network === "udp") this.#flowsPerClient.remove(client);
-    for (const { key } of quotas) {
-      this.#perQuota.remove(key);
-      this.#bandwidth.quota.release(key);
-    }
+    for (const { key } of quotas) this.#perQuota.remove(key);
     ownRate?.close();
-    this.#bandwidth.client.release(client);
-    this.#bandwidth.agent.release(agentId);
-    this.#bandwidth.all.release("");
+    for (const rate of shared) rate.release();
     this.#tracked.delete(tunnel);
   }
 
   /** Runs once per second: measures the memory and ends tunnels that are too old or idle. */
   tick(): void {
-    const { tunnelMaxDuration, tunnelIdleTimeout, reports } = this.#options;
+    const { reports } = this.#options;
     const now = this.#now();
     this.#memory.refresh();
     for (const bandwidth of Object.values(this.#bandwidth)) bandwidth.tick();
     reports.flush();
     for (const tunnel of this.#tracked) {
-      const { startedAt, controller, progress } = tunnel;
-      if (tunnelMaxDuration > 0 && now - startedAt >= tunnelMaxDuration) {
+      const { startedAt, maxAgeMs, controller, progress } = tunnel;
+      if (maxAgeMs > 0 && now - startedAt >= maxAgeMs) {
         reports.record("tunnel-max-duration");
         this.#tracked.delete(tunnel);
         controller?.abort(new LimitReached("tunnel-max-duration", "The tunnel has reached its maximum duration"));
-      } else if (progress && tunnelIdleTimeout > 0) {
+      } else if (progress) {
         const read = progress.read();
         if (read !== progress.last) Object.assign(progress, { last: read, since: now });
-        else if (now - progress.since >= tunnelIdleTimeout) {
+        else if (now - progress.since >= progress.idleMs) {
           reports.record("tunnel-idle-timeout");
           this.#tracked.delete(tunnel);
-          controller?.abort(new TunnelIdle(`Nothing was sent or received for ${tunnelIdleTimeout} ms`));
+          controller?.abort(new TunnelIdle(`Nothing was sent or received for ${progress.idleMs} ms`));
         }
       }
     }

@@ -23,6 +23,12 @@ export interface LogLevelControl {
   level: LogLevel;
 }
 
+/** A log whose format can be changed, too. */
+export interface LogControl extends LogLevelControl {
+  /** Of the lines to come. */
+  format: LogFormat;
+}
+
 /** The method of a level that is not logged. A caller that compares with it saves the preparation of a line. */
 export const ignoreLine: Logger[LogLevel] = () => {};
 
@@ -50,8 +56,10 @@ export interface LoggerOptions {
  * // prints: .*"message":"order received".*"id":42.*
  * ```
  */
-export function createLogger({ format, level, write, color = false }: LoggerOptions): Logger & LogLevelControl {
-  const formatRecord = format === "json" ? getJsonLinesFormatter({ properties: "flatten" }) : color ? colorFormatter() : formatText;
+export function createLogger({ format, level, write, color = false }: LoggerOptions): Logger & LogControl {
+  const formatterOf = (format: LogFormat) =>
+    format === "json" ? getJsonLinesFormatter({ properties: "flatten" }) : color ? colorFormatter() : formatText;
+  let formatRecord = formatterOf(format);
   const method = (name: LogLevel) => {
     const recordLevel: RecordLevel = name === "warn" ? "warning" : name;
     return (message: string, fields: LogFields = {}) => {
@@ -68,7 +76,14 @@ export function createLogger({ format, level, write, color = false }: LoggerOpti
       write(formatRecord(record));
     };
   };
-  return new LeveledLogger(level, method);
+  const logger = new LeveledLogger(level, method);
+  return Object.defineProperty(logger, "format", {
+    get: () => format,
+    set(next: LogFormat) {
+      format = next;
+      formatRecord = formatterOf(next);
+    },
+  }) as LeveledLogger & LogControl;
 }
 
 /** Drops what is below its level. */
@@ -118,7 +133,7 @@ class LeveledLogger implements Logger, LogLevelControl {
 }
 
 /** Logs nothing. */
-export const silentLogger: Logger & LogLevelControl = createLogger({ format: "text", level: "error", write: () => {} });
+export const silentLogger: Logger & LogControl = createLogger({ format: "text", level: "error", write: () => {} });
 
 const LEVEL_NAMES: Readonly<Record<RecordLevel, string>> = {
   trace: "TRACE",

@@ -193,6 +193,15 @@ export class AuditLog {
     await (this.#writing ??= this.#drain());
   }
 
+  /** Lets `next` record the ends of the tunnels that are open. */
+  continueIn(next: AuditLog): void {
+    for (const [id, start] of this.#unfinished) {
+      next.#unfinished.set(id, start);
+      next.#put("open", start);
+    }
+    this.#unfinished.clear();
+  }
+
   /** Writes what is queued, and closes the file. Tunnels that are open then are `lost`. */
   async close(): Promise<void> {
     clearInterval(this.#timer);

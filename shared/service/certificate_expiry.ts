@@ -28,7 +28,7 @@ export class CertificateExpiry {
   readonly #log: Logger;
   readonly #health: Health;
   readonly #now: () => number;
-  readonly #watched: Watched[] = [];
+  readonly #watched = new Set<Watched>();
   readonly #timer = setInterval(() => this.check(), CHECK_MS);
 
   /** @param now milliseconds since 1970 */
@@ -38,15 +38,20 @@ export class CertificateExpiry {
     this.#now = now;
   }
 
-  /** Watches the first certificate of what `pem` returns. */
-  watch(use: string, pem: () => string | undefined): void {
-    this.#watched.push({ use, pem, warnedAt: -Infinity });
+  /** Watches the first certificate of what `pem` returns, until the result is called. */
+  watch(use: string, pem: () => string | undefined): () => void {
+    const watched = { use, pem, warnedAt: -Infinity };
+    this.#watched.add(watched);
     this.check();
+    return () => {
+      this.#watched.delete(watched);
+      this.check();
+    };
   }
 
   /** Checks all certificates now. */
   check(): void {
-    const expired = this.#watched.filter((watched) => this.#isExpired(watched)).map(({ use }) => use);
+    const expired = [...this.#watched].filter((watched) => this.#isExpired(watched)).map(({ use }) => use);
     if (expired.length === 0) this.#health.setReady(CAUSE);
     else this.#health.setUnready(CAUSE, `the certificate for ${expired.join(" and ")} has expired`);
   }

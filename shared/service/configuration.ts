@@ -7,6 +7,8 @@ export interface ConfigurationState {
   hash: string;
   /** Whether the last reload has succeeded. */
   isReloaded: boolean;
+  /** Reads the configuration again, and all files that it names. Never rejects. Default: there is no file to read. */
+  reload?: () => Promise<void>;
 }
 
 /** Reports the state in metrics. */

@@ -17,7 +17,7 @@ export class Metrics {
   readonly #limits: Counter<"limit">;
   /** Of histograms, by name. */
   readonly #exemplars = new Map<string, Pick<RequestExemplars, "of">>();
-  readonly #certificates: { use: string; pem: () => string | undefined }[] = [];
+  readonly #certificates = new Set<{ readonly use: string; readonly pem: () => string | undefined }>();
 
   constructor(service: "proxy" | "agent" | "lb") {
     const registers = [this.registry];
@@ -65,9 +65,14 @@ export class Metrics {
     this.#limits.inc({ limit }, times);
   }
 
-  /** Reports the expiry of the first certificate of a chain; `use` is its label. Of several with the same use, the earliest is reported. */
-  watchCertificate(use: string, pem: () => string | undefined): void {
-    this.#certificates.push({ use, pem });
+  /**
+   * Reports the expiry of the first certificate of a chain, until the result is called; `use` is its label. Of several with the same use, the
+   * earliest is reported.
+   */
+  watchCertificate(use: string, pem: () => string | undefined): () => void {
+    const watched = { use, pem };
+    this.#certificates.add(watched);
+    return () => void this.#certificates.delete(watched);
   }
 
   /** Metrics of tunnels, including plain HTTP requests. `dropped`: datagrams so far that belong to no flow, or were dropped before it. */

@@ -2,16 +2,19 @@
 // closes everything in one order.
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Authenticator } from "../auth/authenticator.ts";
+import { ReplaceableAuthenticator } from "../auth/replaceable.ts";
 import { type AuthOptions, createAuthenticator } from "../auth/scheme.ts";
 import { LimitReporter } from "../limits/limit.ts";
 import { isolateLogger } from "../log/isolate.ts";
 import { describeWriteError } from "../files/read.ts";
 import { LogLimit } from "../log/limit.ts";
+import { messageOf } from "../log/error_message.ts";
 import type { LogFields, Logger, LogLevelControl } from "../log/logger.ts";
 import type { Net } from "../net/types.ts";
 import { ConfigError } from "../config/option.ts";
 import { openPolicy, type Policy } from "../policy/policy.ts";
 import { openStore, type StoreOptions } from "../store/options.ts";
+import type { StoreEvents } from "../store/circuit_breaker.ts";
 import type { Store } from "../store/store.ts";
 import { type Reloadable, startTlsRefresh } from "../tls/reloadable_tls.ts";
 import type { TracingOptions } from "../tracing/options.ts";
@@ -20,7 +23,8 @@ import type { Tracer } from "../tracing/span.ts";
 import type { ClusterOptions } from "../config/cluster_options.ts";
 import type { AdminOptions, HandoverOptions } from "../config/common_options.ts";
 import { AuditLog } from "./audit.ts";
-import { Admin } from "./admin.ts";
+import { Admin, type AdminServices } from "./admin.ts";
+import type { Change } from "./change.ts";
 import type { ServiceOperations } from "./api/operations.ts";
 import type { ServiceName } from "./api/types.ts";
 import { type HandoverDeps, type HandoverState, Predecessor, Successors } from "./handover.ts";
@@ -49,6 +53,14 @@ export interface ServiceDeps {
   /** The state of its configuration, for metrics. Default: it is not reported. */
   readonly configuration?: ConfigurationState;
 }
+
+/** Values of the options `audit.*`. */
+interface AuditOptions {
+  readonly file?: string;
+  readonly strict: boolean;
+}
+
+type CountAudit = (outcome: "written" | "lost", records: number) => void;
 
 /** What a drain does after readiness has failed. */
 export interface Drain {
@@ -115,7 +127,7 @@ export class ServiceRuntime {
   readonly #supervisor?: Supervisor;
   readonly #resources: ResourceStack;
   readonly #reloads: (() => Promise<void> | void)[] = [];
-  readonly #tlsReloads: (() => Promise<void>)[] = [];
+  readonly #tlsRefreshes = new Set<{ reload(): Promise<void>; close(): Promise<void> }>();
   readonly #expiry: CertificateExpiry;
   readonly #closing = new AbortController();
   readonly #name: ServiceName;
@@ -123,10 +135,20 @@ export class ServiceRuntime {
   readonly #startedAt = new Date();
   #resolveClosed: () => void = () => {};
   #resolveHandedOver: () => void = () => {};
+  readonly #configuration?: ConfigurationState;
   #authenticator?: Authenticator;
+  /** That of the options. */
+  #ownAuthenticator?: ReplaceableAuthenticator;
+  /** Those that were replaced, and whose identities may still be used. */
+  readonly #retired: Authenticator[] = [];
+  #policy?: Policy;
+  #store?: Store;
+  #storeEvents?: StoreEvents;
   #audit?: AuditLog;
+  #countAudit?: CountAudit;
   #admin?: Admin;
   #cluster?: Cluster;
+  #services?: AdminServices;
   #isDraining = false;
   #drained?: Promise<void>;
   #closed?: Promise<void>;
@@ -140,6 +162,7 @@ export class ServiceRuntime {
     this.#name = name;
     this.#supervisor = supervisor;
     this.#logLevel = logLevel;
+    this.#configuration = configuration;
     this.closed = new Promise((resolve) => this.#resolveClosed = resolve);
     this.handedOver = new Promise((resolve) => this.#resolveHandedOver = resolve);
     if (ownsNet) this.defer(() => net.close());
@@ -158,6 +181,7 @@ export class ServiceRuntime {
     this.defer(() => watchdog.close());
     this.#expiry = this.adopt(new CertificateExpiry(this.log, this.health), (expiry) => expiry.close());
     this.activity = this.adopt(new Activity(net), (activity) => activity.close());
+    this.defer(async () => void await Promise.all([...this.#tlsRefreshes].map((refresh) => refresh.close())));
     this.logLimit = this.adopt(new LogLimit({ log: this.log }), (limit) => limit.close());
   }
 
@@ -221,10 +245,35 @@ export class ServiceRuntime {
    * @throws {ConfigError}
    */
   async openAuthenticator(options: AuthOptions, given?: Authenticator): Promise<Authenticator> {
-    const authenticator = given ?? this.adopt(await createAuthenticator(options, this.log), (own) => own.close?.());
-    this.onReload(() => authenticator.reload?.());
-    this.#authenticator = authenticator;
-    return authenticator;
+    if (given) {
+      this.onReload(() => given.reload?.());
+      this.#authenticator = given;
+      return given;
+    }
+    const own = this.adopt(new ReplaceableAuthenticator(await createAuthenticator(options, this.log)), (own) => own.close());
+    this.onReload(() => own.reload());
+    this.#authenticator = own;
+    this.#ownAuthenticator = own;
+    return own;
+  }
+
+  /**
+   * Prepares an authenticator of other options. Returns whether there is one; an authenticator of the embedding program stays. The previous
+   * one works until the result of {@link retireAuthenticator} is called, after what it has accepted was verified again.
+   * @throws {ConfigError}
+   */
+  async prepareAuthenticator(change: Change, options: AuthOptions): Promise<boolean> {
+    const own = this.#ownAuthenticator;
+    if (own === undefined) return false;
+    const next = await createAuthenticator(options, this.log);
+    change.onRevert(() => next.close?.());
+    change.onCommit(() => void this.#retired.push(own.replace(next)));
+    return true;
+  }
+
+  /** Closes the authenticators that were replaced. */
+  closeRetired(): void {
+    for (const authenticator of this.#retired.splice(0)) authenticator.close?.();
   }
 
   /**
@@ -232,10 +281,23 @@ export class ServiceRuntime {
    * @throws {ConfigError}
    */
   async openPolicy(file: string | undefined): Promise<Policy | undefined> {
-    if (file === undefined) return undefined;
-    const policy = this.adopt(await openPolicy(file, { log: this.log }), (own) => own.close());
-    this.#reloads.push(() => policy.reload());
-    return policy;
+    this.defer(() => this.#policy?.close());
+    this.#reloads.push(() => this.#policy?.reload());
+    return this.#policy = file === undefined ? undefined : await openPolicy(file, { log: this.log });
+  }
+
+  /**
+   * Prepares the policy of another file; `use` is called with it. What the previous one has allowed stays until it is checked again.
+   * @throws {ConfigError}
+   */
+  async preparePolicy(change: Change, file: string | undefined, use: (policy: Policy | undefined) => void): Promise<void> {
+    const next = file === undefined ? undefined : await openPolicy(file, { log: this.log });
+    change.onRevert(() => next?.close());
+    change.onCommit(() => {
+      this.#policy?.close();
+      this.#policy = next;
+      use(next);
+    });
   }
 
   /**
@@ -245,28 +307,49 @@ export class ServiceRuntime {
    */
   async openStore(options: StoreOptions, ttlMs: number, given?: Store): Promise<Store | undefined> {
     if (given) return given;
-    const store = await openStore(options, ttlMs, reportStore(this.log, this.health, this.metrics));
-    return store && this.adopt(store, () => store.close());
+    this.#storeEvents = reportStore(this.log, this.health, this.metrics);
+    this.defer(() => this.#store?.close());
+    return this.#store = await openStore(options, ttlMs, this.#storeEvents);
+  }
+
+  /**
+   * Prepares another store; `use` is called with it, before the previous one is closed. A store of the embedding program stays.
+   * @throws {ConfigError}
+   */
+  async prepareStore(change: Change, options: StoreOptions, ttlMs: number, use: (store: Store | undefined) => void): Promise<void> {
+    if (this.#storeEvents === undefined) return;
+    this.#refuseInCluster("--store");
+    const next = await openStore(options, ttlMs, this.#storeEvents);
+    change.onRevert(() => next?.close());
+    change.onCommit(() => {
+      const previous = this.#store;
+      this.#store = next;
+      use(next);
+      previous?.close();
+      this.health.setReady("store"); // the next probe knows
+    });
   }
 
   /**
    * The audit log that the options name, `undefined` for none. What is opened later is closed before it.
    * @throws {ConfigError} if the file cannot be read and written
    */
-  async openAudit({ file, strict }: { readonly file?: string; readonly strict: boolean }): Promise<AuditLog | undefined> {
+  async openAudit(options: AuditOptions): Promise<AuditLog | undefined> {
+    const count = this.metrics.outcomes("reverse_http_audit_records_total", "Records for the audit log: written or lost.");
+    this.#countAudit = count;
+    this.defer(() => this.#audit?.close());
+    this.#reloads.push(() => this.#audit?.reopen());
+    return this.#audit = await this.#openAudit(options, count);
+  }
+
+  async #openAudit({ file, strict }: AuditOptions, count: CountAudit): Promise<AuditLog | undefined> {
     if (file === undefined) {
       if (strict) throw new ConfigError("Cannot use --audit.strict without --audit.file: there is nothing to write to");
       return undefined;
     }
-    const count = this.metrics.outcomes("reverse_http_audit_records_total", "Records for the audit log: written or lost.");
     try {
-      const audit = this.adopt(
-        await AuditLog.open({ file, strict, service: this.#name, log: this.log, count, hasPredecessor: this.#predecessor !== undefined }),
-        (own) => own.close(),
-      );
-      this.#reloads.push(() => audit.reopen());
-      this.#audit = audit;
-      return audit;
+      const hasPredecessor = this.#predecessor !== undefined;
+      return await AuditLog.open({ file, strict, service: this.#name, log: this.log, count, hasPredecessor });
     } catch (error) {
       throw new ConfigError(`Cannot use --audit.file ${file}: ${describeWriteError(error)}`, { cause: error });
     }
@@ -288,13 +371,49 @@ export class ServiceRuntime {
   }
 
   /**
+   * Prepares another audit log; `use` is called with it. Tunnels that are open are recorded in it, too.
+   * @throws {ConfigError} as {@link openAudit}
+   */
+  async prepareAudit(change: Change, options: AuditOptions, use: (audit: AuditLog | undefined) => void): Promise<void> {
+    const next = await this.#openAudit(options, this.#countAudit!);
+    change.onRevert(() => next?.close());
+    change.onCommit(() => {
+      const previous = this.#audit;
+      this.#audit = next;
+      if (previous && next) previous.continueIn(next);
+      use(next);
+      previous?.close().catch((error) => this.log.error("audit log cannot be closed", { reason: messageOf(error) }));
+    });
+  }
+
+  /**
    * Listens for operators, if the options name an address or a socket; requests wait until {@link serveAdmin}.
    * @throws {ConfigError}
    * @throws {NetError} as `listenTcp` of the network
    */
   async listenAdmin(options: AdminOptions & OperatorOptions): Promise<void> {
-    this.#admin = await Admin.open(options, this.net, this.log, this.#predecessor !== undefined);
-    if (this.#admin) this.adopt(this.#admin, (admin) => admin.close());
+    this.defer(async () => {
+      this.activity.close(); // ends streams of events
+      await this.#admin?.close();
+    });
+    this.#admin = await Admin.open(options, this.net, this.log, { hasPredecessor: this.#predecessor !== undefined });
+  }
+
+  /**
+   * Prepares another admin server. What both listen on stays open.
+   * @throws {ConfigError}
+   * @throws {NetError} as {@link listenAdmin}
+   */
+  async prepareAdmin(change: Change, options: AdminOptions & OperatorOptions): Promise<void> {
+    const previous = this.#admin;
+    if (previous && !previous.listensAt(options.listenAddress)) this.#refuseInCluster("--admin.listen-address");
+    const next = await Admin.open(options, this.net, this.log, { previous });
+    change.onRevert(() => next?.close(previous));
+    change.onCommit(() => {
+      this.#admin = next;
+      if (this.#services) next?.serve(this.#services);
+      previous?.close(next).catch((error) => this.log.error("admin server cannot be closed", { reason: messageOf(error) }));
+    });
   }
 
   /**
@@ -309,12 +428,18 @@ export class ServiceRuntime {
     if (cluster) this.#cluster = this.adopt(cluster, (own) => own.close());
   }
 
+  /** @throws {ConfigError} if the other members of a cluster rely on the option */
+  #refuseInCluster(option: string): void {
+    if (this.#cluster) throw new ConfigError(`Cannot change ${option} without a restart: --admin.cluster.key-file is set`);
+  }
+
   /** Serves operators, if {@link listenAdmin} has opened something. */
   serveAdmin(own: ServiceOperations): void {
     const { health, metrics, activity, log } = this;
-    const authenticator = this.#authenticator;
     const isDraining = () => this.#isDraining;
-    this.#admin?.serve({
+    const audit = () => this.#audit;
+    const revoke = () => this.#authenticator?.revoke?.bind(this.#authenticator);
+    this.#services = {
       ...own,
       health,
       metrics,
@@ -323,14 +448,19 @@ export class ServiceRuntime {
       service: this.#name,
       startedAt: this.#startedAt,
       logLevel: this.#logLevel,
-      audit: this.#audit,
+      get audit() {
+        return audit();
+      },
       get isDraining() {
         return isDraining();
       },
-      revoke: authenticator?.revoke?.bind(authenticator),
-      reload: () => this.reload(),
+      get revoke() {
+        return revoke();
+      },
+      reload: () => this.#configuration?.reload?.() ?? this.reload(),
       cluster: this.#cluster,
-    });
+    };
+    this.#admin?.serve(this.#services);
     this.#cluster?.start();
   }
 
@@ -339,17 +469,29 @@ export class ServiceRuntime {
     return this.#admin?.address;
   }
 
-  /** Reads the files of `tls` on {@link reload}, and if they change: see {@link startTlsRefresh}. `use` receives new settings. */
-  refreshTls<T>(tls: Reloadable<T> | undefined, intervalMs: number, use?: (tls: T) => void): void {
-    if (!tls) return;
-    this.adopt(startTlsRefresh(tls, intervalMs, use), (refresh) => refresh.close());
-    this.#tlsReloads.push(() => tls.reload(use));
+  /**
+   * Reads the files of `tls` on {@link reload}, and if they change: see {@link startTlsRefresh}. `use` receives new settings. Ends with the
+   * service, or when the result is called.
+   */
+  refreshTls<T>(tls: Reloadable<T>, intervalMs: () => number, use?: (tls: T) => void): () => void {
+    const { close } = startTlsRefresh(tls, intervalMs, use);
+    const refresh = { reload: () => tls.reload(use), close };
+    this.#tlsRefreshes.add(refresh);
+    return () => {
+      this.#tlsRefreshes.delete(refresh);
+      void close(); // never rejects
+    };
   }
 
-  /** Reports the expiry of a certificate that `use` sees, in metrics and ahead of its end; `pem` returns its chain, if there is one. */
-  watchCertificate(use: string, pem: () => string | undefined): void {
-    this.metrics.watchCertificate(use, pem);
-    this.#expiry.watch(use, pem);
+  /**
+   * Reports the expiry of a certificate that `use` sees, in metrics and ahead of its end, until the result is called; `pem` returns its chain,
+   * if there is one.
+   */
+  watchCertificate(use: string, pem: () => string | undefined): () => void {
+    const stops = [this.metrics.watchCertificate(use, pem), this.#expiry.watch(use, pem)];
+    return () => {
+      for (const stop of stops) stop();
+    };
   }
 
   /** Calls `reload` on each {@link reload}. */
@@ -357,14 +499,14 @@ export class ServiceRuntime {
     this.#reloads.push(reload);
   }
 
-  /** Reads certificates, keys, the files of the authenticator, and the policy again. */
+  /** Reads certificates, keys, the files of the authenticator, and the policy again; not the configuration. */
   async reload(): Promise<void> {
     await Promise.all([this.reloadTls(), ...this.#reloads.map((reload) => reload())]);
   }
 
   /** Reads certificates and their keys again. */
   async reloadTls(): Promise<void> {
-    await Promise.all(this.#tlsReloads.map((reload) => reload()));
+    await Promise.all([...this.#tlsRefreshes].map((refresh) => refresh.reload()));
     this.#expiry.check();
   }
 

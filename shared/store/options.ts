@@ -14,6 +14,7 @@ const atLeast = (minMs: number, text: string) => (ms: number) => ms >= minMs ? u
 
 export const storeServerOptions = defineOptions({
   "store.key-prefix": {
+    reload: "at once",
     kind: "string",
     default: "",
     description:
@@ -22,18 +23,21 @@ export const storeServerOptions = defineOptions({
       /^[!-~]{0,64}$/.test(prefix) ? undefined : `${JSON.stringify(prefix)} must have at most 64 characters, all visible ASCII`,
   },
   "store.memcached.address": {
+    reload: "at once",
     kind: "list",
     default: "localhost:11211",
     description: "Address of memcached; entries are distributed over several servers.",
     check: (addresses) => addresses.length === 0 ? "at least one address is required" : addresses.map(checkAddress).find(Boolean),
   },
   "store.memcached.timeout": {
+    reload: "at once",
     kind: "duration",
     default: "1s",
     description: "Timeout of a memcached request.",
     check: atLeast(1, "1ms"),
   },
   "store.redis.url": {
+    reload: "at once",
     kind: "string",
     default: "redis://localhost:6379",
     secret: true,
@@ -41,12 +45,14 @@ export const storeServerOptions = defineOptions({
     check: checkRedisUrl,
   },
   "store.redis.timeout": {
+    reload: "at once",
     kind: "duration",
     default: "1s",
     description: "Timeout of a Redis request.",
     check: atLeast(1, "1ms"),
   },
   "store.redis.tls.file.root-ca": {
+    reload: "at once",
     guards: NOT_GIVEN,
     kind: "file",
     description: "Certificate authorities to trust with `rediss:`, PEM; by default the runtime's.",
@@ -54,6 +60,7 @@ export const storeServerOptions = defineOptions({
 });
 
 export const STORE_TTL = {
+  reload: "at once",
   kind: "duration",
   default: "30s",
   description: "Lifetime of an entry after its proxy is gone; entries are renewed every third of that time.",

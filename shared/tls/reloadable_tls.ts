@@ -223,9 +223,9 @@ export class ReloadableTls<T> implements Reloadable<T> {
   readonly #secrets: SecretFiles;
 
   private constructor(
-    private readonly group: TlsGroup,
-    private readonly source: Source,
-    private readonly check: (pems: Pems) => Promise<Checked<T>>,
+    private group: TlsGroup,
+    private source: Source,
+    private check: (pems: Pems) => Promise<Checked<T>>,
     private readonly log: Logger,
     state: string,
     current: T,
@@ -269,6 +269,24 @@ export class ReloadableTls<T> implements Reloadable<T> {
   }
 
   /**
+   * Takes the files of `next`, which must not be used any more, and its settings; `use` is called with them if they differ. If it throws, that
+   * is logged, and the next reload tries again. Never rejects.
+   */
+  replaceBy(next: ReloadableTls<T>, use: (tls: T) => void = () => {}): Promise<void> {
+    return this.#reloading = this.#reloading.then(() => {
+      [this.group, this.source, this.check] = [next.group, next.source, next.check];
+      this.#versions = next.#versions;
+      try {
+        if (JSON.stringify(next.#current) !== JSON.stringify(this.#current)) use(next.#current);
+        [this.#current, this.#state] = [next.#current, next.#state];
+      } catch (error) {
+        this.#state = "";
+        this.log.warn("certificates cannot be used", { options: flagOf(this.group.name), reason: messageOf(error) });
+      }
+    });
+  }
+
+  /**
    * As {@link reload}, if the files have changed since they were read, but not since the last poll: programs write a certificate and its key
    * one after the other.
    */
@@ -309,14 +327,15 @@ export class ReloadableTls<T> implements Reloadable<T> {
 const POLL_MS = 5_000;
 
 /**
- * Polls the files every `intervalMs` milliseconds until it is closed; 0: every 5 seconds. `use` as in {@link ReloadableTls.reload}.
+ * Polls the files until it is closed. `use` as in {@link ReloadableTls.reload}.
+ * @param intervalMs returns the interval in milliseconds; 0: 5 seconds
  */
-export function startTlsRefresh<T>(files: Reloadable<T>, intervalMs: number, use?: (tls: T) => void): { close(): Promise<void> } {
+export function startTlsRefresh<T>(files: Reloadable<T>, intervalMs: () => number, use?: (tls: T) => void): { close(): Promise<void> } {
   const stopping = new AbortController();
   const { signal } = stopping;
   const run = async (): Promise<void> => {
     while (!signal.aborted) {
-      await sleep(intervalMs || POLL_MS, undefined, { signal }).catch(() => {}); // stopping
+      await sleep(intervalMs() || POLL_MS, undefined, { signal }).catch(() => {}); // stopping
       if (!signal.aborted) await files.poll(use);
     }
   };

@@ -2,8 +2,12 @@
 import { NOT_GIVEN } from "../config/common_options.ts";
 import { defineOptions, type ValuesOf } from "../config/option.ts";
 
+/** Why these options need a restart. */
+const IN_PROGRESS = "spans in progress belong to its exporter";
+
 export const tracingOptions = defineOptions({
   "tracing.otlp-endpoint": {
+    restart: IN_PROGRESS,
     kind: "string",
     env: "OTEL_EXPORTER_OTLP_ENDPOINT",
     description:
@@ -11,12 +15,14 @@ export const tracingOptions = defineOptions({
     check: endpointProblem,
   },
   "tracing.otlp-headers-file": {
+    restart: IN_PROGRESS,
     guards: NOT_GIVEN,
     kind: "file",
     description:
       "File with fields for requests to the collector, one name: value per line, read for each request. By default there are none.",
   },
   "tracing.otlp-headers": {
+    restart: IN_PROGRESS,
     kind: "list",
     secret: true,
     env: "OTEL_EXPORTER_OTLP_HEADERS",
@@ -24,6 +30,7 @@ export const tracingOptions = defineOptions({
     check: (pairs) => pairs.every((pair) => parseHeader(pair) !== undefined) ? undefined : "not every item is name=value",
   },
   "tracing.sampling-ratio": {
+    restart: IN_PROGRESS,
     kind: "string",
     default: "1",
     env: "OTEL_TRACES_SAMPLER_ARG",
@@ -33,11 +40,13 @@ export const tracingOptions = defineOptions({
       /^(?:0|1|0?\.[0-9]{1,9}|1\.0+)$/.test(text) ? undefined : `${JSON.stringify(text)} is not a number from 0 to 1, as 0.01`,
   },
   "tracing.service-name": {
+    restart: IN_PROGRESS,
     kind: "string",
     env: "OTEL_SERVICE_NAME",
     description: "Name of the service in traces; by default reverse-http-proxy, reverse-http-lb or reverse-http-agent.",
   },
   "tracing.resource-attributes": {
+    restart: IN_PROGRESS,
     kind: "list",
     env: "OTEL_RESOURCE_ATTRIBUTES",
     description: "Attributes of the service in traces, name=value, as deployment.environment.name=test; values are percent-encoded.",

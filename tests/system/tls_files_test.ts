@@ -507,7 +507,7 @@ describe("files that change", () => {
     using folder = new Folder();
     const { server, files, renewed } = await start(folder);
     const used = Promise.withResolvers<string>();
-    const refreshing = startTlsRefresh(files, 5, ({ cert }) => used.resolve(cert));
+    const refreshing = startTlsRefresh(files, () => 5, ({ cert }) => used.resolve(cert));
     server.write(renewed);
     assert.equal(plain(await used.promise), plain(renewed.cert));
     await refreshing.close();

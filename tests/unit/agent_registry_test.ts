@@ -12,6 +12,7 @@ function held(instance?: string, more: Partial<ConnectedAgent> = {}): ConnectedA
     connection: {} as AgentSession,
     via: { address: "" },
     identity: { agentId: "a" },
+    credentials: new Uint8Array(),
     since: new Date(0),
     hello: instance === undefined ? undefined : { version: "", instance, host: "", labels: {} },
     tunnels: 0,

@@ -30,28 +30,48 @@ describe("a bandwidth", () => {
     const rates = new Rates();
     const none = new Bandwidth("0", rates.create);
     assert.deepEqual([none.create(), none.join("a")], [undefined, undefined]);
-    none.release("a");
     assert.deepEqual(rates.created, []);
   });
 
   it("is shared by key, and dropped only if it was unused between two checks", () => {
     const rates = new Rates();
     const shared = new Bandwidth("1MiB", rates.create);
-    const first = shared.join("a");
-    assert.equal(shared.join("a"), first);
-    assert.notEqual(shared.join("b"), first);
-    for (const _ of [1, 2]) shared.release("a");
+    const [first, second] = [shared.join("a")!, shared.join("a")!];
+    assert.equal(second.rate, first.rate);
+    assert.notEqual(shared.join("b")!.rate, first.rate);
+    for (const user of [first, second]) user.release();
     shared.tick();
     // who opens one tunnel after the other does not get a full one each time
-    assert.equal(shared.join("a"), first);
-    shared.release("a");
+    const third = shared.join("a")!;
+    assert.equal(third.rate, first.rate);
+    third.release();
     shared.tick();
     assert.deepEqual([shared.size, rates.closed], [2, 0]);
     shared.tick();
     shared.tick();
     assert.deepEqual([shared.size, rates.closed], [1, 1]);
-    assert.notEqual(shared.join("a"), first);
+    assert.notEqual(shared.join("a")!.rate, first.rate);
     shared.close();
     assert.deepEqual([shared.size, rates.closed], [0, 3]);
+  });
+
+  it("that changes applies to new users; others keep their rate until the last one has gone", () => {
+    const rates = new Rates();
+    const shared = new Bandwidth("1MiB", rates.create);
+    const [first, second] = [shared.join("a")!, shared.join("a")!];
+    shared.update("1MiB");
+    assert.equal(shared.join("a")!.rate, first.rate);
+    shared.update("2MiB");
+    assert.equal(rates.created.at(-1)!.bytesPerSecond, 1 << 20);
+    assert.notEqual(shared.join("a")!.rate, first.rate);
+    assert.equal(rates.created.at(-1)!.bytesPerSecond, 2 << 20);
+    first.release();
+    second.release();
+    for (const _ of [1, 2]) shared.tick();
+    assert.deepEqual([shared.size, rates.closed], [2, 0]); // one more has joined before
+    shared.update("0");
+    assert.equal(shared.join("a"), undefined);
+    shared.close();
+    assert.deepEqual([shared.size, rates.closed], [0, 2]);
   });
 });

@@ -16,7 +16,7 @@ async function certificateOf(options: IssueOptions): Promise<Uint8Array> {
 /** The accepted id, or the reason for the refusal. */
 async function claim(source: NameSource, id: string, certificate: Uint8Array | undefined): Promise<string> {
   try {
-    const identity = await bindToCertificate(createNoAuth(), source, silentLogger).authenticateAgent(new TextEncoder().encode(id), {
+    const identity = await bindToCertificate(createNoAuth(), () => source, silentLogger).authenticateAgent(new TextEncoder().encode(id), {
       certificate,
     });
     return typeof identity === "string" ? identity : identity.agentId;
@@ -69,7 +69,7 @@ describe("an agent's certificate", () => {
       authenticateAgent: () => ({ agentId: "4711", release: () => released++ }),
       authenticateClient: () => "4711",
     };
-    const bound = bindToCertificate(inner, "san", silentLogger);
+    const bound = bindToCertificate(inner, () => "san", silentLogger);
     const credentials = new Uint8Array();
     await assert.rejects(async () => await bound.authenticateAgent(credentials, { certificate: await certificateOf({ names: ["4712"] }) }));
     assert.equal(released, 1);

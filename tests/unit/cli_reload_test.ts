@@ -2,10 +2,12 @@
 import assert from "node:assert/strict";
 import { readFileSync, writeFileSync } from "node:fs";
 import { describe, it } from "node:test";
+import { agentOptions } from "../../agent/options.ts";
+import { lbOptions } from "../../lb/options.ts";
 import { proxyOptions } from "../../proxy/options.ts";
 import { Reloader, reportOfReload } from "../../shared/cli/reload.ts";
 import { readConfig } from "../../shared/config/file.ts";
-import { ConfigError } from "../../shared/config/option.ts";
+import { ConfigError, type Options } from "../../shared/config/option.ts";
 import { hashOf, planReload } from "../../shared/config/plan.ts";
 import { resolve, type Resolved, valueOf } from "../../shared/config/sources.ts";
 import { watchFile } from "../../shared/files/version.ts";
@@ -34,7 +36,10 @@ function setUp(text: string) {
       return read(setting.text);
     },
     check: () => setting.refusal ? Promise.reject(setting.refusal) : Promise.resolve(),
-    apply: (values) => Promise.resolve(void applied.push(values)),
+    apply(values) {
+      applied.push(values);
+      return Promise.resolve({ tunnelsCut: 0 });
+    },
     reloadFiles: () => Promise.resolve(void setting.files++),
     log,
   });
@@ -45,19 +50,17 @@ describe("a reload", () => {
   it("applies what needs no restart, and names what has changed by when it takes effect", async () => {
     const { log, applied, setting, state, reloader } = setUp("log: { level: info }");
     const before = state.hash;
-    setting.text = "log: { level: debug }\nlimits: { tunnels: 5 }\nhttp-proxy: { listen-address: ':1' }\n";
+    setting.text = "log: { level: debug }\nlimits: { tunnels: 5, agents: 6 }\nstate-dir: /tmp/x\n";
     await reloader.reload();
-    const { atOnce, newTunnels, needRestart, hash } = log.logged(RELOADED)[0]!;
-    assert.deepEqual([atOnce, newTunnels, needRestart], ["log.level", "limits.tunnels", "http-proxy.listen-address"]);
-    assert.deepEqual(["log.level", "limits.tunnels", "http-proxy.listen-address"].map((name) => valueOf(applied[0]!, name)), [
-      "debug",
-      5,
-      ":3128",
-    ]);
+    const { atOnce, newConnections, newTunnels, needRestart, tunnelsCut, hash } = log.logged(RELOADED)[0]!;
+    const names = ["log.level", "limits.agents", "limits.tunnels", "state-dir"];
+    assert.deepEqual([atOnce, newConnections, newTunnels, needRestart], names);
+    assert.equal(tunnelsCut, 0);
+    assert.deepEqual(names.map((name) => valueOf(applied[0]!, name)), ["debug", 6, 5, undefined]);
     assert.notEqual(hash, before);
     assert.equal(state.hash, hash);
     await reloader.reload();
-    assert.deepEqual(log.logged(RELOADED)[1], { atOnce: undefined, newTunnels: undefined, needRestart: "http-proxy.listen-address", hash });
+    assert.deepEqual(JSON.parse(JSON.stringify(log.logged(RELOADED)[1])), { needRestart: "state-dir", tunnelsCut: 0, hash });
   });
 
   it("without a change logs one line, and reads the files that options name", async () => {
@@ -96,10 +99,32 @@ describe("a reload", () => {
     assert.equal(valueOf(applied.at(-1)!, "limits.tunnels"), 100);
   });
 
-  it("can be planned: every changed option with when it takes effect", () => {
-    const plan = (next: string) => reportOfReload(proxyOptions, read("log: { level: info }"), read(next));
-    assert.equal(plan("log: { level: debug }\nadmin: { listen-address: ':9' }"), "log.level: at once\nadmin.listen-address: restart\n");
-    assert.equal(plan(""), "Nothing changes\n");
+  it("can be planned: every changed option with when it takes effect, and what that closes, opens and cuts", () => {
+    const running =
+      "admin: { listen-address: ':9' }\nforward: [{ listen: ':1', agent: a, to: 'b:2' }, { listen: ':2', agent: a, to: 'b:2' }]";
+    const plan = (next: string) => reportOfReload(proxyOptions, read(running), read(next)).split("\n");
+    const forwards = "forward: [{ listen: ':1', agent: a, to: 'b:2' }, { listen: ':3', agent: a, to: 'b:2' }]";
+    assert.deepEqual(plan(`admin: { listen-address: ':8' }\nstate-dir: /tmp/x\n${forwards}`), [
+      "admin.listen-address: at once",
+      "forward: new tunnels",
+      "state-dir: restart, because its files are in use while the service runs",
+      "closes: forward=:2,admin.listen-address=:9",
+      "opens: forward=:3,admin.listen-address=:8",
+      "cuts: open tunnels and connections of agents that it forbids",
+      "",
+    ]);
+    assert.deepEqual(plan(`admin: { listen-address: ':9' }\n${forwards}\nreload: { forbidden: keep }`).slice(-3), [
+      "closes: forward=:2",
+      "opens: forward=:3",
+      "",
+    ]);
+    assert.deepEqual(plan(running), ["Nothing changes", ""]);
+  });
+
+  it("says of every option of a service when a new value takes effect, or why it needs a restart", () => {
+    for (const [name, { reload, restart }] of Object.entries({ ...proxyOptions, ...lbOptions, ...agentOptions } as Options)) {
+      assert.notEqual(reload === undefined, restart === undefined, name);
+    }
   });
 
   it("compares records and lists by their values", () => {

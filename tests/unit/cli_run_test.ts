@@ -89,7 +89,7 @@ async function startRunning(
   const it = start({
     start: (_, log) => {
       started(log);
-      return Promise.resolve({ closesWithinMs: 5_000, reload: reloading, update: async () => {}, close: closing });
+      return Promise.resolve({ closesWithinMs: 5_000, reload: reloading, update: () => Promise.resolve({}), close: closing });
     },
   });
   return { ...it, log: await running };
@@ -135,7 +135,12 @@ describe("program", () => {
       start: async () => {
         begun();
         await new Promise<void>((resolve) => finish = resolve);
-        return { closesWithinMs: 0, reload: async () => {}, update: async () => {}, close: () => Promise.resolve(void (closed = true)) };
+        return {
+          closesWithinMs: 0,
+          reload: async () => {},
+          update: () => Promise.resolve({}),
+          close: () => Promise.resolve(void (closed = true)),
+        };
       },
     });
     await starting;
@@ -177,7 +182,7 @@ describe("program", () => {
         begun();
         await new Promise<void>((resolve) => finish = resolve);
         const reload = () => Promise.reject(new Error("not to be called"));
-        return { closesWithinMs: 0, reload, update: async () => {}, close: async () => {} };
+        return { closesWithinMs: 0, reload, update: () => Promise.resolve({}), close: async () => {} };
       },
     });
     await starting;

@@ -18,6 +18,7 @@ function held(instance: string, connection: AgentSession, features: string[] = [
     id: instance,
     connection,
     via: { address: "" },
+    credentials: new Uint8Array(),
     identity: { agentId: "a" },
     since: new Date(0),
     hello: { version: "", instance, host: "", labels: {}, features },
@@ -125,6 +126,7 @@ describe("the request to an agent", () => {
     const held: Omit<ConnectedAgent, "hello" | "id"> = {
       connection,
       via: { address: "" },
+      credentials: new Uint8Array(),
       identity: { agentId: "a" },
       since: new Date(0),
       tunnels: 0,

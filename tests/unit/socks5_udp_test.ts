@@ -6,7 +6,7 @@ import { type Authenticator, createNoAuth } from "../../shared/auth/authenticato
 import { withDefaults } from "../../shared/config/defaults.ts";
 import { type FrontendOptions, startFrontend } from "../../shared/frontend/server.ts";
 import { createSocks5Proxy } from "../../shared/frontend/socks5.ts";
-import type { SocksUdpOptions } from "../../shared/frontend/socks5_udp.ts";
+import { Associations, type SocksUdpOptions } from "../../shared/frontend/socks5_udp.ts";
 import { ClientLimits } from "../../shared/limits/client_limits.ts";
 import { LimitReporter } from "../../shared/limits/limit.ts";
 import { addressLimitOptions, clientLimitOptions, type ClientLimitValues } from "../../shared/limits/options.ts";
@@ -88,7 +88,7 @@ function withBench(body: (bench: Bench) => Promise<void>, { udp, values, listenU
       net,
       log,
       limits,
-      listeners: [{ listener, protocol: createSocks5Proxy({ udp }) }],
+      listeners: [{ listener, protocol: createSocks5Proxy({ associations: new Associations(udp) }) }],
       authenticator: createNoAuth(),
       allowList: createAllowList([]),
       dial: recordDials(dialled),

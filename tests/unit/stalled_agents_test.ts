@@ -17,6 +17,7 @@ function agentWith(bytesPerCheck: number, rttMs = 1) {
     id: "1",
     connection,
     via: { address: "" },
+    credentials: new Uint8Array(),
     identity: { agentId: "a" },
     since: new Date(0),
     tunnels: 0,

@@ -49,6 +49,8 @@ export interface LiveTunnel {
   reason?: string;
   /** The operator who has closed it. */
   closedBy?: string;
+  /** Why it was cut: the rules no longer permit it. */
+  cutBecause?: string;
 }
 
 /** A measurement of a relay. Rates are in bytes per second, since the measurement before. */

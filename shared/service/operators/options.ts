@@ -5,6 +5,7 @@ import { urlProblem } from "../../config/url.ts";
 
 export const operatorOptions = defineOptions({
   "admin.jwt.public-key": {
+    reload: "at once",
     guards: NOT_GIVEN,
     kind: "list",
     description:
@@ -12,19 +13,26 @@ export const operatorOptions = defineOptions({
     check: (files) => files.includes("") ? "a file name is empty" : files.map(pemContentProblem).find(Boolean),
   },
   "admin.oidc.issuer": {
+    reload: "at once",
     guards: NOT_GIVEN,
     kind: "string",
     description:
       "URL of an OpenID Connect issuer whose people are operators, as its tokens have it in iss; https, or http to this machine.",
     check: urlProblem,
   },
-  "admin.oidc.client-id": { kind: "string", description: "Client id of the dashboard at the issuer; its tokens must name it in aud." },
+  "admin.oidc.client-id": {
+    reload: "at once",
+    kind: "string",
+    description: "Client id of the dashboard at the issuer; its tokens must name it in aud.",
+  },
   "admin.oidc.client-secret-file": {
+    reload: "at once",
     guards: NOT_GIVEN,
     kind: "file",
     description: "File with the client's secret at the issuer. Without it the dashboard is a public client, which PKCE protects.",
   },
   "admin.oidc.url": {
+    reload: "at once",
     kind: "string",
     description:
       "URL of the dashboard as browsers see it; login/callback below it is the redirect URI at the issuer. https, or http to this machine. " +
@@ -32,18 +40,21 @@ export const operatorOptions = defineOptions({
     check: urlProblem,
   },
   "admin.oidc.name-claim": {
+    reload: "at once",
     kind: "string",
     default: "preferred_username",
     description: "Claim with the person's name, for logs; dots lead into nested claims.",
   },
   "admin.oidc.groups-claim": {
+    reload: "at once",
     kind: "string",
     default: "groups",
     description: "Claim with the person's groups, a name or a list; dots lead into nested claims, as in realm_access.roles.",
   },
-  "admin.oidc.operators": { kind: "list", description: "Groups whose members have the role operator. By default none." },
-  "admin.oidc.viewers": { kind: "list", description: "Groups whose members have the role viewer. By default none." },
+  "admin.oidc.operators": { reload: "at once", kind: "list", description: "Groups whose members have the role operator. By default none." },
+  "admin.oidc.viewers": { reload: "at once", kind: "list", description: "Groups whose members have the role viewer. By default none." },
   "admin.oidc.session": {
+    reload: "at once",
     kind: "duration",
     default: "8h",
     description: "Time until a person has to sign in at the dashboard again.",

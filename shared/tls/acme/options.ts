@@ -2,8 +2,11 @@
 import { isIP } from "node:net";
 import { ConfigError, defineOptions, type ValuesOf } from "../../config/option.ts";
 
+const IN_PROGRESS = "orders in progress, and the state directory, belong to it";
+
 export const acmeOptions = defineOptions({
   "acme.domain": {
+    restart: IN_PROGRESS,
     kind: "list",
     description:
       "Names of this proxy for which it obtains a certificate by ACME (RFC 8555) and renews it, for agents and, with http-proxy.tls.enable, for " +
@@ -11,21 +14,25 @@ export const acmeOptions = defineOptions({
     check: (names) => names.map(nameProblem).find((problem) => problem !== undefined),
   },
   "acme.email": {
+    restart: IN_PROGRESS,
     kind: "string",
     description: "Address at which the authority reaches you; by default none.",
     check: (email) => /^[!-~]+@[!-~]+$/.test(email) ? undefined : `${JSON.stringify(email)} is not an e-mail address`,
   },
   "acme.directory": {
+    restart: IN_PROGRESS,
     kind: "string",
     default: "https://acme-v02.api.letsencrypt.org/directory",
     description: "URL of the authority's directory; by default Let's Encrypt.",
     check: (url) => URL.parse(url)?.protocol === "https:" ? undefined : `${JSON.stringify(url)} is not an https URL`,
   },
   "acme.profile": {
+    restart: IN_PROGRESS,
     kind: "string",
     description: "Profile of the certificate that the authority offers, such as shortlived; by default the authority chooses.",
   },
   "acme.challenge": {
+    restart: IN_PROGRESS,
     kind: "string",
     default: "http-01",
     choices: ["http-01", "tls-alpn-01"],
@@ -34,20 +41,27 @@ export const acmeOptions = defineOptions({
       "of forwards with network=https, one of which must be reached at port 443 of each name (tls-alpn-01).",
   },
   "acme.http-listen-address": {
+    restart: IN_PROGRESS,
     kind: "address",
     default: ":80",
     description:
       "TCP address that answers the authority's HTTP-01 challenges, and nothing else. It must be reached at port 80 of each name.",
   },
   "acme.dns-command": {
+    restart: IN_PROGRESS,
     kind: "file",
     description:
       "Program that proves control of the names by DNS-01 instead, called as PROGRAM present|cleanup NAME VALUE for a TXT record; needed for " +
       "wildcards.",
   },
-  "acme.file.root-ca": { kind: "file", description: "Authorities to trust for the URL of the directory, PEM; by default the runtime's." },
-  "acme.eab.key-id": { kind: "string", description: "Key id of an external account, if the authority requires one." },
+  "acme.file.root-ca": {
+    restart: IN_PROGRESS,
+    kind: "file",
+    description: "Authorities to trust for the URL of the directory, PEM; by default the runtime's.",
+  },
+  "acme.eab.key-id": { restart: IN_PROGRESS, kind: "string", description: "Key id of an external account, if the authority requires one." },
   "acme.eab.hmac-key": {
+    restart: IN_PROGRESS,
     kind: "string",
     secret: true,
     description: "Key of the external account, base64url.",

@@ -203,8 +203,6 @@ struct Shared {
     draining: watch::Sender<bool>,
 }
 
-/// The configurations at the moment.
-
 /// The listening socket. Taking it out frees the address at once, whatever the task is doing.
 type Slot = Arc<Mutex<Option<TcpListener>>>;
 
