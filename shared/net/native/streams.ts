@@ -151,7 +151,7 @@ export async function beginSplice<T, R = RawSpliceResult>(
 
 export function toSpliceResult([aToB, bToA, error, side, dropped]: RawSpliceResult): SpliceResult {
   const errorSide = side === undefined ? undefined : side === 0 ? "a" : "b";
-  return { aToB, bToA, error: error && toError(error), errorSide, datagramsDropped: dropped || undefined };
+  return { aToB, bToA, error: error && toError(error), errorSide, ...dropped ? { datagramsDropped: dropped } : {} };
 }
 
 /** No stream has this handle. */
