@@ -67,7 +67,10 @@ function filesOf(output: string, heading: RegExp, failure: RegExp): string[] {
 }
 const bunFile: Repetition = {
   // an error outside of tests has no line of its own
-  failedFiles: (output) => /^\s*\d+ errors?$/m.test(output) ? [] : filesOf(output, /^(tests\/\S+_test\.ts):$/, /^\(fail\) /),
+  failedFiles(output) {
+    const [results] = output.split(/^\d+ tests failed:$/m); // the failures are listed again after it
+    return /^\s*\d+ errors?$/m.test(output) ? [] : filesOf(results!, /^(tests\/\S+_test\.ts):$/, /^\(fail\) /);
+  },
   command: (file) => [bun, "test", "--timeout=60000", `./${file}`],
 };
 const denoFile: Repetition = {
