@@ -27,8 +27,8 @@ export async function examineSocket(path: string): Promise<"nothing" | "stale" |
 /** A socket with mode 0600 that has not got its path yet. */
 export interface PreparedSocket {
   /**
-   * Gives it its path, and replaces what is there. Returns a function that removes it unless another process has replaced it.
-   * @throws {Error} of the file system
+   * Gives it its path, and replaces a socket that is there. Returns a function that removes it unless another process has replaced it.
+   * @throws {Error} of the file system, or if there is another file
    */
   publish(): Promise<() => Promise<void>>;
   /** Removes it instead. */
@@ -54,6 +54,8 @@ export async function prepareSocket(path: string, listen: (hidden: string) => Pr
       discard,
       async publish() {
         try {
+          const file = await lstat(path).catch(() => undefined); // what cannot be read fails in the next step
+          if (file?.isSocket() === false) throw new Error("there is a file that is no socket");
           await rename(hidden, path);
         } finally {
           await discard();

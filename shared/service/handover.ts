@@ -186,7 +186,6 @@ export class Successors {
     try {
       const version = await this.#accept(channel);
       if (version === undefined) return;
-      this.#isBusy = true;
       try {
         await this.#passOn(channel, version);
       } catch (error) {
@@ -205,7 +204,7 @@ export class Successors {
     }
   }
 
-  /** Returns the version of the other process, unless it is refused. */
+  /** Returns the version of the other process, which has its turn then, unless it is refused. */
   async #accept(channel: Channel): Promise<string | undefined> {
     const { service, log } = this.#deps;
     const hello = await expect(channel, ["hello"], ANSWER_TIMEOUT_MS).catch(() => undefined);
@@ -215,7 +214,10 @@ export class Successors {
       : this.#isBusy
       ? "another process takes over"
       : this.#service.refusal();
-    if (reason === undefined) return printable(hello.version ?? "", 100);
+    if (reason === undefined) {
+      this.#isBusy = true; // before anything is awaited: another process may ask at the same time
+      return printable(String(hello.version ?? ""), 100);
+    }
     log.warn("hand-over refused", { pid: channel.pid, reason });
     await send(channel, { step: "refused", service, reason });
     return undefined;

@@ -1,6 +1,6 @@
 // The conversation of a hand-over, with channels in memory.
 import assert from "node:assert/strict";
-import { lstat, writeFile } from "node:fs/promises";
+import { lstat, readFile, writeFile } from "node:fs/promises";
 import { describe, it } from "node:test";
 import { type HandoverDeps, Predecessor, type Replaceable, Successors } from "../../shared/service/handover.ts";
 import { NetError } from "../../shared/net/errors.ts";
@@ -217,6 +217,29 @@ describe("a hand-over", () => {
     await channel.send(JSON.stringify({ step: "refused", reason: "too late" }));
     await assert.rejects(predecessor!.takeOver(), /too late/);
     assert.ok(!bench.machine.events.includes("new accepts"));
+  });
+
+  it("is one of two processes that ask at the same time", async () => {
+    await using bench = await Bench.start();
+    const { sockets, path } = bench.deps("new");
+    const channels = [await sockets.connect(path), await sockets.connect(path)];
+    const hello = JSON.stringify({ step: "hello", protocol: 1, service: "proxy", version: "1" });
+    await Promise.all(channels.map((channel) => channel.send(hello)));
+    const steps = await Promise.all(channels.map(async (channel) => JSON.parse((await channel.receive())!).step as string));
+    assert.deepEqual(steps.sort(), ["accepted", "refused"]);
+    channels.forEach((channel) => channel.close());
+  });
+
+  it("does not replace a file that is no socket", async () => {
+    await using bench = await Bench.start();
+    const path = `${bench.folder.path}/precious`;
+    await writeFile(path, "precious");
+    const service: Replaceable = { state: {}, refusal: () => undefined, released: () => {}, finish: () => Promise.resolve() };
+    await assert.rejects(Successors.listen({ ...bench.deps("old"), path }, service), {
+      name: "ConfigError",
+      message: /there is a file that is no socket/,
+    });
+    assert.equal(await readFile(path, "utf8"), "precious");
   });
 
   it("ignores what is not of this protocol", async () => {
