@@ -1,6 +1,6 @@
 // What the admin server serves: liveness, readiness, metrics, agents and the dashboard's files to everyone, and the API to operators.
 import { type Context, Hono } from "hono";
-import { type ApiEnv, isExpectedHost } from "./api/access.ts";
+import { type ApiEnv, isExpectedHost, isSameOrigin } from "./api/access.ts";
 import type { AgentState } from "./api/types.ts";
 import { serveDashboard } from "./dashboard/dashboard.ts";
 import type { Health } from "./health.ts";
@@ -81,9 +81,10 @@ function addLogin(app: Hono<{ Bindings: RequestOrigin }>, login: OidcLogin, host
   };
   app.get("/login", (c) => serve(c, () => login.begin()));
   app.get("/login/callback", (c) => serve(c, () => login.finish(new URL(c.req.url).search, c.req.header("cookie"))));
-  // only the page can send it: the cookie is SameSite=Strict
   app.post("/logout", (c) =>
     serve(c, () => {
+      // a form of another site sends no cookie, and the browser would still remove it as the response says
+      if (!isSameOrigin(c.env)) return Promise.resolve(c.text("Requests of other sites are not served\n", 403));
       const headers = { "Set-Cookie": login.end(c.req.header("cookie")) };
       return Promise.resolve(new Response("{}", { headers: { ...headers, "Content-Type": "application/json" } }));
     }));

@@ -1,6 +1,8 @@
 // People and programs as operators of the admin API: by tokens of key files and of an OpenID Connect issuer, and by sign-in at the dashboard.
 import assert from "node:assert/strict";
 import { readFileSync, writeFileSync } from "node:fs";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
 import { join } from "node:path";
 import { describe, it } from "node:test";
 import { startProxy } from "../../proxy/proxy.ts";
@@ -145,6 +147,10 @@ describe("operators", () => {
       }
       assert.equal((await act({ Origin: ORIGIN })).status, 200);
       await log.waitFor("operator action", { by: "alice", subject: "u-1", action: "disconnect-agent" });
+      for (const fields of [{}, { Origin: "null" }, { Origin: "http://evil.example" }] as Record<string, string>[]) {
+        const foreign = await send("POST", "/logout", fields);
+        assert.deepEqual([foreign.status, foreign.field("Set-Cookie")], [403, undefined], JSON.stringify(fields));
+      }
       const out = await send("POST", "/logout", { Cookie: cookie, Origin: ORIGIN });
       assert.match(cookiesOf(out).attributes[0]!, /Max-Age=0/);
       assert.equal((await send("GET", "/api/v1/status", { Cookie: cookie })).status, 401);
@@ -156,6 +162,20 @@ describe("operators", () => {
       assert.deepEqual([refused.status, /"bob" is in none of the groups/.test(refused.body), cookiesOf(refused).sent], [403, true, ""]);
       issuer.isDown = true;
     }, () => ({ oidc: { issuer: issuer.url, clientId: "dashboard", url: ORIGIN, operators: ["ops"] } }));
+  });
+
+  it("do not sign in with an issuer whose responses have no end", async () => {
+    const server = createServer((_, response) => {
+      response.setHeader("Content-Type", "application/json");
+      response.end(JSON.stringify({ issuer: url, authorization_endpoint: url, token_endpoint: url, padding: " ".repeat(1024 * 1024) }));
+    });
+    await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+    const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+    await withProxy(async ({ send, log }) => {
+      assert.equal((await send("GET", "/login")).status, 502);
+      await log.waitFor("the issuer of operators cannot be asked");
+    }, () => ({ oidc: { issuer: url, clientId: "dashboard", url: ORIGIN, operators: ["ops"] } }));
+    await new Promise((resolve) => server.close(resolve));
   });
 
   it("are not configured by half", async () => {

@@ -128,6 +128,6 @@ export function isExpectedHost({ host, listening }: RequestOrigin, hosts: readon
 }
 
 /** The page of a browser was served under the same host. */
-function isSameOrigin({ host, origin }: RequestOrigin): boolean {
+export function isSameOrigin({ host, origin }: RequestOrigin): boolean {
   return host !== undefined && (origin === `http://${host}` || origin === `https://${host}`);
 }

@@ -4,6 +4,7 @@ import { createHash, randomBytes } from "node:crypto";
 import { EncryptJWT, errors, jwtDecrypt } from "jose";
 import type * as OpenIdClient from "openid-client";
 import { AuthenticationError } from "../../auth/authenticator.ts";
+import { readBody } from "../../auth/fetch.ts";
 import { personOf } from "../../auth/oidc_token.ts";
 import { ConfigError } from "../../config/option.ts";
 import { describeFileError, readText } from "../../files/read.ts";
@@ -23,6 +24,8 @@ const LOGIN_S = 600;
 const TIMEOUT_S = 10;
 const LEEWAY_S = 60;
 const MAX_SECRET = 4_096;
+/** Longest response of the issuer in bytes. */
+const MAX_RESPONSE = 512 * 1024;
 
 /** A person cannot sign in. The message says why, for the browser. */
 export class LoginError extends Error {
@@ -86,7 +89,12 @@ export class OidcLogin {
     const discovery = this.#provider ??= (async () => {
       const oidc = await import("openid-client"); // most services do without
       const url = new URL(this.issuer);
-      const options = { timeout: TIMEOUT_S, execute: url.protocol === "http:" ? [oidc.allowInsecureRequests] : [] }; // only to this machine
+      // http is only to this machine
+      const options = {
+        timeout: TIMEOUT_S,
+        execute: url.protocol === "http:" ? [oidc.allowInsecureRequests] : [],
+        [oidc.customFetch]: fetchBounded,
+      };
       const metadata = { [oidc.clockTolerance]: LEEWAY_S };
       const authentication = this.#secret === undefined ? oidc.None() : oidc.ClientSecretBasic(this.#secret);
       const configuration = await oidc.discovery(url, this.#options.clientId!, metadata, authentication, options);
@@ -198,6 +206,14 @@ export class OidcLogin {
     const secure = this.url.protocol === "https:" ? "; Secure" : "";
     return `${name}=${value}; Path=${this.url.pathname}; Max-Age=${maxAgeS}; HttpOnly; SameSite=${sameSite}${secure}`;
   }
+}
+
+/** The library reads a response whole, however long it is. */
+async function fetchBounded(url: string, init: OpenIdClient.CustomFetchOptions): Promise<Response> {
+  const response = await fetch(url, init as RequestInit); // the types differ in the buffers that a body may be
+  const { status, statusText, headers } = response;
+  const text = await readBody(response, MAX_RESPONSE);
+  return new Response(text === "" ? null : text, { status, statusText, headers });
 }
 
 function redirect(location: string, cookies: readonly string[]): Response {
