@@ -40,6 +40,19 @@ async function until(check: () => boolean): Promise<void> {
 }
 
 describe("several proxies", () => {
+  it("let what an agent has asked for last replace what it asked for before, and not the other way round", async () => {
+    const store = createMemoryStore();
+    const claims = new ForwardClaims(store);
+    const [before, now] = [{ ...WEB, to: "before:1" }, { ...WEB, to: "now:1" }];
+    const held = async () => decodeClaim(await store.lookup(claimKey("tcp", 443, "www.site.example")))?.to;
+    await claims.hold(publishedForward(before, "first"), before, true);
+    await claims.hold(publishedForward(now, "first"), now, true);
+    assert.equal(await held(), "now:1");
+    await claims.hold(publishedForward(before, "first"), before, false);
+    assert.equal(await held(), "now:1", "A renewal");
+    store.close();
+  });
+
   it("publish a name for the agent that was first at any of them, and for the next one when it has left all", async () => {
     let now = 0;
     const store = createMemoryStore({ ttlMs: 300, now: () => now });
