@@ -58,6 +58,7 @@ export {
   createLogger,
   LOG_FORMATS,
   LOG_LEVELS,
+  type LogControl,
   type LogFields,
   type LogFormat,
   type Logger,

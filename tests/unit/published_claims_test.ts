@@ -115,6 +115,31 @@ describe("several proxies", () => {
     await claims.hold(publishedForward({ ...WEB, to: "new:1" }, winner), { ...WEB, to: "new:1" }, true);
     assert.equal(decodeClaim(await store.lookup(claimKey("tcp", 443, "www.site.example")))?.to, "new:1");
   });
+
+  it("claim everything in another store, where lb finds it", async () => {
+    const [before, after] = [createMemoryStore(), createMemoryStore()];
+    const proxy = startProxy(before);
+    const names = new PublishedNames(before, () => 0);
+    const record = { listen: ":8443", network: "tls", tokenFile: "/token" } as const;
+    const found = async () => (await names.connections(record, 443, "www.site.example")).match("www.site.example")?.forward.agent;
+    await new ForwardClaims(after).hold(publishedForward({ ...WEB, sni: ["b.example"] }, "second"), { ...WEB, sni: ["b.example"] }, true);
+    proxy.connect("first", WEB);
+    proxy.connect("loser", { ...WEB, sni: ["b.example"] });
+    await until(() => proxy.agents().length === 2);
+    while (await before.lookup(claimKey("tcp", 443, "www.site.example")) === undefined) await new Promise((resolve) => setTimeout(resolve));
+    assert.equal(await found(), "first");
+    proxy.published.share({ claims: new ForwardClaims(after), ttlMs: 86_400_000 });
+    await until(() => proxy.agents().length === 1); // another agent has the other name there
+    assert.deepEqual(proxy.agents(), ["first web:443"]);
+    assert.equal(decodeClaim(await after.lookup(claimKey("tcp", 443, "www.site.example")))?.agent, "first");
+    before.close();
+    names.use({ lookup: () => Promise.resolve(undefined) });
+    assert.equal(await found(), undefined);
+    names.use(after);
+    assert.equal(await found(), "first");
+    proxy.published.close();
+    after.close();
+  });
 });
 
 describe("lb", () => {
