@@ -216,7 +216,7 @@ export class Successors {
       : this.#service.refusal();
     if (reason === undefined) {
       this.#isBusy = true; // before anything is awaited: another process may ask at the same time
-      return printable(String(hello.version ?? ""), 100);
+      return typeof hello.version === "string" ? printable(hello.version, 100) : "";
     }
     log.warn("hand-over refused", { pid: channel.pid, reason });
     await send(channel, { step: "refused", service, reason });

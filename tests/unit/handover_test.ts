@@ -230,6 +230,19 @@ describe("a hand-over", () => {
     channels.forEach((channel) => channel.close());
   });
 
+  it("accepts a process whose version is no text, and then another one", async () => {
+    await using bench = await Bench.start();
+    const { sockets, path } = bench.deps("new");
+    for (const version of [{ toString: 1 }, 7, null]) {
+      const channel = await sockets.connect(path);
+      await channel.send(JSON.stringify({ step: "hello", protocol: 1, service: "proxy", version }));
+      assert.match((await channel.receive())!, /"accepted"/);
+      channel.close();
+      await bench.log.waitFor("hand-over failed, and this process goes on");
+      bench.log.entries.length = 0;
+    }
+  });
+
   it("does not replace a file that is no socket", async () => {
     await using bench = await Bench.start();
     const path = `${bench.folder.path}/precious`;
