@@ -49,8 +49,11 @@ export class RevocationError extends Error {
 
 /** What a client asks for. */
 export interface TunnelTarget {
+  /** Id of the agent. */
   readonly agentId: string;
+  /** Host and port that the agent is to connect to. */
   readonly destination: Authority;
+  /** Whether over TCP or UDP. */
   readonly network: Network;
 }
 

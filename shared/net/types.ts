@@ -159,6 +159,7 @@ export interface SocketHandover {
 export interface ChannelListener {
   /** Resolves with the next channel; with `null` once it is closed. */
   accept(): Promise<Channel | null>;
+  /** Stops listening. Accepted channels stay open. */
   close(): void;
 }
 
@@ -176,6 +177,7 @@ export interface Channel {
    * @throws {NetError} `reset`, `closed`
    */
   receive(): Promise<string | null>;
+  /** Closes the channel. The other process receives what was sent before. */
   close(): void;
 }
 
