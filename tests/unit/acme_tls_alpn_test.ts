@@ -1,4 +1,5 @@
 // Challenges of TLS-ALPN-01: the certificate that answers, while it does, and for whom.
+import "reflect-metadata";
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { createHash, createPrivateKey, X509Certificate } from "node:crypto";

@@ -5,6 +5,7 @@ import { describe, it } from "node:test";
 import { createSuccessorStarter } from "../../shared/cli/successor.ts";
 import { LogBook } from "../../testing/network.ts";
 import { Folder } from "../../testing/programs.ts";
+import { within } from "../conformance/support.ts";
 
 /** Writes a script in place of the program. */
 async function writeProgram(folder: Folder, script: string): Promise<string> {
@@ -23,12 +24,12 @@ describe("a successor", () => {
     const failed = Promise.withResolvers<void>();
     starter.start(failed.resolve);
     starter.start(() => assert.fail("one is starting"));
-    await failed.promise;
+    await within(failed.promise);
     assert.equal(await readFile(`${file}.out`, "utf8"), "proxy --a b  9\n");
     assert.equal((await log.waitFor("new process has ended")).code, 3);
     const again = Promise.withResolvers<void>();
     starter.start(again.resolve);
-    await again.promise;
+    await within(again.promise);
   });
 
   it("that cannot be started is logged", async () => {
@@ -36,7 +37,7 @@ describe("a successor", () => {
     const starter = await createSuccessorStarter("/nonexistent/program", { args: [], env: {} }, log);
     const failed = Promise.withResolvers<void>();
     starter.start(failed.resolve);
-    await failed.promise;
+    await within(failed.promise);
     assert.match(String((await log.waitFor("new process has ended")).reason), /ENOENT|not found/);
   });
 
