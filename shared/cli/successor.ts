@@ -34,7 +34,7 @@ export async function createSuccessorStarter(file: string, start: Start, log: Lo
       };
       child.once("error", (error) => end({ reason: messageOf(error) }));
       child.once("exit", (code, signal) => end({ code: code ?? undefined, signal: signal ?? undefined }));
-      child.unref(); // it outlives this process
+      if (child.pid !== undefined) child.unref(); // it outlives this process; Deno has nothing to release if it did not start
       log.info("new process started", { pid: child.pid, file });
     },
   };
