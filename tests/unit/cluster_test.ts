@@ -263,6 +263,12 @@ describe("the key of a cluster", () => {
     );
     assert.deepEqual(await both.verifyRequest(token, request), { from: "b:1", operator: signed.operator });
     await assert.rejects(both.verifyRequest(token, request), /served before/);
+    let refused;
+    for (let count = 0; refused === undefined && count < 20_000; count++) {
+      refused = await both.verifyRequest(await old.signRequest(signed), request).then(() => undefined, (error: Error) => error.message);
+    }
+    assert.equal(refused, "too many requests have acted lately");
+    await assert.rejects(both.verifyRequest(token, request), /served before/); // it is not forgotten
     assert.equal(await both.readMember(token), undefined);
     for (const text of ["short", `${"k".repeat(31)}\n`, "# none", "ä".repeat(40)]) {
       await assert.rejects(

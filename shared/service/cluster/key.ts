@@ -154,14 +154,16 @@ export class ClusterKey {
     throw failure;
   }
 
-  /** @throws {MemberRequestError} for one that was seen before */
+  /** @throws {MemberRequestError} for one that was seen before, and while too many are remembered */
   #see(id: string, until: number): void {
     if (this.#seen.has(id)) throw new MemberRequestError("the request was served before");
     const now = Date.now();
     for (const [other, ends] of this.#seen) {
-      if (ends > now && this.#seen.size < MAX_SEEN) break; // the oldest is first
+      if (ends > now) break; // the oldest is first
       this.#seen.delete(other);
     }
+    // to forget one that is still valid would let it be served again
+    if (this.#seen.size >= MAX_SEEN) throw new MemberRequestError("too many requests have acted lately");
     this.#seen.set(id, until);
   }
 }
