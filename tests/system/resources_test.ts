@@ -123,7 +123,7 @@ describe("tunnels", () => {
     await settled(pair, descriptorsOf, descriptors);
   });
 
-  it("opened and closed 200 at a time, 100 times, leave no descriptor and no memory behind", onLinux, async () => {
+  it("opened and closed 200 at a time, 100 times, leave no descriptor and no memory behind", { ...onLinux, timeout: 180_000 }, async () => {
     await using pair = await Pair.start();
     await using origin = await Origin.start(echo);
     const [descriptors, memory] = [descriptorsOf(pair), memoryOf(pair)];
