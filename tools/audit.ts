@@ -31,7 +31,11 @@ export function isAllowed(expression: string): boolean {
   const tokens = expression.match(/[()]|[^\s()]+/g) ?? [];
   let at = 0;
   const one = (): boolean => {
-    if (tokens[at] !== "(") return ALLOWED.has(tokens[at++] ?? "");
+    if (tokens[at] !== "(") {
+      const allowed = ALLOWED.has(tokens[at++] ?? "");
+      if (tokens[at] === "WITH") at += 2; // an exception only permits more
+      return allowed;
+    }
     at++;
     const inner = any();
     at++; // the bracket that closes

@@ -12,13 +12,31 @@ import { Folder, ROOT, runToEnd } from "../../testing/programs.ts";
 
 describe("licences", () => {
   it("are allowed if one side of each OR and both sides of each AND are", () => {
-    for (const expression of ["MIT", "MIT OR GPL-3.0-only", "(MIT OR Apache-2.0) AND Unicode-3.0", "ISC AND (GPL-2.0-only OR ISC)"]) {
+    for (
+      const expression of [
+        "MIT",
+        "MIT OR GPL-3.0-only",
+        "(MIT OR Apache-2.0) AND Unicode-3.0",
+        "ISC AND (GPL-2.0-only OR ISC)",
+        "Apache-2.0 WITH LLVM-exception OR GPL-2.0-only",
+      ]
+    ) {
       assert.ok(isAllowed(expression), expression);
     }
   });
 
   it("are refused if they are missing, not on the list, or malformed", () => {
-    for (const expression of ["", "GPL-3.0-only", "MIT AND GPL-3.0-only", "UNLICENSED", "(AGPL-3.0-only OR SSPL-1.0) AND MIT", "MIT MIT"]) {
+    for (
+      const expression of [
+        "",
+        "GPL-3.0-only",
+        "MIT AND GPL-3.0-only",
+        "UNLICENSED",
+        "(AGPL-3.0-only OR SSPL-1.0) AND MIT",
+        "MIT MIT",
+        "GPL-2.0-only WITH Classpath-exception-2.0",
+      ]
+    ) {
       assert.ok(!isAllowed(expression), expression);
     }
   });
