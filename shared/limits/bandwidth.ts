@@ -20,7 +20,7 @@ interface Entry {
 
 /** Rates by key. A rate is kept briefly after its last user, so that reconnecting does not refill it. */
 export class Bandwidth {
-  #text: string;
+  #bytesPerSecond: number;
   readonly #createRate: Net["createRate"];
   #rates = new Map<string, Entry>();
   /** Rates of earlier limits that are still used. */
@@ -28,7 +28,7 @@ export class Bandwidth {
 
   /** @param text option value; 0 for no limit */
   constructor(text: string, createRate: Net["createRate"]) {
-    this.#text = text;
+    this.#bytesPerSecond = parseBandwidth(text);
     this.#createRate = createRate;
   }
 
@@ -38,8 +38,9 @@ export class Bandwidth {
 
   /** Changes the limit of new users. Others keep the rate that they have. */
   update(text: string): void {
-    if (text === this.#text) return;
-    this.#text = text;
+    const bytesPerSecond = parseBandwidth(text);
+    if (bytesPerSecond === this.#bytesPerSecond) return;
+    this.#bytesPerSecond = bytesPerSecond;
     for (const entry of this.#rates.values()) {
       if (entry.users > 0) this.#former.add(entry);
       else entry.rate.close();
@@ -48,7 +49,7 @@ export class Bandwidth {
   }
 
   /** A rate for one user, who closes it; `undefined` without a limit. */
-  create(bytesPerSecond: number = parseBandwidth(this.#text)): Rate | undefined {
+  create(bytesPerSecond = this.#bytesPerSecond): Rate | undefined {
     return bytesPerSecond > 0 ? this.#createRate({ bytesPerSecond, burst: bytesPerSecond * BURST_S }) : undefined;
   }
 
