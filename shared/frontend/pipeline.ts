@@ -278,7 +278,7 @@ export class ClientSession {
     const grant = request.isOperators ? undefined : authorize(this.context, chosen, network);
     using _granted = this.#hold({ request, grant });
     const identity = grant ? { ...chosen.identity, signal: anyOf(chosen.identity.signal, grant.signal) } : chosen.identity;
-    await askForTunnel(chosen, network);
+    if (identity.authorize !== undefined) await askForTunnel(identity.authorize, chosen, network);
     const tunnel = this.#permit?.open(identity, network, grant?.quotas);
     try {
       const signal = tunnel ? tunnel.signal : identity.signal;
@@ -548,10 +548,13 @@ function authorize(
  * Asks the provider of the identity.
  * @throws {TunnelError} if it denies the tunnel, or cannot be asked
  */
-async function askForTunnel({ identity, destination }: Pick<TunnelRequest, "identity" | "destination">, network: Network): Promise<void> {
-  const { agentId, authorize } = identity;
+async function askForTunnel(
+  authorize: NonNullable<Identity["authorize"]>,
+  { identity: { agentId }, destination }: Pick<TunnelRequest, "identity" | "destination">,
+  network: Network,
+): Promise<void> {
   try {
-    await authorize?.({ agentId, destination, network });
+    await authorize({ agentId, destination, network });
   } catch (cause) {
     if (!(cause instanceof AuthenticationError)) throw cause;
     if (cause.kind === "unavailable") {
