@@ -131,22 +131,9 @@ export async function serveTunnel(options: TunnelOptions, { stream, head, error 
     const failure = reportableError(cause);
     const [status, reason] = [statusOf(failure), describeTunnelError(failure)];
     Object.assign(record, { status, proxyError: failure.type, reason } satisfies Partial<LiveTunnel>);
-    if (failure !== cause) {
-      log.error("tunnel failed", {
-        id,
-        trace_id: record.traceId,
-        network,
-        destination,
-        error: cause instanceof Error ? cause.stack : String(cause),
-      });
-    } else {log[cause instanceof LimitReached ? "debug" : "info"]("tunnel refused", {
-        id,
-        trace_id: record.traceId,
-        network,
-        destination,
-        status,
-        reason,
-      });}
+    const asked = { id, trace_id: record.traceId, network, destination };
+    if (failure !== cause) log.error("tunnel failed", { ...asked, error: cause instanceof Error ? cause.stack : String(cause) });
+    else log[cause instanceof LimitReached ? "debug" : "info"]("tunnel refused", { ...asked, status, reason });
     await stream.write(encodeErrorResponse(failure, "reverse-http-agent")).catch(() => {}); // the proxy has disconnected
     stream.close();
     options.onEnd?.({ status, error: failure.type, sent: 0, received: 0 });
