@@ -122,35 +122,14 @@ describe("the request to an agent", () => {
         return Promise.reject(new NetError("closed", "it failed"));
       },
     } as unknown as AgentSession;
-    const hello = { version: "", instance: "1", host: "", labels: {} };
-    const held: Omit<ConnectedAgent, "hello" | "id"> = {
-      connection,
-      via: { address: "" },
-      credentials: new Uint8Array(),
-      identity: { agentId: "a" },
-      since: new Date(0),
-      tunnels: 0,
-      lastRequestAt: 0,
-      isDraining: false,
-      hasMigrated: false,
-    };
-    agents.add({ ...held, id: "1" }); // version 1 has no hello
-    agents.add({ ...held, id: "2", hello: { ...hello, instance: "2" } });
-    agents.add({ ...held, id: "3", hello: { ...hello, instance: "3", features: ["udp", "trace-context"] } });
+    const { hello: _none, ...first } = held("1", connection);
+    agents.add(first); // version 1 has no hello
+    const second = held("2", connection);
+    agents.add({ ...second, hello: { ...second.hello!, features: undefined } });
+    agents.add(held("3", connection, ["udp", "trace-context"]));
     const context = { traceId: "1".repeat(32), spanId: "2".repeat(16), isSampled: true, state: "v=1" };
     const trace: Span = { context, isRecorded: false, child: () => trace, end: () => {} };
-    const request: TunnelRequest = {
-      network: "tcp",
-      id: "r-1",
-      agentId: "a",
-      identity: { agentId: "a" },
-      client: "192.0.2.1:5000",
-      destination: { host: "db", port: 5432 },
-      credentials: { scheme: "basic", username: "a", password: "" },
-      via: [],
-      trace,
-      relay: { stream: streamPair().near, splice: {} },
-    };
+    const request = { ...tunnelRequest(), trace };
     const monitor = new StalledAgentMonitor(agents);
     await assert.rejects(dialAgent({ agents, monitor, failures: new DestinationFailures(), timeoutMs: 1_000 }, request, false));
     monitor.close();
