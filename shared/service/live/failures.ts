@@ -82,7 +82,9 @@ export class Failures {
       const counted = this.#counts.get(`${kind} ${error}`)!;
       return { kind, error, counts: minutes.map((each) => each < 0 ? 0 : counted.minutes[each % MINUTES]!) };
     });
-    return { minutes: minutes.map((each) => isoTime(each * MINUTE_MS)), causes };
+    // The clocks are compared once, so that the minutes are exactly one minute apart.
+    const last = Date.parse(isoTime(minute * MINUTE_MS));
+    return { minutes: minutes.map((each) => new Date(last - (minute - each) * MINUTE_MS).toISOString()), causes };
   }
 }
 
