@@ -34,7 +34,7 @@ import { withDefaults } from "./shared/config/defaults.ts";
 import { ConfigError } from "./shared/config/option.ts";
 import { type Logger, silentLogger } from "./shared/log/logger.ts";
 import { createNativeNet } from "./shared/net/native/binding.ts";
-import type { Net } from "./shared/net/types.ts";
+import type { Net } from "./shared/net/net.ts";
 import type { Store } from "./shared/store/store.ts";
 
 export {
@@ -68,7 +68,15 @@ export {
 } from "./shared/log/logger.ts";
 export { NetError, type NetErrorCode, type NetErrorDetails } from "./shared/net/errors.ts";
 export { createNativeNet, type NativeNetOptions } from "./shared/net/native/binding.ts";
-export type * from "./shared/net/types.ts";
+export type * from "./shared/net/handover.ts";
+export type * from "./shared/net/listener.ts";
+export type * from "./shared/net/net.ts";
+export type * from "./shared/net/relay.ts";
+export type * from "./shared/net/session.ts";
+export type * from "./shared/net/stream.ts";
+export type * from "./shared/net/tcp.ts";
+export type * from "./shared/net/tls.ts";
+export type * from "./shared/net/udp.ts";
 export { createMemoryStore, type MemoryStoreOptions } from "./shared/store/memory.ts";
 export { type Store, StoreError } from "./shared/store/store.ts";
 export { TunnelFailure, type TunnelFailureKind } from "./client/tunnel_failure.ts";

@@ -20,7 +20,7 @@ import type { Metrics, TunnelMetrics } from "../shared/service/metrics.ts";
 import { type ServiceDeps, type ServiceRuntime, startService } from "../shared/service/runtime.ts";
 import { SecretFiles } from "../shared/files/secret_files.ts";
 import type { StateDirectory } from "../shared/files/state_directory.ts";
-import type { ClientTls } from "../shared/net/types.ts";
+import type { ClientTls } from "../shared/net/tls.ts";
 import { openClientTls, type ReloadableTls, type TlsCheck } from "../shared/tls/reloadable_tls.ts";
 import { TunnelError } from "../shared/tunnel/errors.ts";
 import { VERSION } from "../shared/version.ts";

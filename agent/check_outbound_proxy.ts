@@ -2,8 +2,10 @@
 import { Buffer } from "node:buffer";
 import { parseResponseHead, values } from "../shared/http/head.ts";
 import { NetError } from "../shared/net/errors.ts";
+import type { Net } from "../shared/net/net.ts";
 import { printable } from "../shared/net/printable.ts";
-import type { Duplex, Net, OutboundProxy } from "../shared/net/types.ts";
+import type { OutboundProxy } from "../shared/net/session.ts";
+import type { Duplex } from "../shared/net/stream.ts";
 
 const CONNECT_TIMEOUT_MS = 4_000;
 const RESPONSE_TIMEOUT_MS = 4_000;

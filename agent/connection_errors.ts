@@ -1,7 +1,7 @@
 // Classifies and describes the errors of connections to a proxy.
 import { CloseCode, REPLACED_REASON } from "../shared/link/link.ts";
 import { NetError } from "../shared/net/errors.ts";
-import type { AgentSession, SessionClosed } from "../shared/net/types.ts";
+import type { AgentSession, SessionClosed } from "../shared/net/session.ts";
 import { tlsAdvice } from "../shared/tls/advice.ts";
 import type { AgentOptions } from "./options.ts";
 import { messageOf } from "../shared/log/error_message.ts";

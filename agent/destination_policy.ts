@@ -4,7 +4,7 @@ import { createAllowList, createDenyList } from "../shared/address/allow_list.ts
 import { type Authority, formatDestination, type Network } from "../shared/address/authority.ts";
 import { canonicalHost, isAddress } from "../shared/address/canonical.ts";
 import { NetError } from "../shared/net/errors.ts";
-import type { ConnectTcpOptions } from "../shared/net/types.ts";
+import type { ConnectTcpOptions } from "../shared/net/tcp.ts";
 import { TunnelError } from "../shared/tunnel/errors.ts";
 import type { Resolve } from "./proxy_endpoints.ts";
 

@@ -4,7 +4,7 @@ import type { Subcommand } from "../shared/cli/command.ts";
 import { checkConfiguration, checkToken, describeVersion, diagnosisOptions, report } from "../shared/cli/diagnosis.ts";
 import type { Finding } from "../shared/cli/findings.ts";
 import type { ValuesOf } from "../shared/config/option.ts";
-import type { Net } from "../shared/net/types.ts";
+import type { Net } from "../shared/net/net.ts";
 import { checkAgentOptions } from "./agent.ts";
 import { type Credentials, requestCredentials } from "./credentials.ts";
 import { IssuerError } from "../shared/auth/issuer_client.ts";

@@ -8,7 +8,7 @@ import { ConfigError } from "../shared/config/option.ts";
 import { describeFileError, readText } from "../shared/files/read.ts";
 import { NetError } from "../shared/net/errors.ts";
 import { printable } from "../shared/net/printable.ts";
-import type { OutboundProxy } from "../shared/net/types.ts";
+import type { OutboundProxy } from "../shared/net/session.ts";
 import type { AgentOptions } from "./options.ts";
 
 /** Environment variables by name. */

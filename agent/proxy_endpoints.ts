@@ -1,5 +1,5 @@
 // The addresses of proxies and their use: selects where to connect next.
-import type { ResolveOptions } from "../shared/net/types.ts";
+import type { ResolveOptions } from "../shared/net/tcp.ts";
 
 import { splitHostPort } from "../shared/address/host_port.ts";
 

@@ -4,7 +4,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { Backoff } from "../shared/async/backoff.ts";
 import { CloseCode } from "../shared/link/link.ts";
 import type { Logger } from "../shared/log/logger.ts";
-import type { SessionClosed } from "../shared/net/types.ts";
+import type { SessionClosed } from "../shared/net/session.ts";
 import { describeClose, isRefused, isUnreachable } from "./connection_errors.ts";
 import type { Goaway, Session } from "./session.ts";
 import type { ProxyEndpoint, ProxyEndpoints } from "./proxy_endpoints.ts";

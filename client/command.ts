@@ -2,7 +2,7 @@
 import { CommandFailure, type Subcommand, type SubcommandLine, type Terminal } from "../shared/cli/command.ts";
 import type { CreateNet } from "../shared/cli/network.ts";
 import { ConfigError, flagOf, type ValuesOf } from "../shared/config/option.ts";
-import type { Net } from "../shared/net/types.ts";
+import type { Net } from "../shared/net/net.ts";
 import { formatSshConfig, relay } from "./connect.ts";
 import { serveForwards } from "./forward.ts";
 import { JsonMonitor, LineMonitor, type Monitor } from "./forward_monitor.ts";

@@ -2,7 +2,8 @@
 import { type Authority, formatAuthority } from "../shared/address/authority.ts";
 import { CommandFailure } from "../shared/cli/command.ts";
 import { shellWord } from "../shared/config/shell_word.ts";
-import type { Duplex, Net } from "../shared/net/types.ts";
+import type { Net } from "../shared/net/net.ts";
+import type { Duplex } from "../shared/net/stream.ts";
 
 /**
  * Relays between standard input and output and the tunnel to `target` until the destination has finished; each direction ends by itself. If

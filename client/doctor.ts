@@ -6,7 +6,7 @@ import type { Finding } from "../shared/cli/findings.ts";
 import { type Authority, formatAuthority } from "../shared/address/authority.ts";
 import { ConfigError, type ValuesOf } from "../shared/config/option.ts";
 import { NetError } from "../shared/net/errors.ts";
-import type { Net } from "../shared/net/types.ts";
+import type { Net } from "../shared/net/net.ts";
 import { tlsAdvice } from "../shared/tls/advice.ts";
 import { expandJoin } from "./join.ts";
 import { type ClientOptions, clientOptions } from "./options.ts";

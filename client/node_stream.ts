@@ -1,7 +1,7 @@
 // A tunnel as a stream of node:stream, for programs that embed the library.
 import { Buffer } from "node:buffer";
 import { Duplex as NodeDuplex } from "node:stream";
-import type { Duplex } from "../shared/net/types.ts";
+import type { Duplex } from "../shared/net/stream.ts";
 
 /**
  * Returns `tunnel` as a stream, which owns it. Each direction ends separately: `end()` finishes the writing one. A reset by the peer is an

@@ -1,7 +1,10 @@
 // Connections to the proxy: one for each tunnel, or over HTTP/2 as few as it allows.
 import { splitHostPort } from "../shared/address/host_port.ts";
 import { NetError } from "../shared/net/errors.ts";
-import type { ClientTls, Duplex, Http2Connection, Net } from "../shared/net/types.ts";
+import type { Net } from "../shared/net/net.ts";
+import type { Duplex } from "../shared/net/stream.ts";
+import type { Http2Connection } from "../shared/net/tcp.ts";
+import type { ClientTls } from "../shared/net/tls.ts";
 
 /** Time in milliseconds for which a proxy without HTTP/2 is asked over HTTP/1.1. */
 const HTTP1_MS = 600_000;

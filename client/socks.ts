@@ -10,7 +10,7 @@ import { startFrontend } from "../shared/frontend/server.ts";
 import { createSocks5Proxy } from "../shared/frontend/socks5.ts";
 import type { LogLimit } from "../shared/log/limit.ts";
 import { ignoreLine, type Logger } from "../shared/log/logger.ts";
-import type { Net } from "../shared/net/types.ts";
+import type { Net } from "../shared/net/net.ts";
 import { toErrorType, TunnelError, type TunnelErrorType } from "../shared/tunnel/errors.ts";
 import type { Dialer } from "../shared/tunnel/request.ts";
 import { ERRORS, limitErrors } from "./error_limit.ts";

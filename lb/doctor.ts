@@ -14,7 +14,7 @@ import type { Finding } from "../shared/cli/findings.ts";
 import { isWildcard, splitHostPort } from "../shared/address/host_port.ts";
 import type { ValuesOf } from "../shared/config/option.ts";
 import { exposureRemedy } from "../shared/frontend/exposure.ts";
-import type { Net } from "../shared/net/types.ts";
+import type { Net } from "../shared/net/net.ts";
 import { checkLoadBalancerOptions } from "./lb.ts";
 import { lbOptions, type LoadBalancerOptions } from "./options.ts";
 

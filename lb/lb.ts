@@ -14,7 +14,7 @@ import { createHostProtocol } from "../shared/frontend/http_virtual_host.ts";
 import { createForwardProtocol } from "../shared/frontend/static_forward.ts";
 import { splitHostPort } from "../shared/address/host_port.ts";
 import { type Logger, silentLogger } from "../shared/log/logger.ts";
-import type { ClientTls, ServerTls } from "../shared/net/types.ts";
+import type { ClientTls, ServerTls } from "../shared/net/tls.ts";
 import { Change, differs } from "../shared/service/change.ts";
 import { checkAdminOptions } from "../shared/service/admin.ts";
 import { checkClusterOptions } from "../shared/service/cluster/cluster.ts";

@@ -17,7 +17,7 @@ import type { ValuesOf } from "../shared/config/option.ts";
 import { exposureRemedy } from "../shared/frontend/exposure.ts";
 import { PROBE_ALPN, runProbe } from "../shared/link/probe.ts";
 import { NetError } from "../shared/net/errors.ts";
-import type { Net } from "../shared/net/types.ts";
+import type { Net } from "../shared/net/net.ts";
 import { type ProxyOptions, proxyOptions } from "./options.ts";
 import { checkProxyOptions } from "./proxy.ts";
 import { agentAddresses, clientAddresses, isEvery } from "./public_address.ts";

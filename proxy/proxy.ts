@@ -27,7 +27,7 @@ import { type PresencePublisher, startPresencePublisher } from "../shared/store/
 import type { Store } from "../shared/store/store.ts";
 import type { TlsCheck } from "../shared/tls/reloadable_tls.ts";
 import { checkTracingOptions } from "../shared/tracing/otlp.ts";
-import type { ServerTls } from "../shared/net/types.ts";
+import type { ServerTls } from "../shared/net/tls.ts";
 import type { Dialer } from "../shared/tunnel/request.ts";
 import { Arrivals } from "./agents/arrivals.ts";
 import { DestinationFailures } from "./agents/destination_failures.ts";

@@ -2,7 +2,7 @@
 import { ConfigError } from "../shared/config/option.ts";
 import { type ForwardTls, openForwardTls } from "../shared/frontend/forward_listeners.ts";
 import { type Logger, silentLogger } from "../shared/log/logger.ts";
-import type { ServerTls } from "../shared/net/types.ts";
+import type { ServerTls } from "../shared/net/tls.ts";
 import type { Acme } from "../shared/service/acme.ts";
 import {
   type CertifiedKey,

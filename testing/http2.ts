@@ -1,6 +1,6 @@
 // A peer that speaks HTTP/2 frame by frame (RFC 9113), for what no real one does. It knows just enough HPACK to ask and to answer (RFC 7541).
 import { Buffer } from "node:buffer";
-import type { Duplex } from "../shared/net/types.ts";
+import type { Duplex } from "../shared/net/stream.ts";
 
 /** Frame types (RFC 9113 §6). */
 export const DATA = 0, HEADERS = 1, RST_STREAM = 3, SETTINGS = 4, PING = 6, GOAWAY = 7, WINDOW_UPDATE = 8, CONTINUATION = 9;

@@ -4,7 +4,9 @@ import { type Fields, parseResponseHead, values } from "../shared/http/head.ts";
 import type { LogFields, Logger, LogLevel } from "../shared/log/logger.ts";
 import { createMemoryNet } from "./net/memory.ts";
 import { MemoryDuplex, Pipe } from "./net/stream.ts";
-import type { AgentSession, Duplex, Net, SessionListener } from "../shared/net/types.ts";
+import type { Net } from "../shared/net/net.ts";
+import type { AgentSession, SessionListener } from "../shared/net/session.ts";
+import type { Duplex } from "../shared/net/stream.ts";
 import { bytes, portOf, readText, within } from "../tests/conformance/support.ts";
 
 /** Timeout of a test, reached only if it fails. */

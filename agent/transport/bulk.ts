@@ -1,6 +1,6 @@
 // Decides whether a link carries bulk data over a short path without loss. There TLS is faster than QUIC and takes less processor time;
 // elsewhere QUIC is the better one (docs/performance.md). Knows neither sessions nor timers.
-import type { SessionStats } from "../../shared/net/types.ts";
+import type { SessionStats } from "../../shared/net/session.ts";
 
 /** Times are in milliseconds. */
 export interface BulkLimits {

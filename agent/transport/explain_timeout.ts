@@ -1,7 +1,7 @@
 // Finds out why a proxy does not respond, from ICMP errors that QUIC ignores, while the agent keeps trying.
 import type { Logger } from "../../shared/log/logger.ts";
 import { NetError } from "../../shared/net/errors.ts";
-import type { Net } from "../../shared/net/types.ts";
+import type { Net } from "../../shared/net/net.ts";
 import { withTimeout } from "../../shared/async/with_timeout.ts";
 import type { ProxyEndpoint } from "../proxy_endpoints.ts";
 

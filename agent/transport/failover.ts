@@ -5,7 +5,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Logger } from "../../shared/log/logger.ts";
 import { CloseCode, KEEP_ALIVE_MS } from "../../shared/link/link.ts";
-import type { AgentSession, SessionKind, SessionStats } from "../../shared/net/types.ts";
+import type { AgentSession, SessionKind, SessionStats } from "../../shared/net/session.ts";
 import { BULK, type BulkLimits, BulkMeter } from "./bulk.ts";
 import type { TransportPolicy } from "./policy.ts";
 import { messageOf } from "../../shared/log/error_message.ts";

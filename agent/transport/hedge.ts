@@ -2,7 +2,7 @@
 // its return late; a second attempt that is restarted regularly notices it soon.
 import { CloseCode } from "../../shared/link/link.ts";
 import { NetError } from "../../shared/net/errors.ts";
-import type { AgentSession } from "../../shared/net/types.ts";
+import type { AgentSession } from "../../shared/net/session.ts";
 
 export interface HedgeOptions {
   /** Interval in milliseconds at which the second attempt is restarted. */

@@ -1,6 +1,6 @@
 // Decides which transport is tried first, when an agent that is not on QUIC looks whether QUIC works again, and whether it may leave QUIC for
 // bulk data. Knows no connections.
-import type { SessionKind } from "../../shared/net/types.ts";
+import type { SessionKind } from "../../shared/net/session.ts";
 import type { StoredTransports } from "./stored_transports.ts";
 
 /** Value of `--agent-client.transport`. */

@@ -3,7 +3,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { CloseCode } from "../../shared/link/link.ts";
 import { NetError } from "../../shared/net/errors.ts";
-import type { AgentSession, SessionKind } from "../../shared/net/types.ts";
+import type { AgentSession, SessionKind } from "../../shared/net/session.ts";
 
 /** Opens one connection; cancelled by the signal. */
 export type Connect = (kind: SessionKind, signal: AbortSignal) => Promise<AgentSession>;

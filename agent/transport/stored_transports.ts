@@ -6,7 +6,7 @@ import { describeFileError, readBytes } from "../../shared/files/read.ts";
 import type { StateDirectory } from "../../shared/files/state_directory.ts";
 import { writeFileAtomically } from "../../shared/files/write.ts";
 import type { Logger } from "../../shared/log/logger.ts";
-import type { SessionKind } from "../../shared/net/types.ts";
+import type { SessionKind } from "../../shared/net/session.ts";
 
 const FILE = "agent-links.json";
 /** Longest file in bytes. */

@@ -1,5 +1,5 @@
 // Where an agent opens WebSockets: the value of --agent-client.websocket-url, and the request for one proxy.
-import type { SessionKind, WebSocketRequest } from "../../shared/net/types.ts";
+import type { SessionKind, WebSocketRequest } from "../../shared/net/session.ts";
 import type { Server } from "../outbound_proxy.ts";
 import type { ProxyEndpoint } from "../proxy_endpoints.ts";
 

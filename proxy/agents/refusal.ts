@@ -7,7 +7,7 @@ import { MessageError } from "../../shared/link/message.ts";
 import { messageOf } from "../../shared/log/error_message.ts";
 import type { Logger } from "../../shared/log/logger.ts";
 import { NetError } from "../../shared/net/errors.ts";
-import type { AgentSession } from "../../shared/net/types.ts";
+import type { AgentSession } from "../../shared/net/session.ts";
 import type { AgentRefusal } from "../../shared/service/live/failures.ts";
 import { ConflictError } from "./conflicts.ts";
 import { AgentKeptAway } from "./operations.ts";

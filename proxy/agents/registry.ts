@@ -3,7 +3,7 @@
 import type { Identity } from "../../shared/auth/authenticator.ts";
 import type { Control } from "../../shared/link/control.ts";
 import type { Hello } from "../../shared/link/message.ts";
-import type { AgentSession } from "../../shared/net/types.ts";
+import type { AgentSession } from "../../shared/net/session.ts";
 import type { AgentState } from "../../shared/service/api/types.ts";
 import type { TunnelVia } from "../../shared/tunnel/request.ts";
 

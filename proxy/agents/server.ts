@@ -18,7 +18,7 @@ import { PROBE_ALPN, serveProbe } from "../../shared/link/probe.ts";
 import type { Logger } from "../../shared/log/logger.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import type { PresencePublisher } from "../../shared/store/presence.ts";
-import type { AgentSession, SessionListener } from "../../shared/net/types.ts";
+import type { AgentSession, SessionListener } from "../../shared/net/session.ts";
 import type { EventHub } from "../../shared/service/live/events.ts";
 import type { AgentRefusal } from "../../shared/service/live/failures.ts";
 import { withTimeout } from "../../shared/async/with_timeout.ts";

@@ -1,6 +1,6 @@
 // Detects agents whose connection has died silently while requests wait for them.
 import { CloseCode } from "../../shared/link/link.ts";
-import type { AgentSession } from "../../shared/net/types.ts";
+import type { AgentSession } from "../../shared/net/session.ts";
 import { type AgentRegistry, type ConnectedAgent, UNRESPONSIVE_AFTER_MS } from "./registry.ts";
 
 /** Interval in milliseconds between checks of agents with pending requests. */

@@ -9,7 +9,7 @@ import { ConfigError, defineOptions, flagOf } from "../config/option.ts";
 import { readText } from "../files/read.ts";
 import { messageOf } from "../log/error_message.ts";
 import { NetError } from "../net/errors.ts";
-import type { Net } from "../net/types.ts";
+import type { Net } from "../net/net.ts";
 import { openStore, type StoreOptions } from "../store/options.ts";
 import { VERSION } from "../version.ts";
 import { CommandFailure, type Terminal } from "./command.ts";

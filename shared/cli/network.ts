@@ -1,5 +1,5 @@
 // The networks of a command.
-import type { Net } from "../net/types.ts";
+import type { Net } from "../net/net.ts";
 
 /** Creates a network. `ownsProcess`: its service is all that the process does. */
 export type CreateNet = (options: { warn: (message: string) => void; ownsProcess: boolean }) => Net;

@@ -3,7 +3,8 @@ import { Buffer } from "node:buffer";
 import { withTimeout } from "../async/with_timeout.ts";
 import { endOfHead } from "../http/head.ts";
 import { NetError, type NetErrorCode } from "../net/errors.ts";
-import type { Duplex, Incoming } from "../net/types.ts";
+import type { Incoming } from "../net/listener.ts";
+import type { Duplex } from "../net/stream.ts";
 
 /**
  * Reads a stream for several readers in turn. One waits for the end of its request, and leaves what comes later to the next one: nothing is

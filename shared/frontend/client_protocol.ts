@@ -1,7 +1,8 @@
 // What a protocol that clients speak implements. A new one is a file that creates a `ClientProtocol`, an option for its address, and a
 // `listen` where the service starts.
 import type { NetError } from "../net/errors.ts";
-import type { Incoming, Preamble, UdpListener } from "../net/types.ts";
+import type { Incoming, Preamble } from "../net/listener.ts";
+import type { UdpListener } from "../net/udp.ts";
 import type { TunnelError } from "../tunnel/errors.ts";
 import type { ClientSession } from "./pipeline.ts";
 

@@ -7,7 +7,7 @@ import { type BodyEnd, LengthEnd } from "../http/body.ts";
 import { endOfHead, HeadError, parseResponseHead, type RequestHead, type ResponseHead, values } from "../http/head.ts";
 import type { Intermediary } from "../http/proxy_status.ts";
 import { ProxyError } from "../http/status.ts";
-import type { Duplex } from "../net/types.ts";
+import type { Duplex } from "../net/stream.ts";
 import { clientDisconnected } from "../tunnel/errors.ts";
 import type { RequestRecord } from "./access_log.ts";
 import { ClientInput } from "./client_input.ts";

@@ -6,7 +6,7 @@ import { HeadError, parseRequestHead, type RequestHead, requestIdOf, values } fr
 import type { Intermediary } from "../http/proxy_status.ts";
 import { CONNECTION_ESTABLISHED_HEAD, encodeErrorResponse, ProxyError, TLS_NEEDED } from "../http/status.ts";
 import type { NetError } from "../net/errors.ts";
-import type { Incoming } from "../net/types.ts";
+import type { Incoming } from "../net/listener.ts";
 import { parseTraceContext, withTrace } from "../tracing/context.ts";
 import { CredentialsError, type TunnelError } from "../tunnel/errors.ts";
 import { logRequest } from "./access_log.ts";

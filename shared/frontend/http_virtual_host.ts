@@ -5,8 +5,8 @@ import { hasToken, HeadError, parseRequestHead, type RequestHead, requestIdOf, v
 import type { Intermediary } from "../http/proxy_status.ts";
 import { encodeErrorResponse, ProxyError } from "../http/status.ts";
 import { hostOf } from "../limits/addresses.ts";
+import type { Incoming } from "../net/listener.ts";
 import { printable } from "../net/printable.ts";
-import type { Incoming } from "../net/types.ts";
 import { parseTraceContext, withTrace } from "../tracing/context.ts";
 import { CredentialsError, TunnelError } from "../tunnel/errors.ts";
 import { logRequest } from "./access_log.ts";

@@ -3,7 +3,7 @@ import { statusOf } from "../http/status.ts";
 import { LimitReached } from "../limits/limit.ts";
 import type { Logger } from "../log/logger.ts";
 import type { NetError } from "../net/errors.ts";
-import type { Incoming } from "../net/types.ts";
+import type { Incoming } from "../net/listener.ts";
 import { describeTunnelError, MalformedRequestError, toTunnelError } from "../tunnel/errors.ts";
 import type { ClientHandler, ClientProtocol } from "./client_protocol.ts";
 import type { ClientSession } from "./pipeline.ts";

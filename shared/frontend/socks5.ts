@@ -3,7 +3,8 @@
 import { formatAuthority } from "../address/authority.ts";
 import type { ClientCredentials } from "../auth/authenticator.ts";
 import { NetError } from "../net/errors.ts";
-import type { Duplex, Incoming } from "../net/types.ts";
+import type { Incoming } from "../net/listener.ts";
+import type { Duplex } from "../net/stream.ts";
 import { clientDisconnected, CredentialsError, MalformedRequestError, type TunnelError, type TunnelErrorType } from "../tunnel/errors.ts";
 import type { ClientProtocol } from "./client_protocol.ts";
 import { claimedAgent } from "./http_credentials.ts";

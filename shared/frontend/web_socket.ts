@@ -2,7 +2,7 @@
 import { createHash } from "node:crypto";
 import { encodeHead, hasToken, type RequestHead, values } from "../http/head.ts";
 import { ProxyError } from "../http/status.ts";
-import type { Duplex } from "../net/types.ts";
+import type { Duplex } from "../net/stream.ts";
 
 /** A path for WebSockets. */
 export interface WebSocketEndpoint {

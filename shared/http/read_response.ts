@@ -1,6 +1,6 @@
 // Reads the response to a request that was written to a stream.
 import { NetError } from "../net/errors.ts";
-import type { Duplex } from "../net/types.ts";
+import type { Duplex } from "../net/stream.ts";
 import { parseResponseHead, type ResponseHead } from "./head.ts";
 
 /** Maximum size of a response head in bytes. */

@@ -1,6 +1,7 @@
 // Bandwidth limits: the rates that tunnels with the same key share.
 import { parseBandwidth } from "../config/bandwidth.ts";
-import type { Net, Rate } from "../net/types.ts";
+import type { Net } from "../net/net.ts";
+import type { Rate } from "../net/relay.ts";
 
 /** Burst of an idle rate, in seconds' worth of bytes. */
 const BURST_S = 0.25;

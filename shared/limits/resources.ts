@@ -3,7 +3,7 @@
 import { readFileSync } from "node:fs";
 import { totalmem } from "node:os";
 import type { LogFields, Logger } from "../log/logger.ts";
-import type { Net } from "../net/types.ts";
+import type { Net } from "../net/net.ts";
 import { unlimitedIfZero } from "./limit.ts";
 
 /** Tunnels that are always permitted: so few do not exhaust memory. */

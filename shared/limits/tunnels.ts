@@ -2,7 +2,8 @@
 // short. One timer serves all of them.
 import type { Network } from "../address/authority.ts";
 import type { LogFields } from "../log/logger.ts";
-import type { Net, Rate } from "../net/types.ts";
+import type { Net } from "../net/net.ts";
+import type { Rate } from "../net/relay.ts";
 import { Bandwidth, type SharedRate } from "./bandwidth.ts";
 import type { Quota } from "../policy/policy.ts";
 import { type LimitName, LimitReached, type LimitReporter, TunnelIdle, unlimitedIfZero } from "./limit.ts";

@@ -1,6 +1,7 @@
 // The control stream of a connection (version 2 of the agent link): sends and receives messages and enforces the protocol. The owner of the
 // events decides what a message means.
-import type { AgentSession, Duplex } from "../net/types.ts";
+import type { AgentSession } from "../net/session.ts";
+import type { Duplex } from "../net/stream.ts";
 import { withTimeout } from "../async/with_timeout.ts";
 import { encodeFrame, FrameError, type FrameReader } from "./frame.ts";
 import { CloseCode } from "./link.ts";

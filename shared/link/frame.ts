@@ -1,5 +1,5 @@
 // Frames of the agent link: a length of four bytes, big-endian, then the payload.
-import type { Duplex } from "../net/types.ts";
+import type { Duplex } from "../net/stream.ts";
 
 /** Longest payload in bytes. */
 export const MAX_FRAME = 64 * 1024;

@@ -1,7 +1,8 @@
 // The agent link's protocol: names, close codes, timeouts, and the authentication of an agent.
 import { NetError } from "../net/errors.ts";
 import { printable } from "../net/printable.ts";
-import type { AgentSession, Duplex, SessionTransport } from "../net/types.ts";
+import type { AgentSession, SessionTransport } from "../net/session.ts";
+import type { Duplex } from "../net/stream.ts";
 import { encodeFrame, FrameError, FrameReader, MAX_FRAME, readFrame } from "./frame.ts";
 import { decodeMessage, encodeMessage, type Hello, MAX_MESSAGE, MessageError } from "./message.ts";
 

@@ -1,6 +1,7 @@
 // Measures whether a transport moves data: a session of its own protocol name on which both ends send 64 KiB, one after the other.
 import { NetError } from "../net/errors.ts";
-import type { AgentSession, Duplex, SessionStats } from "../net/types.ts";
+import type { AgentSession, SessionStats } from "../net/session.ts";
+import type { Duplex } from "../net/stream.ts";
 import { CloseCode, closeWith } from "./link.ts";
 
 /** ALPN protocol name (RFC 7301) of a session that is only a probe. */

@@ -4,7 +4,7 @@ import type { AdminOptions } from "../config/common_options.ts";
 import { ConfigError } from "../config/option.ts";
 import { isLoopback } from "../address/host_port.ts";
 import type { Logger } from "../log/logger.ts";
-import type { Net } from "../net/types.ts";
+import type { Net } from "../net/net.ts";
 import { createAdminHandler } from "./admin_routes.ts";
 import type { Operations } from "./api/operations.ts";
 import { createApi } from "./api/routes.ts";

@@ -8,8 +8,8 @@ import { ConfigError } from "../config/option.ts";
 import { describeWriteError } from "../files/read.ts";
 import { prepareSocket } from "../files/unix_socket.ts";
 import { NetError } from "../net/errors.ts";
+import type { Channel, ChannelListener, SocketHandover } from "../net/handover.ts";
 import { printable } from "../net/printable.ts";
-import type { Channel, ChannelListener, SocketHandover } from "../net/types.ts";
 import { withTimeout } from "../async/with_timeout.ts";
 import { VERSION } from "../version.ts";
 

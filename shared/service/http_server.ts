@@ -2,7 +2,8 @@
 // after the response, which bounds what a client can hold.
 import { encodeHead, type Fields, HeadError, parseRequestHead, type RequestHead, values } from "../http/head.ts";
 import { reasonOf } from "../http/status.ts";
-import type { Duplex, TcpListener } from "../net/types.ts";
+import type { Duplex } from "../net/stream.ts";
+import type { TcpListener } from "../net/tcp.ts";
 
 /** Where a request comes from, and the fields that decide whether it may. */
 export interface RequestOrigin {

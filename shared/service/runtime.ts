@@ -10,7 +10,7 @@ import { describeWriteError } from "../files/read.ts";
 import { LogLimit } from "../log/limit.ts";
 import { messageOf } from "../log/error_message.ts";
 import type { LogFields, Logger, LogLevelControl } from "../log/logger.ts";
-import type { Net } from "../net/types.ts";
+import type { Net } from "../net/net.ts";
 import { ConfigError } from "../config/option.ts";
 import { openPolicy, type Policy } from "../policy/policy.ts";
 import { openStore, type StoreOptions } from "../store/options.ts";

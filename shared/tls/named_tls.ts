@@ -1,5 +1,5 @@
 // TLS settings of a listener with certificates for several names, each of which is reloaded from its files by itself.
-import type { ServerTls } from "../net/types.ts";
+import type { ServerTls } from "../net/tls.ts";
 import type { Reloadable } from "./reloadable_tls.ts";
 
 /** Settings for names, or for all others. */

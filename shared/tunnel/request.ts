@@ -2,7 +2,9 @@
 // Knows no client protocol.
 import type { Authority, Network } from "../address/authority.ts";
 import type { ClientCredentials, Identity } from "../auth/authenticator.ts";
-import type { Duplex, SessionKind, Spliced, SpliceOptions } from "../net/types.ts";
+import type { Spliced, SpliceOptions } from "../net/relay.ts";
+import type { SessionKind } from "../net/session.ts";
+import type { Duplex } from "../net/stream.ts";
 import type { Span } from "../tracing/span.ts";
 
 /** A client's request for a connection to a destination through an agent. */

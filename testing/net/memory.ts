@@ -9,47 +9,38 @@ import { isIP } from "node:net";
 import { NetError } from "../../shared/net/errors.ts";
 import { MemoryRate } from "./rate.ts";
 import { closed, MemoryDuplex, Pipe, readHead, readPreamble, RESET, splice } from "./stream.ts";
+import type { HeadOptions, Incoming } from "../../shared/net/listener.ts";
+import type { Net } from "../../shared/net/net.ts";
+import type { ConnectedTunnel, Rate, RateOptions, Relayed, Spliced, SpliceOptions, SpliceResult } from "../../shared/net/relay.ts";
 import type {
   AgentResponse,
   AgentSession,
-  ConnectedFlow,
-  ConnectedTunnel,
   ConnectQuicOptions,
   ConnectSessionOptions,
-  ConnectTcpOptions,
   ConnectTlsLinkOptions,
-  Duplex,
-  FlowOptions,
-  HeadOptions,
-  Http2Connection,
-  Incoming,
   ListenQuicOptions,
   ListenSessionsOptions,
-  ListenTcpOptions,
   ListenTlsLinkOptions,
-  ListenUdpOptions,
-  Net,
   PeerCredit,
-  ProbeUdpOptions,
-  Rate,
-  RateOptions,
-  Relayed,
   RequestOptions,
-  ResolveOptions,
   SessionClosed,
   SessionKind,
   SessionListener,
   SessionSettings,
   SessionStats,
   SessionTransport,
-  Spliced,
-  SpliceOptions,
-  SpliceResult,
+  WebSocketRequest,
+} from "../../shared/net/session.ts";
+import type { Duplex } from "../../shared/net/stream.ts";
+import type {
+  ConnectTcpOptions,
+  Http2Connection,
+  ListenTcpOptions,
+  ResolveOptions,
   TcpListener,
   TcpSettings,
-  UdpListener,
-  WebSocketRequest,
-} from "../../shared/net/types.ts";
+} from "../../shared/net/tcp.ts";
+import type { ConnectedFlow, FlowOptions, ListenUdpOptions, ProbeUdpOptions, UdpListener } from "../../shared/net/udp.ts";
 
 /** Bytes that one direction of a TCP connection has under way, unread. */
 const TCP_WINDOW = 64 * 1024;

@@ -1,7 +1,7 @@
 // Bytes a second of the network in memory: a token bucket whose users are served in turn, a little at a time.
 import { setTimeout as sleep } from "node:timers/promises";
 import { NetError } from "../../shared/net/errors.ts";
-import type { Rate, RateOptions } from "../../shared/net/types.ts";
+import type { Rate, RateOptions } from "../../shared/net/relay.ts";
 
 /** As the native engine has it. */
 const [SMALLEST_QUANTUM, LARGEST_QUANTUM, QUANTA_A_SECOND] = [512, 64 * 1024, 100];

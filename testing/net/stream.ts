@@ -3,7 +3,9 @@
 import { Buffer } from "node:buffer";
 import { NetError } from "../../shared/net/errors.ts";
 import { type MemoryRate, pace } from "./rate.ts";
-import type { Duplex, Preamble, Relayed, SpliceOptions, SpliceResult } from "../../shared/net/types.ts";
+import type { Preamble } from "../../shared/net/listener.ts";
+import type { Relayed, SpliceOptions, SpliceResult } from "../../shared/net/relay.ts";
+import type { Duplex } from "../../shared/net/stream.ts";
 
 /** The native engine's code of resets without a code. */
 export const RESET = 1;

@@ -3,7 +3,9 @@ import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import type { RemoteInfo } from "node:dgram";
 import { describe } from "node:test";
-import type { ConnectedFlow, Duplex, FlowOptions, FlowResult, ListenUdpOptions, Net, UdpListener } from "../../shared/net/types.ts";
+import type { Net } from "../../shared/net/net.ts";
+import type { Duplex } from "../../shared/net/stream.ts";
+import type { ConnectedFlow, FlowOptions, FlowResult, ListenUdpOptions, UdpListener } from "../../shared/net/udp.ts";
 import { capsule, datagram, UdpServer } from "../../testing/masque.ts";
 import {
   assertUsable,

@@ -4,7 +4,8 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe } from "node:test";
-import type { Channel, Net, SocketHandover } from "../../shared/net/types.ts";
+import type { Channel, SocketHandover } from "../../shared/net/handover.ts";
+import type { Net } from "../../shared/net/net.ts";
 import {
   assertUsable,
   bytes,

@@ -2,7 +2,9 @@
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { describe } from "node:test";
-import type { Duplex, HeadOptions, Incoming, Net } from "../../shared/net/types.ts";
+import type { HeadOptions, Incoming } from "../../shared/net/listener.ts";
+import type { Net } from "../../shared/net/net.ts";
+import type { Duplex } from "../../shared/net/stream.ts";
 import {
   bytes,
   dialTcp,

@@ -26,7 +26,9 @@ import {
   SETTINGS,
   WINDOW_UPDATE,
 } from "../../testing/http2.ts";
-import type { Duplex, ListenTcpOptions, Net } from "../../shared/net/types.ts";
+import type { Net } from "../../shared/net/net.ts";
+import type { Duplex } from "../../shared/net/stream.ts";
+import type { ListenTcpOptions } from "../../shared/net/tcp.ts";
 import { withRaw } from "./raw.ts";
 import {
   assertSame,

@@ -12,7 +12,9 @@ import {
   REFUSED_STREAM,
   RST_STREAM,
 } from "../../testing/http2.ts";
-import type { Duplex, Http2Connection, Net } from "../../shared/net/types.ts";
+import type { Net } from "../../shared/net/net.ts";
+import type { Duplex } from "../../shared/net/stream.ts";
+import type { Http2Connection } from "../../shared/net/tcp.ts";
 import { withRaw } from "./raw.ts";
 import {
   assertSame,

@@ -2,7 +2,9 @@
 import assert from "node:assert/strict";
 import { existsSync, readdirSync } from "node:fs";
 import { describe } from "node:test";
-import type { AgentSession, Duplex, Net } from "../../shared/net/types.ts";
+import type { Net } from "../../shared/net/net.ts";
+import type { AgentSession } from "../../shared/net/session.ts";
+import type { Duplex } from "../../shared/net/stream.ts";
 import { withRaw } from "./raw.ts";
 import {
   ALPN,

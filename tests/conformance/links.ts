@@ -3,7 +3,9 @@ import assert from "node:assert/strict";
 import { describe } from "node:test";
 import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import { connect as connectTls } from "node:tls";
-import type { HandshakeFailure, ListenTcpOptions, ListenTlsLinkOptions, Net, SessionListener } from "../../shared/net/types.ts";
+import type { Net } from "../../shared/net/net.ts";
+import type { HandshakeFailure, ListenTlsLinkOptions, SessionListener } from "../../shared/net/session.ts";
+import type { ListenTcpOptions } from "../../shared/net/tcp.ts";
 import { makeAuthority } from "../../testing/certificates.ts";
 import {
   ALPN,

@@ -2,7 +2,10 @@
 // or the server speaks first; or a ClientHello.
 import assert from "node:assert/strict";
 import { describe } from "node:test";
-import type { Duplex, Incoming, ListenTcpOptions, Net, Preamble } from "../../shared/net/types.ts";
+import type { Incoming, Preamble } from "../../shared/net/listener.ts";
+import type { Net } from "../../shared/net/net.ts";
+import type { Duplex } from "../../shared/net/stream.ts";
+import type { ListenTcpOptions } from "../../shared/net/tcp.ts";
 import { withRaw } from "./raw.ts";
 import {
   bytes,

@@ -3,7 +3,7 @@ import { Buffer } from "node:buffer";
 import { createSocket, type RemoteInfo, type Socket as UdpSocket } from "node:dgram";
 import { once } from "node:events";
 import { connect, createServer, type Server, type Socket } from "node:net";
-import type { SessionKind } from "../../shared/net/types.ts";
+import type { SessionKind } from "../../shared/net/session.ts";
 import { until, within } from "./support.ts";
 
 /** What a test made outside the network, closed after it. */

@@ -1,7 +1,10 @@
 // Requests of a session: each has a stream, and is answered with a response, or opens a tunnel.
 import assert from "node:assert/strict";
 import { describe } from "node:test";
-import type { AgentResponse, AgentSession, Duplex, Net, RequestOptions, Spliced, SpliceOptions } from "../../shared/net/types.ts";
+import type { Net } from "../../shared/net/net.ts";
+import type { Spliced, SpliceOptions } from "../../shared/net/relay.ts";
+import type { AgentResponse, AgentSession, RequestOptions } from "../../shared/net/session.ts";
+import type { Duplex } from "../../shared/net/stream.ts";
 import {
   assertUsable,
   bytes,

@@ -3,7 +3,8 @@ import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { describe } from "node:test";
 import type { NetError } from "../../shared/net/errors.ts";
-import type { AgentSession, HandshakeFailure, Net } from "../../shared/net/types.ts";
+import type { Net } from "../../shared/net/net.ts";
+import type { AgentSession, HandshakeFailure } from "../../shared/net/session.ts";
 import { type Raw, watch, withRaw } from "./raw.ts";
 import {
   ALPN,

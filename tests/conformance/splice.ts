@@ -1,7 +1,9 @@
 // The copy between two streams: what a tunnel does with bytes, ends and aborts, for every pair of kinds.
 import assert from "node:assert/strict";
 import { describe } from "node:test";
-import type { Duplex, Net, Relayed, SpliceOptions, SpliceResult } from "../../shared/net/types.ts";
+import type { Net } from "../../shared/net/net.ts";
+import type { Relayed, SpliceOptions, SpliceResult } from "../../shared/net/relay.ts";
+import type { Duplex } from "../../shared/net/stream.ts";
 import { watch, withRaw } from "./raw.ts";
 import {
   assertSame,

@@ -4,20 +4,19 @@ import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { it } from "node:test";
 import { NetError, type NetErrorCode } from "../../shared/net/errors.ts";
+import type { Incoming } from "../../shared/net/listener.ts";
+import type { Net } from "../../shared/net/net.ts";
 import type {
   AgentSession,
   ConnectSessionOptions,
-  Duplex,
-  Incoming,
   ListenQuicOptions,
   ListenSessionsOptions,
-  ListenTcpOptions,
-  Net,
-  ServerTls,
   SessionKind,
   SessionListener,
-  TcpListener,
-} from "../../shared/net/types.ts";
+} from "../../shared/net/session.ts";
+import type { Duplex } from "../../shared/net/stream.ts";
+import type { ListenTcpOptions, TcpListener } from "../../shared/net/tcp.ts";
+import type { ServerTls } from "../../shared/net/tls.ts";
 import { type Authority, type Issued, makeAuthority } from "../../testing/certificates.ts";
 import { acceptUpgrade } from "../../shared/frontend/web_socket.ts";
 import { parseRequestHead } from "../../shared/http/head.ts";

@@ -6,7 +6,7 @@ import { connect as connectRaw } from "node:net";
 import { describe } from "node:test";
 import { connect as connectTls } from "node:tls";
 import { NetError, type NetErrorCode } from "../../shared/net/errors.ts";
-import type { Net } from "../../shared/net/types.ts";
+import type { Net } from "../../shared/net/net.ts";
 import { watch, withRaw } from "./raw.ts";
 import {
   bytes,

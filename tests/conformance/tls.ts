@@ -7,7 +7,9 @@ import { describe } from "node:test";
 import { setImmediate } from "node:timers/promises";
 import { connect, type ConnectionOptions, createServer, type TLSSocket } from "node:tls";
 import type { NetErrorCode } from "../../shared/net/errors.ts";
-import type { AgentSession, ClientTls, Net, ServerTls } from "../../shared/net/types.ts";
+import type { Net } from "../../shared/net/net.ts";
+import type { AgentSession } from "../../shared/net/session.ts";
+import type { ClientTls, ServerTls } from "../../shared/net/tls.ts";
 import { type Issued, keyPinOf, makeAuthority, makeSelfSignedAuthority, pinOf } from "../../testing/certificates.ts";
 import { watch, withRaw } from "./raw.ts";
 import {

@@ -2,7 +2,9 @@
 // responds correctly to clients, serves the other agent, and releases everything at the end.
 import process from "node:process";
 import { createNativeNet } from "../../shared/net/native/binding.ts";
-import type { AgentSession, Duplex, Net } from "../../shared/net/types.ts";
+import type { Net } from "../../shared/net/net.ts";
+import type { AgentSession } from "../../shared/net/session.ts";
+import type { Duplex } from "../../shared/net/stream.ts";
 import { eventually, openDescriptors, Pair } from "../../testing/programs.ts";
 import { connectHead, dial, openTunnel, Origin, type Wire } from "../../testing/sockets.ts";
 import { ANSWER } from "./heads.ts";

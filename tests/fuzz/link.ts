@@ -1,7 +1,8 @@
 // Plays the scripts of hostile peers on streams of real QUIC connections. The callers check the effects.
 import { within } from "../conformance/support.ts";
 import { NetError } from "../../shared/net/errors.ts";
-import type { AgentSession, Duplex } from "../../shared/net/types.ts";
+import type { AgentSession } from "../../shared/net/session.ts";
+import type { Duplex } from "../../shared/net/stream.ts";
 import type { Program } from "../../testing/programs.ts";
 import { residentMiB } from "../../testing/programs.ts";
 import { parts } from "./mutations.ts";

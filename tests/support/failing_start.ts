@@ -11,7 +11,7 @@ import { proxyOptions } from "../../proxy/options.ts";
 import type { Service } from "../../shared/cli/command.ts";
 import { withDefaults } from "../../shared/config/defaults.ts";
 import { silentLogger } from "../../shared/log/logger.ts";
-import type { Net } from "../../shared/net/types.ts";
+import type { Net } from "../../shared/net/net.ts";
 import { createMemoryNet } from "../../testing/net/memory.ts";
 import { netWith } from "../../testing/network.ts";
 

@@ -10,7 +10,7 @@ import { withDefaults } from "../../shared/config/defaults.ts";
 import { silentLogger } from "../../shared/log/logger.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import { createNativeNet } from "../../shared/net/native/binding.ts";
-import type { Net } from "../../shared/net/types.ts";
+import type { Net } from "../../shared/net/net.ts";
 import { netWith } from "../../testing/network.ts";
 import { eventually, residentMiB, Site } from "../../testing/programs.ts";
 

@@ -8,7 +8,7 @@ import * as x509 from "@peculiar/x509";
 import { createMemoryStore } from "../../shared/store/memory.ts";
 import type { SharedStore } from "../../shared/tls/acme/solvers.ts";
 import { createChallengeCertificate, TlsAlpnSolver } from "../../shared/tls/acme/tls_alpn.ts";
-import type { HostTls } from "../../shared/net/types.ts";
+import type { HostTls } from "../../shared/net/tls.ts";
 import { LogBook, Queue } from "../../testing/network.ts";
 import { within } from "../conformance/support.ts";
 

@@ -11,7 +11,7 @@ import { proxyOptions } from "../../proxy/options.ts";
 import { Backoff } from "../../shared/async/backoff.ts";
 import { type PartialValues, withDefaults } from "../../shared/config/defaults.ts";
 import { CloseCode } from "../../shared/link/link.ts";
-import type { Net } from "../../shared/net/types.ts";
+import type { Net } from "../../shared/net/net.ts";
 import { openApi } from "../../shared/service/api/openapi.ts";
 import type { AgentState, FailureHistory, FailurePage, Page, Status, TunnelState } from "../../shared/service/api/types.ts";
 import { ask, connectTo, LogBook, readUntil, withNet } from "../../testing/network.ts";

@@ -1,7 +1,8 @@
 // What a service knows of its tunnels, failures and events for operators.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import type { Duplex, Relayed } from "../../shared/net/types.ts";
+import type { Relayed } from "../../shared/net/relay.ts";
+import type { Duplex } from "../../shared/net/stream.ts";
 import type { Topic } from "../../shared/service/api/types.ts";
 import { eventStream } from "../../shared/service/api/event_stream.ts";
 import { Activity } from "../../shared/service/live/activity.ts";

@@ -12,7 +12,7 @@ import { Activity } from "../../shared/service/live/activity.ts";
 import { Metrics } from "../../shared/service/metrics.ts";
 import { type Issued, makeSelfSignedAuthority } from "../../testing/certificates.ts";
 import { createMemoryNet } from "../../testing/net/memory.ts";
-import type { SessionStats } from "../../shared/net/types.ts";
+import type { SessionStats } from "../../shared/net/session.ts";
 
 const STATS: SessionStats = { rttMs: 0, sentPackets: 0, lostPackets: 0, sentBytes: 0, receivedBytes: 0, congestionWindow: 0, mtu: 0 };
 

@@ -13,7 +13,7 @@ import { AuthenticationError, type Authenticator } from "../../shared/auth/authe
 import { withDefaults } from "../../shared/config/defaults.ts";
 import { ALPN, TLS_ALPN } from "../../shared/link/link.ts";
 import { NetError } from "../../shared/net/errors.ts";
-import type { Net } from "../../shared/net/types.ts";
+import type { Net } from "../../shared/net/net.ts";
 import { eventually } from "../../testing/programs.ts";
 import { LogBook, netWith, withNet } from "../../testing/network.ts";
 

@@ -4,7 +4,7 @@ import { describe, it } from "node:test";
 import { TransportPolicy } from "../../agent/transport/policy.ts";
 import { Failover, type FailoverOptions, type WatchedSession } from "../../agent/transport/failover.ts";
 import { NetError } from "../../shared/net/errors.ts";
-import type { AgentSession, SessionKind, SessionStats } from "../../shared/net/types.ts";
+import type { AgentSession, SessionKind, SessionStats } from "../../shared/net/session.ts";
 import { LogBook, Queue } from "../../testing/network.ts";
 import { isPending, until, within } from "../conformance/support.ts";
 

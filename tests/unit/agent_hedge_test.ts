@@ -3,7 +3,8 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { connectHedged } from "../../agent/transport/hedge.ts";
 import { NetError } from "../../shared/net/errors.ts";
-import type { AgentSession, ConnectQuicOptions, Net } from "../../shared/net/types.ts";
+import type { Net } from "../../shared/net/net.ts";
+import type { AgentSession, ConnectQuicOptions } from "../../shared/net/session.ts";
 import { within } from "../conformance/support.ts";
 import { netWith, Queue, withNet } from "../../testing/network.ts";
 

@@ -20,7 +20,9 @@ import {
   receiveCredentials,
 } from "../../shared/link/link.ts";
 import { decodeMessage, encodeMessage } from "../../shared/link/message.ts";
-import type { AgentSession, Duplex, Net, QuicTransport, SessionListener, SessionTransport } from "../../shared/net/types.ts";
+import type { Net } from "../../shared/net/net.ts";
+import type { AgentSession, QuicTransport, SessionListener, SessionTransport } from "../../shared/net/session.ts";
+import type { Duplex } from "../../shared/net/stream.ts";
 import { createMemoryStore } from "../../shared/store/memory.ts";
 import type { Store } from "../../shared/store/store.ts";
 import { bytes, isPending, listenTcp, pause, portOf, readTextExactly, type TcpServer, within } from "../conformance/support.ts";

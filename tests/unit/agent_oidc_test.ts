@@ -16,7 +16,7 @@ import { withDefaults } from "../../shared/config/defaults.ts";
 import { ConfigError } from "../../shared/config/option.ts";
 import { CloseCode } from "../../shared/link/link.ts";
 import { silentLogger } from "../../shared/log/logger.ts";
-import type { Net } from "../../shared/net/types.ts";
+import type { Net } from "../../shared/net/net.ts";
 import { LogBook, withNet } from "../../testing/network.ts";
 import { OidcIssuer } from "../../testing/oidc_issuer.ts";
 import { Folder } from "../../testing/programs.ts";

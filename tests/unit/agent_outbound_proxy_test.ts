@@ -15,7 +15,7 @@ import {
 import { splitHostPort } from "../../shared/address/host_port.ts";
 import { ConfigError } from "../../shared/config/option.ts";
 import { NetError } from "../../shared/net/errors.ts";
-import type { OutboundProxy } from "../../shared/net/types.ts";
+import type { OutboundProxy } from "../../shared/net/session.ts";
 
 function server(address: string, serverName?: string): Server {
   const { host, port } = splitHostPort(address);

@@ -8,7 +8,7 @@ import { ProxyEndpoints } from "../../agent/proxy_endpoints.ts";
 import { Backoff } from "../../shared/async/backoff.ts";
 import { CloseCode } from "../../shared/link/link.ts";
 import { NetError, type NetErrorCode } from "../../shared/net/errors.ts";
-import type { SessionClosed } from "../../shared/net/types.ts";
+import type { SessionClosed } from "../../shared/net/session.ts";
 import { LogBook } from "../../testing/network.ts";
 
 const TIMED_OUT: SessionClosed = { code: 0, reason: "timed out", remote: false, cause: "timed-out" };

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { AgentRegistry, type ConnectedAgent } from "../../proxy/agents/registry.ts";
 import type { Control } from "../../shared/link/control.ts";
-import type { AgentSession } from "../../shared/net/types.ts";
+import type { AgentSession } from "../../shared/net/session.ts";
 
 /** Without an instance it is an agent of version 1. */
 function held(instance?: string, more: Partial<ConnectedAgent> = {}): ConnectedAgent {

@@ -9,7 +9,7 @@ import { startProxy } from "../../proxy/proxy.ts";
 import { proxyOptions } from "../../proxy/options.ts";
 import { AuthenticationError, type Authenticator, createNoAuth, type Identity } from "../../shared/auth/authenticator.ts";
 import { withDefaults } from "../../shared/config/defaults.ts";
-import type { Net } from "../../shared/net/types.ts";
+import type { Net } from "../../shared/net/net.ts";
 import { LogBook, withNet } from "../../testing/network.ts";
 import { Folder } from "../../testing/programs.ts";
 import { AGENT_ID, checkTunnel, openTunnel } from "./tunnels.ts";

@@ -9,7 +9,7 @@ import { StoredTransports } from "../../agent/transport/stored_transports.ts";
 import { TransportPolicy, type TransportPolicyOptions } from "../../agent/transport/policy.ts";
 import { ConfigError } from "../../shared/config/option.ts";
 import { silentLogger } from "../../shared/log/logger.ts";
-import type { SessionKind } from "../../shared/net/types.ts";
+import type { SessionKind } from "../../shared/net/session.ts";
 import { LogBook } from "../../testing/network.ts";
 
 const A = "a.example:4242";

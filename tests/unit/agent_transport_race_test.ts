@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { type RaceOptions, raceTransports } from "../../agent/transport/race.ts";
 import { NetError } from "../../shared/net/errors.ts";
-import type { AgentSession, SessionKind } from "../../shared/net/types.ts";
+import type { AgentSession, SessionKind } from "../../shared/net/session.ts";
 import { Queue } from "../../testing/network.ts";
 import { until, within } from "../conformance/support.ts";
 

@@ -13,7 +13,9 @@ import { type PartialValues, withDefaults } from "../../shared/config/defaults.t
 import { ALPN, CREDENTIALS_ALPN, PROXY_TRANSPORT, TLS_ALPN } from "../../shared/link/link.ts";
 import { PROBE_ALPN, runProbe } from "../../shared/link/probe.ts";
 import { NetError } from "../../shared/net/errors.ts";
-import type { AgentSession, ConnectQuicOptions, Duplex, Net, SessionListener } from "../../shared/net/types.ts";
+import type { Net } from "../../shared/net/net.ts";
+import type { AgentSession, ConnectQuicOptions, SessionListener } from "../../shared/net/session.ts";
+import type { Duplex } from "../../shared/net/stream.ts";
 import { eventually } from "../../testing/programs.ts";
 import { ask, instead, LogBook, netWith, withNet } from "../../testing/network.ts";
 import { AGENT_ID, checkTunnel, openTunnel } from "./tunnels.ts";

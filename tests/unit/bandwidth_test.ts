@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { checkBandwidth } from "../../shared/config/bandwidth.ts";
 import { Bandwidth } from "../../shared/limits/bandwidth.ts";
-import type { RateOptions } from "../../shared/net/types.ts";
+import type { RateOptions } from "../../shared/net/relay.ts";
 
 class Rates {
   readonly created: RateOptions[] = [];

@@ -6,7 +6,7 @@ import type { Duplex as NodeDuplex } from "node:stream";
 import { describe, it } from "node:test";
 import { toNodeStream } from "../../client/node_stream.ts";
 import { NetError } from "../../shared/net/errors.ts";
-import type { Duplex } from "../../shared/net/types.ts";
+import type { Duplex } from "../../shared/net/stream.ts";
 import { createMemoryNet } from "../../testing/net/memory.ts";
 import { bytes, readTextExactly } from "../conformance/support.ts";
 

@@ -7,7 +7,9 @@ import { checkAccess, openTunnel } from "../../client/tunnel.ts";
 import { TunnelFailure } from "../../client/tunnel_failure.ts";
 import { withDefaults } from "../../shared/config/defaults.ts";
 import { NetError } from "../../shared/net/errors.ts";
-import type { Duplex, Http2Connection, Net } from "../../shared/net/types.ts";
+import type { Net } from "../../shared/net/net.ts";
+import type { Duplex } from "../../shared/net/stream.ts";
+import type { Http2Connection } from "../../shared/net/tcp.ts";
 import { instead, netWith, streamPair, withNet } from "../../testing/network.ts";
 import { netError, readTextExactly } from "../conformance/support.ts";
 

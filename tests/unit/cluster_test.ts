@@ -10,7 +10,7 @@ import { lbOptions } from "../../lb/options.ts";
 import { type Proxy, startProxy } from "../../proxy/proxy.ts";
 import { proxyOptions } from "../../proxy/options.ts";
 import { withDefaults } from "../../shared/config/defaults.ts";
-import type { Net } from "../../shared/net/types.ts";
+import type { Net } from "../../shared/net/net.ts";
 import type { ClusterStatus, Page, Sample, TunnelState } from "../../shared/service/api/types.ts";
 import { sumFailureHistories, sumHistories } from "../../shared/service/api/cluster_sums.ts";
 import { Directory, MAX_MEMBERS } from "../../shared/service/cluster/directory.ts";

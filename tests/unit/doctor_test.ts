@@ -17,7 +17,7 @@ import { CommandFailure } from "../../shared/cli/command.ts";
 import { report } from "../../shared/cli/diagnosis.ts";
 import type { Finding } from "../../shared/cli/findings.ts";
 import { NetError, type NetErrorCode } from "../../shared/net/errors.ts";
-import type { Net } from "../../shared/net/types.ts";
+import type { Net } from "../../shared/net/net.ts";
 import { makeAuthority } from "../../testing/certificates.ts";
 import { LogBook, netWith, withNet } from "../../testing/network.ts";
 import { eventually, Folder } from "../../testing/programs.ts";

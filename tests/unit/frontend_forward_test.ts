@@ -5,7 +5,7 @@ import type { RequestRecord } from "../../shared/frontend/access_log.ts";
 import { forward } from "../../shared/frontend/http_forward.ts";
 import { parseAbsoluteTarget } from "../../shared/frontend/http_rewrite.ts";
 import { parseRequestHead } from "../../shared/http/head.ts";
-import type { Duplex } from "../../shared/net/types.ts";
+import type { Duplex } from "../../shared/net/stream.ts";
 import { TunnelError } from "../../shared/tunnel/errors.ts";
 import { bytes, readText, until, within } from "../conformance/support.ts";
 import { readUntil, streamPair } from "../../testing/network.ts";

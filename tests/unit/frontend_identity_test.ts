@@ -5,7 +5,8 @@ import { createAllowList } from "../../shared/address/allow_list.ts";
 import { createHttpProxy } from "../../shared/frontend/http_proxy.ts";
 import { startFrontend } from "../../shared/frontend/server.ts";
 import { NetError } from "../../shared/net/errors.ts";
-import type { Duplex, Net } from "../../shared/net/types.ts";
+import type { Net } from "../../shared/net/net.ts";
+import type { Duplex } from "../../shared/net/stream.ts";
 import { bytes, readText, within } from "../conformance/support.ts";
 import { connectTo, LogBook, parseAnswer, Queue, readUntil, streamPair, withNet } from "../../testing/network.ts";
 

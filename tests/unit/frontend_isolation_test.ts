@@ -8,7 +8,8 @@ import { createHttpProxy } from "../../shared/frontend/http_proxy.ts";
 import { type FrontendOptions, startFrontend } from "../../shared/frontend/server.ts";
 import { ALPN, authenticate } from "../../shared/link/link.ts";
 import { NetError } from "../../shared/net/errors.ts";
-import type { Duplex, Net } from "../../shared/net/types.ts";
+import type { Net } from "../../shared/net/net.ts";
+import type { Duplex } from "../../shared/net/stream.ts";
 import { bytes, portOf, readText, within } from "../conformance/support.ts";
 import { ask, connectTo, LogBook, netWith, Queue, readUntil, streamPair, withNet } from "../../testing/network.ts";
 

@@ -4,7 +4,7 @@ import { lstat, readFile, writeFile } from "node:fs/promises";
 import { describe, it } from "node:test";
 import { type HandoverDeps, Predecessor, type Replaceable, Successors } from "../../shared/service/handover.ts";
 import { NetError } from "../../shared/net/errors.ts";
-import type { Channel, ChannelListener, SocketHandover } from "../../shared/net/types.ts";
+import type { Channel, ChannelListener, SocketHandover } from "../../shared/net/handover.ts";
 import { LogBook } from "../../testing/network.ts";
 import { Folder } from "../../testing/programs.ts";
 

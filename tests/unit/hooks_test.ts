@@ -11,7 +11,7 @@ import { withDefaults } from "../../shared/config/defaults.ts";
 import { isolateHook, isolateLogger } from "../../shared/log/isolate.ts";
 import type { Logger } from "../../shared/log/logger.ts";
 import { createNativeNet } from "../../shared/net/native/binding.ts";
-import type { Net } from "../../shared/net/types.ts";
+import type { Net } from "../../shared/net/net.ts";
 import { bytes, listenTcp, within } from "../conformance/support.ts";
 import { connectTo, LogBook, readUntil, withNet } from "../../testing/network.ts";
 import { eventually, Folder } from "../../testing/programs.ts";

@@ -6,7 +6,7 @@ import { openForwardTls } from "../../shared/frontend/forward_listeners.ts";
 import { forwardOptions } from "../../shared/frontend/forwards.ts";
 import { HostCertificates } from "../../shared/frontend/host_certificates.ts";
 import { silentLogger } from "../../shared/log/logger.ts";
-import type { ServerTls } from "../../shared/net/types.ts";
+import type { ServerTls } from "../../shared/net/tls.ts";
 import { NamedTls } from "../../shared/tls/named_tls.ts";
 import { openServerTls } from "../../shared/tls/reloadable_tls.ts";
 import { makeAuthority } from "../../testing/certificates.ts";

@@ -6,7 +6,7 @@ import { Locator } from "../../lb/locator.ts";
 import { encodeErrorResponse, fieldsOf, ProxyError, statusOf, TLS_NEEDED } from "../../shared/http/status.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import { createMemoryNet } from "../../testing/net/memory.ts";
-import type { Net } from "../../shared/net/types.ts";
+import type { Net } from "../../shared/net/net.ts";
 import { createMemoryStore } from "../../shared/store/memory.ts";
 import { type Store, StoreError } from "../../shared/store/store.ts";
 import { TunnelError, type TunnelErrorType } from "../../shared/tunnel/errors.ts";

@@ -5,7 +5,8 @@ import { Control, type ControlEvents } from "../../shared/link/control.ts";
 import { encodeFrame, FrameReader } from "../../shared/link/frame.ts";
 import { CloseCode, controlFrames } from "../../shared/link/link.ts";
 import { decodeMessage, encodeMessage, type Message } from "../../shared/link/message.ts";
-import type { AgentSession, Duplex } from "../../shared/net/types.ts";
+import type { AgentSession } from "../../shared/net/session.ts";
+import type { Duplex } from "../../shared/net/stream.ts";
 import { isPending, within } from "../conformance/support.ts";
 import { streamPair } from "../../testing/network.ts";
 

@@ -7,7 +7,7 @@ import { dialAgent } from "../../proxy/dial.ts";
 import { DestinationFailures } from "../../proxy/agents/destination_failures.ts";
 import { statusOf } from "../../shared/http/status.ts";
 import { NetError, type NetErrorCode } from "../../shared/net/errors.ts";
-import type { AgentSession, SessionKind } from "../../shared/net/types.ts";
+import type { AgentSession, SessionKind } from "../../shared/net/session.ts";
 import type { Span } from "../../shared/tracing/span.ts";
 import { TunnelError } from "../../shared/tunnel/errors.ts";
 import type { TunnelRequest } from "../../shared/tunnel/request.ts";

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { AgentRegistry, type ConnectedAgent } from "../../proxy/agents/registry.ts";
 import { StalledAgentMonitor } from "../../proxy/agents/stalled_agents.ts";
-import type { AgentSession } from "../../shared/net/types.ts";
+import type { AgentSession } from "../../shared/net/session.ts";
 import { until } from "../conformance/support.ts";
 
 /** An agent from which this many bytes arrive between two checks. */

@@ -1,7 +1,8 @@
 // Tunnels through a proxy and an agent on the in-memory network, for several files of tests.
 import assert from "node:assert/strict";
 import type { Proxy } from "../../proxy/proxy.ts";
-import type { Duplex, Net } from "../../shared/net/types.ts";
+import type { Net } from "../../shared/net/net.ts";
+import type { Duplex } from "../../shared/net/stream.ts";
 import type { Dialer, TunnelRequest } from "../../shared/tunnel/request.ts";
 import { connectTo, type Queue, readUntil, streamPair } from "../../testing/network.ts";
 import { bytes, readTextExactly, type TcpServer, within } from "../conformance/support.ts";

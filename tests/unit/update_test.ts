@@ -4,7 +4,7 @@ import { describe, it } from "node:test";
 import { proxyOptions } from "../../proxy/options.ts";
 import { startProxy, type UpdatableProxy } from "../../proxy/proxy.ts";
 import { type PartialValues, withDefaults } from "../../shared/config/defaults.ts";
-import type { Net } from "../../shared/net/types.ts";
+import type { Net } from "../../shared/net/net.ts";
 import { ask, connectTo, LogBook, withNet } from "../../testing/network.ts";
 
 type Choices = PartialValues<ReturnType<typeof withDefaults<typeof proxyOptions>>>;

@@ -7,7 +7,7 @@ import { agentOptions } from "../../agent/options.ts";
 import { proxyOptions } from "../../proxy/options.ts";
 import { startProxy, type UpdatableProxy } from "../../proxy/proxy.ts";
 import { type PartialValues, withDefaults } from "../../shared/config/defaults.ts";
-import type { Net } from "../../shared/net/types.ts";
+import type { Net } from "../../shared/net/net.ts";
 import { ask, connectTo, LogBook, withNet } from "../../testing/network.ts";
 import { Folder } from "../../testing/programs.ts";
 import { makeTokenKey, type TokenKey } from "../../testing/tokens.ts";

@@ -1,35 +1,21 @@
 // Implements the network contract with the native engine.
 import { availableParallelism } from "node:os";
 import { NetError } from "../errors.ts";
+import type { Net } from "../net.ts";
+import type { ConnectedTunnel, Rate, RateOptions, Relayed, SpliceOptions, SpliceResult } from "../relay.ts";
 import type {
   AgentSession,
-  ClientTls,
-  ConnectedFlow,
-  ConnectedTunnel,
   ConnectQuicOptions,
-  ConnectTcpOptions,
   ConnectTlsLinkOptions,
-  Duplex,
-  FlowOptions,
-  Http2Connection,
   ListenQuicOptions,
   ListenSessionsOptions,
-  ListenTcpOptions,
   ListenTlsLinkOptions,
-  ListenUdpOptions,
-  Net,
-  ProbeUdpOptions,
-  Rate,
-  RateOptions,
-  Relayed,
-  ResolveOptions,
-  ServerTls,
   SessionListener,
-  SpliceOptions,
-  SpliceResult,
-  TcpListener,
-  UdpListener,
-} from "../types.ts";
+} from "../session.ts";
+import type { Duplex } from "../stream.ts";
+import type { ConnectTcpOptions, Http2Connection, ListenTcpOptions, ResolveOptions, TcpListener } from "../tcp.ts";
+import type { ClientTls, ServerTls } from "../tls.ts";
+import type { ConnectedFlow, FlowOptions, ListenUdpOptions, ProbeUdpOptions, UdpListener } from "../udp.ts";
 import { loadAddon } from "./addon.ts";
 import { Calls, check, checkPort, checkSignal, toError } from "./calls.ts";
 import type { Addon, Engine, EngineConstructor, EngineServerTls, RawError, RawFlowResult, RawSpliceResult } from "./engine.ts";

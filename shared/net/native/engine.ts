@@ -1,6 +1,8 @@
 // The addon's functions, and the values that cross the boundary. Which file implements them is not known here.
 import type { NetErrorCode } from "../errors.ts";
-import type { ClientTls, Preamble, QuicTransport, SessionTransport, WebSocketRequest } from "../types.ts";
+import type { Preamble } from "../listener.ts";
+import type { QuicTransport, SessionTransport, WebSocketRequest } from "../session.ts";
+import type { ClientTls } from "../tls.ts";
 
 export interface Addon {
   readonly Engine: EngineConstructor;

@@ -1,6 +1,6 @@
 // Hand-over of listening sockets to another process.
 import { NetError } from "../errors.ts";
-import type { Channel, ChannelListener, SocketHandover } from "../types.ts";
+import type { Channel, ChannelListener, SocketHandover } from "../handover.ts";
 import type { Calls } from "./calls.ts";
 
 /** A channel, and the id of the other process. */

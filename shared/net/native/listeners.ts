@@ -1,18 +1,11 @@
 // Listeners for TCP connections and for sessions.
 import { NetError } from "../errors.ts";
-import type {
-  AgentSession,
-  Duplex,
-  HandshakeFailure,
-  Incoming,
-  Preamble,
-  ServerTls,
-  SessionListener,
-  SessionSettings,
-  TcpListener,
-  TcpSettings,
-  UdpListener,
-} from "../types.ts";
+import type { Incoming, Preamble } from "../listener.ts";
+import type { AgentSession, HandshakeFailure, SessionListener, SessionSettings } from "../session.ts";
+import type { Duplex } from "../stream.ts";
+import type { TcpListener, TcpSettings } from "../tcp.ts";
+import type { ServerTls } from "../tls.ts";
+import type { UdpListener } from "../udp.ts";
 import { type Calls, check, isolated, toError } from "./calls.ts";
 import type { RawError } from "./engine.ts";
 import { handshakes, heads, toEngineServerTls } from "./options.ts";

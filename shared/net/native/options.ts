@@ -1,8 +1,10 @@
 // Options as the engine takes them: PEM becomes DER, and defaults are filled in.
 import { Buffer } from "node:buffer";
 import { NetError } from "../errors.ts";
+import type { AddressLimit, HeadOptions } from "../listener.ts";
 import { PemError, type PemKind, readPem } from "../pem.ts";
-import type { AddressLimit, ClientTls, HeadOptions, HostTls, ServerTls, SessionSettings } from "../types.ts";
+import type { SessionSettings } from "../session.ts";
+import type { ClientTls, HostTls, ServerTls } from "../tls.ts";
 import type { EngineClientTls, EngineHostTls, EngineServerTls, Handshakes, Heads, PerAddress } from "./engine.ts";
 
 /** Default limit on a head, in bytes. */

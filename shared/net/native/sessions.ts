@@ -1,19 +1,9 @@
 // Sessions: streams opened and accepted, requests, the end. They are alike on every transport.
+import type { HeadOptions, Incoming } from "../listener.ts";
 import { printable } from "../printable.ts";
-import type {
-  AgentResponse,
-  AgentSession,
-  Duplex,
-  HeadOptions,
-  Incoming,
-  PeerCredit,
-  RequestOptions,
-  SessionClosed,
-  SessionKind,
-  SessionStats,
-  Spliced,
-  SpliceOptions,
-} from "../types.ts";
+import type { Spliced, SpliceOptions } from "../relay.ts";
+import type { AgentResponse, AgentSession, PeerCredit, RequestOptions, SessionClosed, SessionKind, SessionStats } from "../session.ts";
+import type { Duplex } from "../stream.ts";
 import { type Calls, checkSignal } from "./calls.ts";
 import type { Engine, RawResponse } from "./engine.ts";
 import { HEAD_LIMIT, heads } from "./options.ts";

@@ -1,6 +1,10 @@
 // Streams, relays between them, and rates. Where a stream comes from is not known here.
 import { NetError } from "../errors.ts";
-import type { Duplex, FlowResult, Http2Connection, Incoming, Preamble, Rate, Relayed, SpliceOptions, SpliceResult } from "../types.ts";
+import type { Incoming, Preamble } from "../listener.ts";
+import type { Rate, Relayed, SpliceOptions, SpliceResult } from "../relay.ts";
+import type { Duplex } from "../stream.ts";
+import type { Http2Connection } from "../tcp.ts";
+import type { FlowResult } from "../udp.ts";
 import { type Calls, checkSignal, toError } from "./calls.ts";
 import type { Engine, RawError, RawFlowResult, RawSpliceResult } from "./engine.ts";
 

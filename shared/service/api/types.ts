@@ -2,7 +2,8 @@
 // as text only. The routes are in routes.ts, and openapi.ts describes them.
 import { OPERATOR_ROLES, type OperatorRole } from "../../auth/operator_token.ts";
 import type { LogLevel } from "../../log/logger.ts";
-import type { DirectionState, SessionKind } from "../../net/types.ts";
+import type { DirectionState } from "../../net/relay.ts";
+import type { SessionKind } from "../../net/session.ts";
 import type { TunnelErrorType } from "../../tunnel/errors.ts";
 
 /** Whether a service answers for itself or for all members of its cluster. */

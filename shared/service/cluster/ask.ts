@@ -3,7 +3,8 @@ import { splitHostPort } from "../../address/host_port.ts";
 import { encodeHead, type Fields, HeadError, values } from "../../http/head.ts";
 import { readResponse } from "../../http/read_response.ts";
 import { NetError } from "../../net/errors.ts";
-import type { Duplex, Net } from "../../net/types.ts";
+import type { Net } from "../../net/net.ts";
+import type { Duplex } from "../../net/stream.ts";
 import type { Member } from "./member.ts";
 
 export interface AskOptions {

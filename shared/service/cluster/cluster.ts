@@ -6,7 +6,7 @@ import { ConfigError } from "../../config/option.ts";
 import { printable } from "../../net/printable.ts";
 import type { AdminOptions } from "../../config/common_options.ts";
 import { type Logger, silentLogger } from "../../log/logger.ts";
-import type { Net } from "../../net/types.ts";
+import type { Net } from "../../net/net.ts";
 import type { Store } from "../../store/store.ts";
 import type { Operator } from "../api/tokens.ts";
 import type { ClusterOptions } from "../../config/cluster_options.ts";

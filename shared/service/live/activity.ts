@@ -1,8 +1,9 @@
 // What a service does at the moment, and what it has done lately: its tunnels, its failures, and samples for graphs. It costs a tunnel a few
 // additions; everything that costs more is done when an operator asks, or every two seconds while the admin server runs.
 import { residentBytes } from "../../limits/resources.ts";
+import type { Net } from "../../net/net.ts";
 import { printable } from "../../net/printable.ts";
-import type { Duplex, Net } from "../../net/types.ts";
+import type { Duplex } from "../../net/stream.ts";
 import type { Sample } from "../api/types.ts";
 import { EventHub } from "./events.ts";
 import { type AgentRefusal, describeFailure, type Failed, Failures } from "./failures.ts";

@@ -1,5 +1,5 @@
 // Describes sessions between agents and proxies for operators. Rates are those since the description before.
-import type { SessionStats } from "../../net/types.ts";
+import type { SessionStats } from "../../net/session.ts";
 import type { AgentState } from "../api/types.ts";
 
 interface Measurement {

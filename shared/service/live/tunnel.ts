@@ -1,6 +1,7 @@
 // A tunnel as its service knows it while it is open, and for a while after. Reports for operators are made of it only when one asks.
-import type { Duplex, Net } from "../../net/types.ts";
+import type { Net } from "../../net/net.ts";
 import { printable } from "../../net/printable.ts";
+import type { Duplex } from "../../net/stream.ts";
 import type { TunnelErrorType } from "../../tunnel/errors.ts";
 import type { TunnelVia } from "../../tunnel/request.ts";
 import type { TunnelState } from "../api/types.ts";

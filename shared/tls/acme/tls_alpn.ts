@@ -3,7 +3,7 @@ import { createHash, webcrypto } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
 import { messageOf } from "../../log/error_message.ts";
 import type { Logger } from "../../log/logger.ts";
-import type { HostTls } from "../../net/types.ts";
+import type { HostTls } from "../../net/tls.ts";
 import type { CertifiedKey } from "../reloadable_tls.ts";
 import { loadX509 } from "../x509.ts";
 import type { Challenge, Solver } from "./client.ts";
