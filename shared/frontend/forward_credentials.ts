@@ -4,6 +4,7 @@ import { usernameFor } from "../auth/providers.ts";
 import { MAX_TOKEN } from "../auth/token.ts";
 import { describeFileError, readText } from "../files/read.ts";
 import { CredentialsError, TunnelError } from "../tunnel/errors.ts";
+import { readCertificate } from "./authentication.ts";
 import type { Forward } from "./forwards.ts";
 import type { ClientSession } from "./pipeline.ts";
 
@@ -36,7 +37,7 @@ export async function identifyForward(session: ClientSession, { agent, tokenFile
  * @throws {TunnelError} without a certificate, and as {@link identifyForward}
  */
 export async function identifyCertificate(session: ClientSession, forward: Forward, isRequired: boolean): Promise<ForwardIdentity> {
-  const certificate = await session.readCertificate();
+  const certificate = await readCertificate(session.context, session.tls);
   if (certificate === undefined && isRequired) throw new TunnelError("http_request_denied", "A client certificate is required");
   const own = await identifyForward(session, forward);
   if (certificate === undefined) return own;

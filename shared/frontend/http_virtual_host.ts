@@ -10,6 +10,7 @@ import { printable } from "../net/printable.ts";
 import { parseTraceContext, withTrace } from "../tracing/context.ts";
 import { CredentialsError, TunnelError } from "../tunnel/errors.ts";
 import { logRequest } from "./access_log.ts";
+import type { TlsPeer } from "./authentication.ts";
 import { ClientInput, nextRequest } from "./client_input.ts";
 import type { ClientProtocol } from "./client_protocol.ts";
 import { type ForwardIdentity, identifyCertificate, identifyVisitor } from "./forward_credentials.ts";
@@ -20,7 +21,7 @@ import { claimedAgent, readCredentials } from "./http_credentials.ts";
 import { forward as forwardRequest } from "./http_forward.ts";
 import { refusalOf } from "./http_proxy.ts";
 import { checkMaxForwards, type ForwardTarget } from "./http_rewrite.ts";
-import type { ClientSession, TlsPeer } from "./pipeline.ts";
+import type { ClientSession } from "./pipeline.ts";
 import { normalizePath, type VirtualHosts } from "./virtual_hosts.ts";
 
 /**

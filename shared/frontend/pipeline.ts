@@ -1,56 +1,29 @@
 // The way of one client through a frontend: admit, identify, allow, dial, relay. Knows no client protocol: that calls the steps in order.
-import type { AllowList } from "../address/allow_list.ts";
-import { type Authority, formatAuthority, formatDestination, type Network } from "../address/authority.ts";
-import {
-  AuthenticationError,
-  type Authenticator,
-  type ClientCredentials,
-  endReason,
-  identifyClient,
-  type Identity,
-} from "../auth/authenticator.ts";
-import type { CertificateIdentities, CertificateIdentity } from "../auth/certificate_identity.ts";
-import { usernameFor } from "../auth/providers.ts";
+import type { Authority, Network } from "../address/authority.ts";
+import { AuthenticationError, type ClientCredentials, endReason, type Identity } from "../auth/authenticator.ts";
 import { hostOf } from "../limits/addresses.ts";
 import type { ClientLimits, ClientPermit } from "../limits/client_limits.ts";
 import type { OpenTunnel } from "../limits/tunnels.ts";
 import type { LogLimit } from "../log/limit.ts";
-import type { Logger } from "../log/logger.ts";
-import type { NetError } from "../net/errors.ts";
-import type { Incoming } from "../net/listener.ts";
 import type { Net } from "../net/net.ts";
-import { printable } from "../net/printable.ts";
 import type { SpliceOptions } from "../net/relay.ts";
 import type { Duplex } from "../net/stream.ts";
-import type { Grant, Policy } from "../policy/policy.ts";
+import type { Grant } from "../policy/policy.ts";
+import type { AuditLog } from "../service/audit.ts";
 import type { Activity } from "../service/live/activity.ts";
 import type { TraceContext, Tracer } from "../tracing/span.ts";
 import { clientDisconnected, CredentialsError, TunnelError } from "../tunnel/errors.ts";
 import type { Dialer, TunnelRequest, Upstream, UpstreamStream } from "../tunnel/request.ts";
-import type { AuditLog } from "../service/audit.ts";
 import { auditedStart, type RequestRecord } from "./access_log.ts";
-import { splitAgentName } from "./agent_names.ts";
+import { authenticateClient, type AuthenticationRules, type TlsPeer } from "./authentication.ts";
+import { askProvider, type AuthorizationRules, authorize, checkAllowLists, chooseAgent, identityForForward } from "./authorization.ts";
 import type { MissingClientWarnings, TrustedProxies } from "./client_address.ts";
-
-/** What is known of a client by its TLS handshake. */
-export type TlsPeer = Pick<Incoming, "serverName" | "peerCertificate">;
+import { ResetWatch } from "./reset_watch.ts";
 
 /** What all clients of a frontend share. */
-export interface PipelineContext {
+export interface PipelineContext extends AuthenticationRules, AuthorizationRules {
   readonly net: Net;
-  readonly authenticator: Authenticator;
-  /** Reads certificates of clients. Default: none is read. */
-  readonly certificates?: Pick<CertificateIdentities, "of">;
-  readonly allowList: AllowList;
-  /** What clients may reach, besides all lists. Default: whatever they allow. */
-  readonly policy?: Pick<Policy, "authorize">;
-  /** The labels, `name=value`, of each connection of an agent; for the policy. Default: none are known. */
-  readonly labelsOf?: (agentId: string) => readonly (readonly string[])[];
-  /** Suffix of destinations that name their agent ({@link splitAgentName}). Default: none do. */
-  readonly agentSuffix?: string;
   readonly dial: Dialer;
-  /** Whether `dial` finds the agent of a request that names none. Default `false`: such a request is refused. */
-  readonly findsAgent?: boolean;
   /** Resolves when an agent may be looked for that is about to connect; `undefined`: at once. Default: at once. */
   readonly whenExpected?: (agentId: string) => Promise<void> | undefined;
   /** What `dial` connects to, for the log. */
@@ -63,7 +36,6 @@ export interface PipelineContext {
   readonly tracer?: Tracer;
   /** Is told of tunnels that are open. */
   readonly activity?: Pick<Activity, "opened">;
-  readonly log: Logger;
   /** Limits log lines that unauthenticated clients can cause. */
   readonly logLimit: LogLimit;
   /** Whether clients should go elsewhere: connections that may bring several requests end after the current one. */
@@ -106,9 +78,6 @@ export interface ExchangeContext {
   /** Waits until `bytes` may be forwarded. */
   readonly pace: (bytes: number) => Promise<void>;
 }
-
-/** Time in milliseconds after which a client whose credentials could not be checked may try again. */
-const CHECK_AGAIN_MS = 5_000;
 
 /** An association that is counted until it is disposed of. */
 export interface CountedAssociation extends Disposable {
@@ -218,46 +187,14 @@ export class ClientSession {
     { credentials, isOperators, ignoresCertificate }: IdentifiedBy,
     { isRepeated }: { readonly isRepeated: boolean },
   ): Promise<Identity> {
-    const { authenticator, log } = this.context;
     const { record } = this;
     const certificate = isOperators || ignoresCertificate ? undefined : this.tls.peerCertificate;
     const peer = { address: hostOf(record.client), requestId: record.id, certificate };
-    try {
-      this.#identity = credentials === undefined
-        ? await authenticator.anonymous?.(peer)
-        : await identifyClient(authenticator, credentials, peer, log);
-    } catch (cause) {
-      if (!(cause instanceof AuthenticationError)) throw cause;
-      const { agentId, tokenId } = cause.claims;
-      record.agent = agentId && printable(agentId);
-      record.token = tokenId && printable(tokenId);
-      if (cause.kind === "unavailable") {
-        const retryAfterMs = CHECK_AGAIN_MS;
-        throw new TunnelError("proxy_internal_error", "The credentials cannot be checked now", { cause, retryAfterMs });
-      }
-      if (credentials !== undefined && !isOperators && !isRepeated) this.#permit?.recordFailure(credentials);
-      // the client does not learn why, unless a webhook says so: the log has the reason
-      throw new CredentialsError(`The credentials are not accepted${cause.advice === undefined ? "" : `: ${cause.advice}`}`, { cause });
-    }
-    if (this.#identity === undefined) throw new CredentialsError("Credentials are required: the agent id as user name");
+    this.#identity = await authenticateClient(this.context, credentials, peer, record, (denied) => {
+      if (!isOperators && !isRepeated) this.#permit?.recordFailure(denied);
+    });
     this.adopt(this.#identity);
     return this.#identity;
-  }
-
-  /**
-   * Who the client is by its certificate; `undefined` if it has presented none.
-   * @throws {TunnelError} if the certificate names no client
-   */
-  async readCertificate(): Promise<CertificateIdentity | undefined> {
-    const { certificates } = this.context;
-    const { peerCertificate } = this.tls;
-    if (certificates === undefined || peerCertificate === undefined) return undefined;
-    try {
-      return await certificates.of(peerCertificate);
-    } catch (cause) {
-      if (!(cause instanceof AuthenticationError)) throw cause;
-      throw new TunnelError("http_request_denied", "The client certificate is not accepted", { cause });
-    }
   }
 
   /** Records whose request it is, also where another session of the same client has verified that. */
@@ -281,7 +218,7 @@ export class ClientSession {
     const grant = request.isOperators ? undefined : authorize(this.context, chosen, network);
     using _granted = this.#hold({ request, grant });
     const identity = grant ? { ...chosen.identity, signal: anyOf(chosen.identity.signal, grant.signal) } : chosen.identity;
-    if (identity.authorize !== undefined) await askForTunnel(identity.authorize, chosen, network);
+    if (identity.authorize !== undefined) await askProvider(identity.authorize, chosen, network);
     const tunnel = this.#permit?.open(identity, network, grant?.quotas);
     try {
       const signal = tunnel ? tunnel.signal : identity.signal;
@@ -363,10 +300,10 @@ export class ClientSession {
       const removed = verify?.();
       if (removed !== undefined) return removed;
       const verified = authenticates ? await this.#reauthenticate() : undefined;
-      const identity = verified === undefined ? request.identity : verify ? ofForward(verified, request.identity) : verified;
+      const identity = verified === undefined ? request.identity : verify ? identityForForward(verified, request.identity) : verified;
       if (destination === undefined || this.#granted !== granted) return undefined; // an association, or it has ended
       const chosen = chooseAgent({ ...request, identity, destination }, this.context, this.record);
-      checkLists(this.context, chosen, network);
+      checkAllowLists(this.context, chosen, network);
       if (isOperators) return undefined;
       const grant = authorize(this.context, chosen, network);
       granted.grant?.[Symbol.dispose]();
@@ -498,99 +435,8 @@ export class ClientSession {
   }
 }
 
-/**
- * The agent of the request, from the destination's name or from the credentials, as if the client had given its id as user name: a next hop
- * need not know the suffix.
- * @throws {TunnelError} if there is none, or the credentials are not for it
- */
-function chooseAgent(
-  { identity, credentials, destination }: ClientRequest,
-  { agentSuffix: suffix, findsAgent = false }: PipelineContext,
-  record: RequestRecord,
-): Required<Pick<TunnelRequest, "identity" | "credentials" | "destination">> {
-  record.destination = formatAuthority(destination);
-  const named = splitAgentName(destination, suffix);
-  if (named === undefined) {
-    if (findsAgent) {
-      return { identity, credentials: credentials ?? { scheme: "basic", username: identity.agentId, password: "" }, destination };
-    }
-    if (identity.agentId !== "" && credentials !== undefined) return { identity, credentials, destination };
-    const missing = credentials === undefined ? "Credentials are required" : "The credentials are for several agents, and name none";
-    const advice = suffix === undefined ? "" : `, or a destination that ends with .AGENT${suffix}`;
-    throw new CredentialsError(`${missing}: the agent id as user name${advice}`);
-  }
-  const { agentId } = named;
-  record.agent = agentId;
-  record.destination = formatAuthority(named.destination);
-  if (agentId !== identity.agentId && !identity.agents?.allows(agentId)) {
-    throw new TunnelError("http_request_denied", `The credentials are not for the agent ${JSON.stringify(agentId)}`);
-  }
-  const { allowList, tokenId, subject, name, groups, client, authorize, signal } = identity;
-  const password = credentials?.scheme === "bearer" ? credentials.token : credentials?.password ?? "";
-  return {
-    identity: { agentId, allowList, tokenId, subject, name, groups, client, authorize, signal },
-    credentials: { scheme: "basic", username: usernameFor(identity, agentId), password },
-    destination: named.destination,
-  };
-}
-
-/**
- * Asks the policy.
- * @throws {TunnelError} if it denies the tunnel
- */
-function authorize(
-  { policy, labelsOf }: PipelineContext,
-  { identity, destination }: Pick<TunnelRequest, "identity" | "destination">,
-  network: Network,
-): Grant | undefined {
-  const { agentId } = identity;
-  return policy?.authorize(identity, { agentId, destination, network, labels: labelsOf?.(agentId) ?? [] });
-}
-
-/**
- * Asks the provider of the identity.
- * @throws {TunnelError} if it denies the tunnel, or cannot be asked
- */
-async function askForTunnel(
-  authorize: NonNullable<Identity["authorize"]>,
-  { identity: { agentId }, destination }: Pick<TunnelRequest, "identity" | "destination">,
-  network: Network,
-): Promise<void> {
-  try {
-    await authorize({ agentId, destination, network });
-  } catch (cause) {
-    if (!(cause instanceof AuthenticationError)) throw cause;
-    if (cause.kind === "unavailable") {
-      throw new TunnelError("proxy_internal_error", "The tunnel cannot be authorized now", { cause, retryAfterMs: CHECK_AGAIN_MS });
-    }
-    const advice = cause.advice === undefined ? "" : `: ${cause.advice}`;
-    throw new TunnelError("http_request_denied", `${formatDestination(destination, network)} is not allowed${advice}`, { cause });
-  }
-}
-
-/**
- * The identity of a forward's tunnel after its credentials were verified again.
- * @throws {TunnelError} if they are not for its agent
- */
-function ofForward({ agentId, agents, allowList, signal, authorize }: Identity, given: Identity): Identity {
-  if (agentId === given.agentId || agents?.allows(given.agentId)) return { ...given, allowList, signal, authorize };
-  throw new TunnelError("http_request_denied", `The credentials are not for the agent ${JSON.stringify(given.agentId)}`);
-}
-
 function anyOf(first: AbortSignal | undefined, second: AbortSignal): AbortSignal {
   return first === undefined ? second : AbortSignal.any([first, second]);
-}
-
-/** @throws {TunnelError} when the destination is not allowed */
-function checkLists(
-  { allowList }: PipelineContext,
-  { destination, identity }: Pick<TunnelRequest, "identity" | "destination">,
-  network: Network,
-): void {
-  const refuse = (list: string) =>
-    new TunnelError("http_request_denied", `${formatDestination(destination, network)} is not on the allow-list of ${list}`);
-  if (!allowList.allows(destination, network)) throw refuse("this proxy");
-  if (identity.allowList?.allows(destination, network) === false) throw refuse("the credentials");
 }
 
 /** @throws {TunnelError | NetError} when the destination is not allowed or cannot be reached */
@@ -602,7 +448,7 @@ async function dial(
   watch: ResetWatch,
 ): Promise<Upstream> {
   const { audit, dial } = context;
-  checkLists(context, request, request.network);
+  checkAllowLists(context, request, request.network);
   if (audit) {
     record.isAudited = true;
     await audit.start(auditedStart(record));
@@ -612,36 +458,6 @@ async function dial(
   } catch (cause) {
     if (signal?.aborted) throw endOf(signal);
     throw watch.reset === undefined ? cause : clientDisconnected(watch.reset);
-  }
-}
-
-/** Watches for a reset of the client's connection, from the first use of `signal` on. Most tunnels never use it. */
-class ResetWatch implements Disposable {
-  readonly #stream: Duplex;
-  #watching?: { readonly stop: AbortController; readonly reset: AbortController };
-  /** The error that reads of the stream get. */
-  reset?: NetError;
-
-  constructor(stream: Duplex) {
-    this.#stream = stream;
-  }
-
-  get signal(): AbortSignal {
-    this.#watching ??= this.#watch();
-    return this.#watching.reset.signal;
-  }
-
-  #watch(): { stop: AbortController; reset: AbortController } {
-    const [stop, reset] = [new AbortController(), new AbortController()];
-    this.#stream.whenReset(stop.signal).then((error) => {
-      this.reset = error;
-      reset.abort(error);
-    }, () => {}); // stopped, or the stream was closed: the code that uses the stream handles that
-    return { stop, reset };
-  }
-
-  [Symbol.dispose](): void {
-    this.#watching?.stop.abort();
   }
 }
 

@@ -53,7 +53,8 @@ function levelOf(file: string): number {
 }
 
 /** The code that all client protocols share. */
-const WITHOUT_HTTP = /^shared\/((tunnel|limits|auth|address)\/|frontend\/(pipeline|client_protocol|server|service_frontend)\.ts$)/;
+const WITHOUT_HTTP =
+  /^shared\/((tunnel|limits|auth|address)\/|frontend\/(pipeline|authentication|authorization|reset_watch|client_protocol|server|service_frontend)\.ts$)/;
 
 /** Why `file` must not import `target`; `undefined` if it may. */
 function problem(file: string, target: string): string | undefined {
