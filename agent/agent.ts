@@ -135,10 +135,10 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
   const memory = runtime.adopt(await StoredTransports.open(stateDirectoryOf(options, deps), log), (memory) => memory.close());
   const sessions = new Set<Session>();
   const { tunnelMetrics, countChange } = registerMetrics(metrics, sessions);
-  runtime.watchCertificate("proxies", () => tls.current.cert);
+  runtime.certificates.watch("proxies", () => tls.current.cert);
   health.setUnready("proxy", NOT_CONNECTED);
-  await runtime.listenAdmin(options.admin);
-  if (runtime.adminAddress !== undefined) log.info("listening", { admin: runtime.adminAddress });
+  await runtime.admin.listen(options.admin);
+  if (runtime.admin.address !== undefined) log.info("listening", { admin: runtime.admin.address });
   const maxTunnelsOf = ({ limits: { tunnels } }: AgentOptions): number => {
     const requested = unlimitedIfZero(tunnels);
     const { connections } = withinDescriptors({ connections: requested, pendingRequests: 0 }, 1);
@@ -165,8 +165,8 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
     onEnd: (end) => tunnelMetrics.ended(end),
   };
   // to proxies, a process that takes over is the same one with another connection
-  const instance = runtime.predecessor?.state.instance ?? crypto.randomUUID();
-  runtime.handoverState = { instance };
+  const instance = runtime.handover.predecessor?.state.instance ?? crypto.randomUUID();
+  runtime.handover.state = { instance };
   const helloOf = ({ agentClient: { labels, publish } }: AgentOptions): Hello => ({
     version: `reverse-http/${VERSION}`,
     instance,
@@ -237,7 +237,7 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
         log.info("link changed", { ...change });
       },
     });
-    const stopRefresh = runtime.refreshTls(tls, () => current.agentClient.tls.refresh);
+    const stopRefresh = runtime.certificates.refresh(tls, () => current.agentClient.tls.refresh);
     const generation = { tls, outbound, credentials, connections };
     generations.push(generation);
     // earlier ones serve until this one does
@@ -268,14 +268,14 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
     stop();
     if (limitMs > 0) await withTimeout(limitMs, Promise.all(open.map((session) => session.drain())));
   };
-  runtime.onHandedOver = async (settle) => {
+  runtime.handover.finish = async (settle) => {
     settle();
     await Promise.race([finishTunnels(current.handover.timeout), drainRequested.promise]);
   };
   const drainRequested = Promise.withResolvers<void>();
   const drain = () => {
     const { timeout: timeoutMs } = current.drain;
-    if (runtime.isHandedOver) void finishTunnels(timeoutMs).then(drainRequested.resolve); // sooner than planned
+    if (runtime.handover.isDone) void finishTunnels(timeoutMs).then(drainRequested.resolve); // sooner than planned
     const open = [...sessions];
     return runtime.drain({
       fields: { tunnels: open.reduce((sum, { tunnels }) => sum + tunnels, 0), timeoutMs },
@@ -283,7 +283,7 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
       finish: () => finishTunnels(timeoutMs),
     });
   };
-  if (runtime.predecessor) {
+  if (runtime.handover.predecessor) {
     // before, it does better
     if (await withTimeout(TAKE_OVER_TIMEOUT_MS, connected.promise) === undefined) {
       throw new Error(
@@ -303,7 +303,7 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
     const isOther = differs(connectionOptions(before), connectionOptions(next));
     const prepared = isOther ? await prepare(next) : undefined;
     await Change.run(async (change) => {
-      if (differs(before.admin, next.admin)) await runtime.prepareAdmin(change, next.admin);
+      if (differs(before.admin, next.admin)) await runtime.admin.prepare(change, next.admin);
       change.onCommit(() => {
         current = next;
         limits.update({ ...next.limits, tunnels: maxTunnelsOf(next) });
@@ -319,14 +319,14 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
   };
   return {
     get adminAddress() {
-      return runtime.adminAddress;
+      return runtime.admin.address;
     },
     get proxies() {
       return [...sessions].map(({ remote }) => remote);
     },
     drain,
     closed: runtime.closed,
-    handedOver: runtime.handedOver,
+    handedOver: runtime.handover.done,
     reload: () => runtime.reload(),
     update,
     close: () => runtime.close(),

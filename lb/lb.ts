@@ -100,13 +100,13 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     checkClientCertificates(options);
     await checkPublished(options);
     const allowList = createAllowList(options.httpProxy.hostWhitelist);
-    const authenticator = await runtime.openAuthenticator(options.auth, deps.authenticator);
-    const store = await runtime.openStore(options.store, ENTRY_TTL_MS, deps.store);
+    const authenticator = await runtime.access.openAuthenticator(options.auth, deps.authenticator);
+    const store = await runtime.store.open(options.store, ENTRY_TTL_MS, deps.store);
     if (!store) throw new ConfigError("Cannot start: there is no store");
-    const audit = await runtime.openAudit(options.audit);
+    const audit = await runtime.audit.open(options.audit);
     const tracer = await runtime.openTracer(options.tracing);
-    await runtime.listenAdmin(options.admin);
-    await runtime.joinCluster(options.admin.cluster, store, ENTRY_TTL_MS);
+    await runtime.admin.listen(options.admin);
+    await runtime.admin.joinCluster(options.admin.cluster, store, ENTRY_TTL_MS);
     const clients = new ServiceFrontend(runtime, options, { descriptors: DESCRIPTORS, hasOwnAuthenticator });
     const endpoints: Endpoints = { autoConfig: autoConfigOf(options) };
     const protocols = { http: createHttpProxy(NAME, endpoints), http2: createHttpProxy(NAME, {}, "http2") };
@@ -115,7 +115,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     await forwards.open(options.forward);
     const published = new PublishedNames(store);
     await listenPublished(options.published, published, { clients, log, tls: tls.clients });
-    runtime.watchCertificate("proxies", () => tls.proxies?.current.cert);
+    runtime.certificates.watch("proxies", () => tls.proxies?.current.cert);
     const locator = new Locator({ store, system: options.store.type });
     const dialing = {
       net,
@@ -128,16 +128,16 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     };
     const frontend = clients.serve({ upstreamRole: "proxy", authenticator, allowList, dial: createDialer(dialing), audit, tracer });
     let current = options;
-    const refreshProxyTls = () => tls.proxies && runtime.refreshTls(tls.proxies, () => current.httpConnector.tls.refresh);
+    const refreshProxyTls = () => tls.proxies && runtime.certificates.refresh(tls.proxies, () => current.httpConnector.tls.refresh);
     let stopRefresh = refreshProxyTls();
     runtime.describe = () => `${runtime.isDraining ? "Draining" : "Serving"}: ${frontend.open} clients`;
-    runtime.onHandedOver = async (settle) => {
+    runtime.handover.finish = async (settle) => {
       settle(); // clients stay where they are
       await frontend.outlive(current.handover.timeout);
     };
     const drain = () => {
       const { delay: delayMs, timeout: timeoutMs, refuseClients } = current.drain;
-      if (runtime.isHandedOver) void frontend.drain(timeoutMs, Promise.resolve()); // sooner than planned
+      if (runtime.handover.isDone) void frontend.drain(timeoutMs, Promise.resolve()); // sooner than planned
       return runtime.drain({
         fields: { clients: frontend.open, delayMs, timeoutMs },
         delayMs,
@@ -148,7 +148,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     const agents = () => [...locator].map(([id, address]): AgentState => ({ id, connection: id, state: "connected", address }));
     runtime.serveAdmin({ agents, population: () => ({ agents: agents().length }), drain });
     const { clientAddress, http2Address, socksAddress } = clients.addresses;
-    log.info("listening", { clients: clientAddress, http2: http2Address, socks: socksAddress, admin: runtime.adminAddress });
+    log.info("listening", { clients: clientAddress, http2: http2Address, socks: socksAddress, admin: runtime.admin.address });
 
     /** Prepares other certificates; returns those of clients and forwards as they will be. */
     const prepareTls = async (change: Change, next: LoadBalancerOptions): Promise<ForwardTls> => {
@@ -179,7 +179,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
         await clients.prepare(change, next, { ...protocols, tls: forwardTls.clients });
         await forwards.prepare(change, next.forward, forwardTls);
         if (differs(before.store, next.store)) {
-          await runtime.prepareStore(change, next.store, ENTRY_TTL_MS, (other) => {
+          await runtime.store.prepare(change, next.store, ENTRY_TTL_MS, (other) => {
             if (other === undefined) return;
             locator.use(other, next.store.type);
             published.use(other);
@@ -197,13 +197,13 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
       ) => [auth, forward, httpProxy.hostWhitelist, httpProxy.agentSuffix];
       if (!differs(rulesOf(before), rulesOf(next))) return { tunnelsCut: 0 };
       const tunnelsCut = await frontend.recheck({ authenticates, keeps: next.reload.forbidden === "keep" });
-      runtime.closeRetired();
+      runtime.access.closeRetired();
       return { tunnelsCut };
     };
 
     return {
       get adminAddress() {
-        return runtime.adminAddress;
+        return runtime.admin.address;
       },
       get clientAddress() {
         return clients.addresses.clientAddress;
@@ -219,7 +219,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
       },
       drain,
       closed: runtime.closed,
-      handedOver: runtime.handedOver,
+      handedOver: runtime.handover.done,
       reload: () => runtime.reload(),
       update,
       close: () => runtime.close(),

@@ -134,16 +134,16 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     });
     checkClientCertificates(options);
     const allowList = createAllowList(options.httpProxy.hostWhitelist);
-    const authenticator = await runtime.openAuthenticator(options.auth, deps.authenticator);
-    const policy = await runtime.openPolicy(options.auth.policyFile);
+    const authenticator = await runtime.access.openAuthenticator(options.auth, deps.authenticator);
+    const policy = await runtime.access.openPolicy(options.auth.policyFile);
     if (!policy && providesPeople(options.auth)) {
       log.warn("every client of the identity providers may reach every agent", { remedy: "set --auth.policy-file" });
     }
-    const store = await runtime.openStore(options.store, options.store.ttl, deps.store);
-    const audit = await runtime.openAudit(options.audit);
+    const store = await runtime.store.open(options.store, options.store.ttl, deps.store);
+    const audit = await runtime.audit.open(options.audit);
     const tracer = await runtime.openTracer(options.tracing);
-    await runtime.listenAdmin(options.admin);
-    await runtime.joinCluster(options.admin.cluster, store, options.store.ttl);
+    await runtime.admin.listen(options.admin);
+    await runtime.admin.joinCluster(options.admin.cluster, store, options.store.ttl);
     const countAgents = metrics.outcomes("reverse_http_agent_connections_total", "Connections of agents: accepted, refused or failed.");
     const listeners = await AgentListeners.open(runtime, options, tls.agents.current, countAgents);
     const clients = new ServiceFrontend(runtime, options, { descriptors: DESCRIPTORS, hasOwnAuthenticator });
@@ -184,7 +184,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       onReplaced: metrics.count("reverse_http_agents_replaced_total", "Agents that were replaced by another one with the same id."),
     });
     const { agents } = server;
-    const { predecessor } = runtime;
+    const { predecessor } = runtime.handover;
     const arrivals = predecessor && new Arrivals({
       over: predecessor.settled,
       isConnected: (agentId) => agents.isConnected(agentId),
@@ -192,7 +192,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     });
     runtime.defer(() => server.close());
     registerProxyMetrics(metrics, server);
-    runtime.watchCertificate("agents", () => tls.agents.current.cert);
+    runtime.certificates.watch("agents", () => tls.agents.current.cert);
     const monitor = runtime.adopt(new StalledAgentMonitor(agents), (monitor) => monitor.close());
     const dialing = { agents, monitor, failures: new DestinationFailures(), timeoutMs: options.agentServer.agent.dialTimeout };
     const dial: Dialer = (request) => dialAgent(dialing, request, runtime.isDraining);
@@ -202,17 +202,17 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     const useAgentTls = (renewed: ServerTls) => {
       for (const listener of listeners.all) listener.setTls(renewed);
     };
-    runtime.refreshTls(tls.agents, () => current.agentServer.tls.refresh, useAgentTls);
+    runtime.certificates.refresh(tls.agents, () => current.agentServer.tls.refresh, useAgentTls);
     const shared = store && { store, ttlMs: options.store.ttl };
     await acme?.start(runtime, (challenges) => clients.setChallenges(challenges), shared);
     runtime.describe = () => `${runtime.isDraining ? "Draining" : "Serving"}: ${agents.size} agents, ${frontend.open} clients`;
     const agentTcpAddress = () => listeners.tls && (listeners.tls.address || clients.addresses.clientAddress);
     if (tls.selfSigned) logPin(tls.selfSigned, agentAddresses(options, { bound: listeners.quic.address }), log);
     const drainAll = () => {
-      if (runtime.isHandedOver) void frontend.drain(current.drain.timeout, Promise.resolve()); // sooner than planned
+      if (runtime.handover.isDone) void frontend.drain(current.drain.timeout, Promise.resolve()); // sooner than planned
       return drain(runtime, server, frontend, current.drain);
     };
-    runtime.onHandedOver = async (settle) => {
+    runtime.handover.finish = async (settle) => {
       const { timeout: timeoutMs } = current.handover;
       await server.migrate(timeoutMs);
       server.closeUnmovable();
@@ -232,7 +232,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       clients: clientAddress,
       http2: http2Address,
       socks: socksAddress,
-      admin: runtime.adminAddress,
+      admin: runtime.admin.address,
     });
 
     /** Prepares other certificates; returns those of clients and forwards as they will be. */
@@ -265,7 +265,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
         if (current.httpProxy.listenAddress !== next.httpProxy.listenAddress) change.onCommit(() => publish(storeInUse));
         return;
       }
-      await runtime.prepareStore(change, next.store, next.store.ttl, (other) => {
+      await runtime.store.prepare(change, next.store, next.store.ttl, (other) => {
         storeInUse = other;
         published.share(claimsIn(other, next.store));
         if (shared && other) Object.assign(shared, { store: other, ttlMs: next.store.ttl });
@@ -307,13 +307,13 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       const tunnelsCut = await frontend.recheck({ authenticates, keeps });
       const isBound = before.agentServer.tls.agentIdFrom === next.agentServer.tls.agentIdFrom;
       const agentsClosed = authenticates || !isBound ? await server.recheck({ keeps }) : 0;
-      runtime.closeRetired();
+      runtime.access.closeRetired();
       return { tunnelsCut, agentsClosed };
     };
 
     return {
       get adminAddress() {
-        return runtime.adminAddress;
+        return runtime.admin.address;
       },
       get agentAddress() {
         return listeners.quic.address;
@@ -341,7 +341,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       },
       drain: drainAll,
       closed: runtime.closed,
-      handedOver: runtime.handedOver,
+      handedOver: runtime.handover.done,
       reload: () => runtime.reload(),
       update,
       close: () => runtime.close(),

@@ -27,9 +27,9 @@ export async function prepareService(
 ): Promise<boolean> {
   const { policyFile, ...auth } = next.auth;
   const { policyFile: policyBefore, ...authBefore } = before.auth;
-  const authenticates = differs(auth, authBefore) && await runtime.prepareAuthenticator(change, next.auth);
-  if (policyFile !== policyBefore) await runtime.preparePolicy(change, policyFile, (policy) => frontend.update({ policy }));
-  if (differs(next.audit, before.audit)) await runtime.prepareAudit(change, next.audit, (audit) => frontend.update({ audit }));
-  if (differs(next.admin, before.admin)) await runtime.prepareAdmin(change, next.admin);
+  const authenticates = differs(auth, authBefore) && await runtime.access.prepareAuthenticator(change, next.auth);
+  if (policyFile !== policyBefore) await runtime.access.preparePolicy(change, policyFile, (policy) => frontend.update({ policy }));
+  if (differs(next.audit, before.audit)) await runtime.audit.prepare(change, next.audit, (audit) => frontend.update({ audit }));
+  if (differs(next.admin, before.admin)) await runtime.admin.prepare(change, next.admin);
   return authenticates;
 }

@@ -363,12 +363,16 @@ export class ServiceFrontend {
     for (const tls of used) {
       if (this.#renewals.has(tls)) continue;
       const unwatch = [
-        this.#runtime.watchCertificate("clients", () => tls.current.cert),
+        this.#runtime.certificates.watch("clients", () => tls.current.cert),
         ...(tls.current.hosts ?? []).map(({ names: [name] }, i) =>
-          this.#runtime.watchCertificate(name!, () => tls.current.hosts?.[i]?.tls.cert)
+          this.#runtime.certificates.watch(name!, () => tls.current.hosts?.[i]?.tls.cert)
         ),
       ];
-      const stop = this.#runtime.refreshTls(tls, () => this.#options.httpProxy.tls.refresh, (renewed) => this.useTls(tls, renewed));
+      const stop = this.#runtime.certificates.refresh(
+        tls,
+        () => this.#options.httpProxy.tls.refresh,
+        (renewed) => this.useTls(tls, renewed),
+      );
       this.#renewals.set(tls, () => {
         for (const each of [...unwatch, stop]) each();
       });

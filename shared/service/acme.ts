@@ -70,7 +70,7 @@ export async function openAcme(options: AcmeOptions, { path }: StateDirectory, i
         signal,
         onState: (problem) => problem === undefined ? health.setReady("certificate") : health.setUnready("certificate", problem),
         onOrder: metrics.outcomes("reverse_http_acme_orders_total", "Orders of certificates by ACME: issued or failed."),
-        onCertificate: () => runtime.reloadTls(),
+        onCertificate: () => runtime.certificates.reload(),
       });
       health.setUnready("certificate", "the certificate has not been checked yet");
       const running = orderer.run(); // never rejects

@@ -60,7 +60,7 @@ describe("a service", () => {
     using folder = new Folder();
     for (const [file, why] of [[folder.path, "it is a directory"], [`${folder.path}/none/log`, "the directory does not exist"]] as const) {
       const error = { name: "ConfigError", message: `Cannot use --audit.file ${file}: ${why}` };
-      await started((runtime) => assert.rejects(runtime.openAudit({ file, strict: true }), error));
+      await started((runtime) => assert.rejects(runtime.audit.open({ file, strict: true }), error));
     }
   });
 

@@ -1,0 +1,25 @@
+// What the parts of a running service use of it.
+import type { Logger } from "../log/logger.ts";
+import type { Net } from "../net/net.ts";
+import type { ServiceName } from "./api/types.ts";
+import type { Health } from "./health.ts";
+import type { Activity } from "./live/activity.ts";
+import type { Metrics } from "./metrics.ts";
+
+/** A running service, for its parts. */
+export interface ServiceContext {
+  readonly name: ServiceName;
+  readonly net: Net;
+  /** Never throws. */
+  readonly log: Logger;
+  readonly metrics: Metrics;
+  readonly health: Health;
+  /** What the service does, for operators. */
+  readonly activity: Activity;
+  /** Calls `close` when the service closes, before what was opened earlier is closed. */
+  defer(close: () => void | Promise<void>): void;
+  /** Returns `resource`, which the service closes. */
+  adopt<T>(resource: T, close: (resource: T) => void | Promise<void>): T;
+  /** Calls `reload` whenever files are read again. */
+  onReload(reload: () => Promise<void> | void): void;
+}

@@ -1,0 +1,97 @@
+// The admin server of a service, and its cluster, whose members answer operators for each other.
+import type { ClusterOptions } from "../config/cluster_options.ts";
+import type { AdminOptions } from "../config/common_options.ts";
+import { ConfigError } from "../config/option.ts";
+import { messageOf } from "../log/error_message.ts";
+import type { Store } from "../store/store.ts";
+import { Admin, type AdminServices } from "./admin.ts";
+import type { Change } from "./change.ts";
+import { type Cluster, openCluster } from "./cluster/cluster.ts";
+import type { ServiceContext } from "./context.ts";
+import type { OperatorOptions } from "./operators/options.ts";
+import type { ServiceHandover } from "./service_handover.ts";
+
+/** The access of operators to a service. */
+export class ServiceAdmin {
+  readonly #service: ServiceContext;
+  readonly #handover: ServiceHandover;
+  #admin?: Admin;
+  #cluster?: Cluster;
+  #services?: AdminServices;
+
+  constructor(service: ServiceContext, handover: ServiceHandover) {
+    this.#service = service;
+    this.#handover = handover;
+  }
+
+  /** The address bound for operators. */
+  get address(): string | undefined {
+    return this.#admin?.address;
+  }
+
+  /**
+   * Listens for operators, if the options name an address or a socket; requests wait until {@link serve}.
+   * @throws {ConfigError}
+   * @throws {NetError} as `listenTcp` of the network
+   */
+  async listen(options: AdminOptions & OperatorOptions): Promise<void> {
+    const { net, log, activity } = this.#service;
+    this.#service.defer(async () => {
+      activity.close(); // ends streams of events
+      await this.#admin?.close();
+    });
+    this.#admin = await Admin.open(options, net, log, { hasPredecessor: this.#handover.predecessor !== undefined });
+  }
+
+  /**
+   * Prepares another admin server. What both listen on stays open.
+   * @throws {ConfigError}
+   * @throws {NetError} as {@link listen}
+   */
+  async prepare(change: Change, options: AdminOptions & OperatorOptions): Promise<void> {
+    const { net, log } = this.#service;
+    const previous = this.#admin;
+    if (previous && !previous.listensAt(options.listenAddress)) this.refuseInCluster("--admin.listen-address");
+    const next = await Admin.open(options, net, log, { previous });
+    change.onRevert(() => next?.close(previous));
+    change.onCommit(() => {
+      this.#admin = next;
+      if (this.#services) next?.serve(this.#services);
+      previous?.close(next).catch((error) => log.error("admin server cannot be closed", { reason: messageOf(error) }));
+    });
+  }
+
+  /**
+   * Joins the cluster that the options name, so that each member answers operators for all; after {@link listen}.
+   * @param ttlMs lifetime in milliseconds of an entry in the store
+   * @throws {ConfigError}
+   */
+  async joinCluster(options: ClusterOptions, store: Store | undefined, ttlMs: number): Promise<void> {
+    const { net, log, name: service } = this.#service;
+    if (service === "agent") throw new Error("agents know no store");
+    const cluster = await openCluster(options, { net, store, ttlMs, log, service, bound: this.address });
+    if (cluster) this.#cluster = this.#service.adopt(cluster, (own) => own.close());
+  }
+
+  /** The other members. */
+  get cluster(): Cluster | undefined {
+    return this.#cluster;
+  }
+
+  /** Serves operators, if {@link listen} has opened something. */
+  serve(services: AdminServices): void {
+    this.#services = services;
+    this.#admin?.serve(services);
+    this.#cluster?.start();
+  }
+
+  /** Takes the socket over from a predecessor. */
+  async takeOver(): Promise<void> {
+    await this.#admin?.takeOver();
+  }
+
+  /** @throws {ConfigError} if the other members of a cluster rely on the option */
+  refuseInCluster(option: string): void {
+    if (this.#cluster) throw new ConfigError(`Cannot change ${option} without a restart: --admin.cluster.key-file is set`);
+  }
+}

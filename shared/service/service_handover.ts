@@ -1,0 +1,83 @@
+// A service that takes over from an earlier process, and that a later one can take over from.
+import { ConfigError } from "../config/option.ts";
+import type { ServiceContext } from "./context.ts";
+import { type HandoverDeps, type HandoverState, Predecessor, Successors } from "./handover.ts";
+
+/** What a hand-over needs of the service. */
+export interface HandoverSteps {
+  readonly isDraining: () => boolean;
+  /** Takes over what has a name in the file system. */
+  readonly takeOver: () => Promise<void>;
+  /** Another process serves. */
+  readonly released: (pid: number | undefined) => void;
+  /** Drains the service, with `finish` as what it waits for. */
+  readonly drain: (finish: () => Promise<void>) => Promise<void>;
+}
+
+/** The hand-overs of a service, if its options name a socket for them. */
+export class ServiceHandover {
+  /** Passed on to a process that takes over. */
+  state: HandoverState = {};
+  /** Finishes what is open when another process has taken over, and calls `settle` when nothing more can move there. Required for a hand-over. */
+  finish?: (settle: () => void) => Promise<void>;
+  /** Resolves when another process has taken over, and this one only finishes what is open. */
+  readonly done: Promise<void>;
+  readonly #service: ServiceContext;
+  readonly #steps: HandoverSteps;
+  #deps?: HandoverDeps;
+  #predecessor?: Predecessor;
+  #isSettled = true;
+  #isDone = false;
+  #resolveDone: () => void = () => {};
+
+  constructor(service: ServiceContext, steps: HandoverSteps) {
+    this.#service = service;
+    this.#steps = steps;
+    this.done = new Promise((resolve) => this.#resolveDone = resolve);
+  }
+
+  /** The process that this one takes over from, if any. */
+  get predecessor(): Predecessor | undefined {
+    return this.#predecessor;
+  }
+
+  /** Whether another process serves, and this one finishes what is open. */
+  get isDone(): boolean {
+    return this.#isDone;
+  }
+
+  /** @throws {ConfigError | Error} as `find` of {@link Predecessor} */
+  async findPredecessor(path: string): Promise<void> {
+    const { net, name: service, log } = this.#service;
+    if (net.handover === undefined) throw new ConfigError("Cannot use --handover.socket: this network has no sockets of the system");
+    this.#deps = { path, sockets: net.handover, service, log };
+    this.#predecessor = await Predecessor.find(this.#deps);
+  }
+
+  /**
+   * Takes over from the predecessor, and waits for successors.
+   * @throws {ConfigError | Error} as `takeOver` of {@link Predecessor} and `listen` of {@link Successors}
+   */
+  async complete(): Promise<void> {
+    if (this.#deps === undefined) return;
+    const predecessor = this.#predecessor;
+    const { isDraining, takeOver, released, drain } = this.#steps;
+    if (predecessor) {
+      this.#isSettled = false;
+      void predecessor.settled.then(() => this.#isSettled = true);
+      await predecessor.takeOver();
+      await takeOver();
+    }
+    const successors = await Successors.listen(this.#deps, {
+      state: this.state,
+      refusal: () => isDraining() ? "it is stopping" : this.#isSettled ? undefined : "it has not finished taking over from another process",
+      released: (pid) => {
+        this.#isDone = true;
+        this.#resolveDone();
+        released(pid);
+      },
+      finish: (settle) => drain(() => this.finish!(settle)),
+    });
+    this.#service.adopt(successors, (own) => own.close());
+  }
+}
