@@ -1,5 +1,6 @@
 // Credentials in use. What was opened with them ends when they expire, or are no longer accepted.
 import type { Identity } from "./authenticator.ts";
+import type { RevocationFile } from "./revocation_file.ts";
 
 interface Entry<C> {
   readonly credentials: C;
@@ -59,4 +60,33 @@ export function everySecond(now: () => number, tick: () => void): () => void {
   };
   schedule();
   return () => clearTimeout(timer);
+}
+
+export interface WatchOptions<C> {
+  /** The list that is polled. Default: there is none. */
+  readonly revocations?: RevocationFile;
+  /** Why the list, or anything else, no longer accepts credentials. */
+  readonly problemOf: (credentials: C) => string | undefined;
+  /** Milliseconds since 1970. */
+  readonly now: () => number;
+  /** Called each second. */
+  readonly tick?: () => void;
+}
+
+/** Ends credentials that expire, and those that a new revocation list names, until `close`. `reload` polls the list; it never rejects. */
+export function watchCredentials<C>(live: LiveCredentials<C>, { revocations, problemOf, now, tick }: WatchOptions<C>): {
+  reload(): Promise<void>;
+  close(): void;
+} {
+  let reloading: Promise<void> | undefined;
+  const reloadList = async () => {
+    if (await revocations?.poll()) live.closeIf(problemOf);
+  };
+  const reload = () => reloading ??= reloadList().finally(() => reloading = undefined);
+  const close = everySecond(now, () => {
+    live.closeExpired(now());
+    tick?.();
+    void reload();
+  });
+  return { reload, close };
 }

@@ -5,7 +5,7 @@ import { ALL_AGENTS } from "./agent_list.ts";
 import { AuthenticationError, type ClientPeer, type Identity } from "./authenticator.ts";
 import { CertificateIdentities, type CertificateIdentity, type MtlsOptions } from "./certificate_identity.ts";
 import type { OnExpiry } from "./jwt.ts";
-import { everySecond, LiveCredentials } from "./live_credentials.ts";
+import { LiveCredentials, watchCredentials } from "./live_credentials.ts";
 import { agentNamedBy, type ClientProvider } from "./providers.ts";
 import { RevocationFile } from "./revocation_file.ts";
 
@@ -44,21 +44,13 @@ export async function createMtlsProvider(options: MtlsOptions, deps: MtlsDeps): 
     const use = live.add(client, onExpiry === "close" ? expiresAt : Infinity);
     return { agentId, agents: ALL_AGENTS, subject, name, groups, tokenId, expiresAt, client: `mtls ${subject}`, ...use };
   };
-  let reloading: Promise<void> | undefined;
-  const reloadList = async () => {
-    if (await revocations?.poll()) live.closeIf(problemOf);
-  };
-  const reload = () => reloading ??= reloadList().finally(() => reloading = undefined);
-  const stop = everySecond(now, () => {
-    live.closeExpired(now());
-    void reload();
-  });
+  const { reload, close } = watchCredentials(live, { revocations, problemOf, now });
   return {
     name: "mtls",
     authenticateClient: (credentials, peer) => identify(peer, agentNamedBy(credentials)),
     anonymous: async (peer) => peer.certificate === undefined ? undefined : await identify(peer, ""),
     reload,
-    close: stop,
+    close,
   };
 }
 

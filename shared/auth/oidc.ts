@@ -6,7 +6,7 @@ import { ALL_AGENTS } from "./agent_list.ts";
 import { AuthenticationError, type Authenticator, type ClientCredentials, type Identity, isToken } from "./authenticator.ts";
 import type { Fetch } from "./fetch.ts";
 import type { OnExpiry } from "./jwt.ts";
-import { everySecond, LiveCredentials } from "./live_credentials.ts";
+import { LiveCredentials, watchCredentials } from "./live_credentials.ts";
 import { OIDC_LEEWAY_S, type OidcToken, verifyOidcToken } from "./oidc_token.ts";
 import { agentNamedBy } from "./providers.ts";
 import { RemoteKeys } from "./remote_keys.ts";
@@ -82,16 +82,7 @@ export async function createOidcAuth(options: OidcOptions, deps: OidcDeps): Prom
   };
   const keys: RemoteKeys = new RemoteKeys({ source: { issuer }, refreshMs, maxStaleMs, onRemoved, log, now: monotonic, fetch });
   const find = (kid: string | undefined, algorithm: string) => keys.find(kid, algorithm);
-  let reloading: Promise<void> | undefined;
-  const reloadList = async () => {
-    if (await revocations?.poll()) live.closeIf(problemOf);
-  };
-  const reload = () => reloading ??= reloadList().finally(() => reloading = undefined);
-  const stop = everySecond(now, () => {
-    live.closeExpired(now());
-    keys.poll();
-    void reload();
-  });
+  const { reload, close: stop } = watchCredentials(live, { revocations, problemOf, now, tick: () => keys.poll() });
   const admit = async (text: string, role: "agent" | "client"): Promise<Omit<Identity, "agentId"> & { readonly token: OidcToken }> => {
     if (!isToken(text)) throw new AuthenticationError("denied", `The ${role}'s credentials are not a JWT`);
     await keys.ready(); // also for a token that was verified before
