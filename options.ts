@@ -151,6 +151,8 @@ export interface ProxyOptions {
       nameClaim?: string;
       /** `--auth.oidc.groups-claim`: Claim with the person's groups, a name or a list; dots lead into nested claims, as in realm_access.roles. Default: `"groups"`. */
       groupsClaim?: string;
+      /** `--auth.oidc.logout-audience`: Client ids, one of which the issuer's logout tokens must name: POST /backchannel-logout of admin.listen-address then ends what was opened in a session that has ended there. It needs auth.jwt.revocation-file. By default none is accepted. */
+      logoutAudience?: string[];
       /** `--auth.oidc.agent-audience`: With --auth.type=oidc, the audiences, one of which agents' tokens must name; none of them may be in auth.oidc.audience, or people could be agents. */
       agentAudience?: string[];
       /** `--auth.oidc.agent-id-claim`: Claim with the agent's id, with --auth.type=oidc; dots lead into nested claims. Default: `"sub"`. */
@@ -730,6 +732,8 @@ export interface LoadBalancerOptions {
       nameClaim?: string;
       /** `--auth.oidc.groups-claim`: Claim with the person's groups, a name or a list; dots lead into nested claims, as in realm_access.roles. Default: `"groups"`. */
       groupsClaim?: string;
+      /** `--auth.oidc.logout-audience`: Client ids, one of which the issuer's logout tokens must name: POST /backchannel-logout of admin.listen-address then ends what was opened in a session that has ended there. It needs auth.jwt.revocation-file. By default none is accepted. */
+      logoutAudience?: string[];
     };
     /** `--auth.htpasswd.*` */
     htpasswd?: {

@@ -1,6 +1,7 @@
 // Assembles the load balancer: clients on one side, the store and the proxies on the other.
 import { createAllowList } from "../shared/address/allow_list.ts";
 import type { Authenticator } from "../shared/auth/authenticator.ts";
+import { checkLogout } from "../shared/auth/oidc.ts";
 import { checkClientCertificates } from "../shared/auth/mtls.ts";
 import { checkAuthOptions, clientScheme } from "../shared/auth/scheme.ts";
 import { ConfigError } from "../shared/config/option.ts";
@@ -98,6 +99,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
       isAuthenticatedAgain: true,
     });
     checkClientCertificates(options);
+    checkLogout(options);
     await checkPublished(options);
     const allowList = createAllowList(options.httpProxy.hostWhitelist);
     const authenticator = await runtime.access.openAuthenticator(options.auth, deps.authenticator);
@@ -234,6 +236,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
 export async function checkLoadBalancerOptions(options: LoadBalancerOptions, net: TlsCheck): Promise<void> {
   await checkAuthOptions(options.auth);
   checkClientCertificates(options);
+  checkLogout(options);
   await checkAdminOptions(options.admin, silentLogger);
   await checkClusterOptions(options);
   await checkForwards(options.forward, { authType: clientScheme(options.auth), isAuthenticatedAgain: true });

@@ -3,6 +3,7 @@ import { hostname } from "node:os";
 import { createAllowList } from "../shared/address/allow_list.ts";
 import type { Authenticator } from "../shared/auth/authenticator.ts";
 import { bindToCertificate } from "../shared/auth/certificate_names.ts";
+import { checkLogout } from "../shared/auth/oidc.ts";
 import { checkClientCertificates } from "../shared/auth/mtls.ts";
 import { checkAuthOptions, clientScheme } from "../shared/auth/scheme.ts";
 import { ServiceFrontend } from "../shared/frontend/service_frontend.ts";
@@ -133,6 +134,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       isAuthenticatedAgain: false,
     });
     checkClientCertificates(options);
+    checkLogout(options);
     const allowList = createAllowList(options.httpProxy.hostWhitelist);
     const authenticator = await runtime.access.openAuthenticator(options.auth, deps.authenticator);
     const policy = await runtime.access.openPolicy(options.auth.policyFile);
@@ -382,6 +384,7 @@ function createAgentLimiter({ limits }: ProxyOptions, reports: LimitReporter): C
 export async function checkProxyOptions(options: ProxyOptions, deps: { net: TlsCheck; stateDirectory?: string }): Promise<void> {
   await checkAuthOptions(options.auth);
   checkClientCertificates(options);
+  checkLogout(options);
   await checkAdminOptions(options.admin, silentLogger);
   await checkClusterOptions(options);
   if (options.auth.policyFile !== undefined) (await openPolicy(options.auth.policyFile, { log: silentLogger })).close();

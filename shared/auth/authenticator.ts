@@ -114,6 +114,14 @@ export interface ClientPeer {
   readonly certificate?: Uint8Array;
 }
 
+/** The end of a session at an identity provider. */
+export interface SignedOut {
+  /** The `sub` of the person, or the `sid` of the session if the issuer names no person. */
+  readonly target: string;
+  /** How many connections and tunnels are closed. */
+  readonly affected: number;
+}
+
 /** An authentication scheme for agents and clients. Returning a string is short for an {@link Identity} with that agent id alone. */
 export interface Authenticator {
   /**
@@ -139,6 +147,13 @@ export interface Authenticator {
    * @throws {RevocationError} if that cannot be stored
    */
   revoke?(tokenId: string, comment: string): Promise<number>;
+  /**
+   * Ends what was opened in a session that has ended, by a logout token of the issuer. Returns whose it was, and how many connections and
+   * tunnels that closes.
+   * @throws {AuthenticationError} if the token is not valid, or cannot be checked now
+   * @throws {RevocationError} if that cannot be stored
+   */
+  signOut?(logoutToken: string): Promise<SignedOut>;
   /** Releases its resources. Called by its creator, after the last authentication. */
   close?(): void;
 }

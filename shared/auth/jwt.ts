@@ -171,11 +171,7 @@ export async function createJwtAuth(options: JwtOptions, { log, jwks, fetch, now
     reload,
     async revoke(tokenId, comment) {
       if (files.revocations === undefined) throw new RevocationError("there is no --auth.jwt.revocation-file");
-      await files.revocations.append(tokenId, comment);
-      const affected = live.count((token) => token.id === tokenId);
-      await reload(); // it may have read the file before
-      await reload();
-      return affected;
+      return await files.revocations.revoke(tokenId, comment, { live, reload });
     },
     close() {
       stop();

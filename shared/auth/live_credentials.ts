@@ -21,9 +21,9 @@ export class LiveCredentials<C> {
     return { signal: entry.controller.signal, release: () => void this.#current.delete(entry) };
   }
 
-  /** The number of uses of credentials that `matches`. */
-  count(matches: (credentials: C) => boolean): number {
-    return [...this.#current].filter(({ credentials }) => matches(credentials)).length;
+  /** The credentials of each use. */
+  all(): C[] {
+    return Array.from(this.#current, ({ credentials }) => credentials);
   }
 
   /** Ends the credentials that close at `now` or earlier. */

@@ -8,6 +8,7 @@ import type { Fetch } from "./fetch.ts";
 import type { OnExpiry } from "./jwt.ts";
 import { LiveCredentials, watchCredentials } from "./live_credentials.ts";
 import { OIDC_LEEWAY_S, type OidcToken, verifyOidcToken } from "./oidc_token.ts";
+import { verifyLogoutToken } from "./logout_token.ts";
 import { agentNamedBy } from "./providers.ts";
 import { RemoteKeys } from "./remote_keys.ts";
 import { RevocationFile } from "./revocation_file.ts";
@@ -20,6 +21,8 @@ export interface OidcOptions {
   readonly audience: readonly string[];
   /** The same for agents' tokens. Missing or empty: it is not used for agents. */
   readonly agentAudience?: readonly string[];
+  /** One of these must be in `aud` of a logout token. Missing or empty: none is accepted. */
+  readonly logoutAudience?: readonly string[];
   /** Claim with the agent's id. Default `sub`. */
   readonly agentIdClaim?: string;
   /** Claim with the person's name. */
@@ -47,7 +50,7 @@ export interface OidcDeps {
 }
 
 /** What accepts the tokens of an issuer. It may be closed several times. */
-export type OidcAuth = Required<Pick<Authenticator, "reload" | "close">> & {
+export type OidcAuth = Required<Pick<Authenticator, "reload" | "close">> & Pick<Authenticator, "revoke" | "signOut"> & {
   authenticateAgent(credentials: Uint8Array): Promise<Identity>;
   authenticateClient(credentials: ClientCredentials): Promise<Identity>;
 };
@@ -58,13 +61,18 @@ export type OidcAuth = Required<Pick<Authenticator, "reload" | "close">> & {
  */
 export async function createOidcAuth(options: OidcOptions, deps: OidcDeps): Promise<OidcAuth> {
   const { log, onExpiry, revocationFile, now = Date.now, monotonic, fetch } = deps;
-  const { issuer, audience, agentAudience = [], agentIdClaim = "sub", nameClaim, groupsClaim } = options;
+  const { issuer, audience, agentAudience = [], logoutAudience = [], agentIdClaim = "sub", nameClaim, groupsClaim } = options;
   const { refresh: refreshMs, maxStale: maxStaleMs } = options;
   if (issuer === undefined) throw new ConfigError("Cannot authenticate by oidc: --auth.oidc.issuer is required");
   const both = agentAudience.find((name) => audience.includes(name));
   if (both !== undefined) {
     throw new ConfigError(
       `Cannot use --auth.oidc.agent-audience ${both}: it is in --auth.oidc.audience too, and anyone with a client's token could be an agent`,
+    );
+  }
+  if (logoutAudience.length > 0 && revocationFile === undefined) {
+    throw new ConfigError(
+      "Cannot use --auth.oidc.logout-audience: --auth.jwt.revocation-file is required, which keeps the sessions that have ended",
     );
   }
   const revocations = revocationFile === undefined ? undefined : await RevocationFile.open(revocationFile, log);
@@ -111,6 +119,13 @@ export async function createOidcAuth(options: OidcOptions, deps: OidcDeps): Prom
       return { ...identity, agentId: agentNamedBy(credentials), agents: ALL_AGENTS, client: `oidc ${identity.subject}` };
     },
     reload,
+    revoke: revocations && ((id, comment) => revocations.revoke(id, comment, { live, reload })),
+    signOut: logoutAudience.length === 0 || revocations === undefined ? undefined : async (text) => {
+      await keys.ready();
+      const signOut = await verifyLogoutToken(text, find, { issuer, audiences: logoutAudience, now: now() });
+      const affected = await revocations.signOut(signOut, `signed out at ${issuer}`, { live, reload });
+      return { target: signOut.subject ?? signOut.session!, affected };
+    },
     close() {
       stop();
       keys.close();
@@ -120,4 +135,21 @@ export async function createOidcAuth(options: OidcOptions, deps: OidcDeps): Prom
 
 function tokenOf(credentials: ClientCredentials): string {
   return (credentials.scheme === "basic" ? credentials.password : credentials.token).trimEnd();
+}
+
+/** What the options say about logout tokens. */
+export interface LogoutOptions {
+  readonly auth: { readonly oidc: Pick<OidcOptions, "logoutAudience"> };
+  readonly admin: { readonly listenAddress?: string; readonly socket?: string };
+}
+
+/**
+ * Checks that the issuer has somewhere to send logout tokens to, if they are accepted.
+ * @throws {ConfigError}
+ */
+export function checkLogout({ auth: { oidc: { logoutAudience = [] } }, admin: { listenAddress, socket } }: LogoutOptions): void {
+  if (logoutAudience.length === 0 || listenAddress || socket) return;
+  throw new ConfigError(
+    "Cannot use --auth.oidc.logout-audience: the issuer sends logout tokens to --admin.listen-address, which is not set",
+  );
 }

@@ -35,6 +35,10 @@ export interface OidcToken {
   readonly groups: readonly string[];
   /** `jti`, for revocation and logs. */
   readonly id?: string;
+  /** `sid`, the session at the issuer. */
+  readonly session?: string;
+  /** `iat`, in milliseconds since 1970; 0 if it is missing. */
+  readonly issuedAt: number;
   /** `exp`, in milliseconds since 1970. */
   readonly expiresAt: number;
   /** Thumbprint of the key that verified it. */
@@ -51,12 +55,16 @@ export type FindKeys = (kid: string | undefined, algorithm: string) => Promise<r
  * @throws {AuthenticationError} with the reason
  */
 export async function verifyOidcToken(text: string, find: FindKeys, expected: OidcExpectation): Promise<OidcToken> {
-  const { payload, keyId } = await verify(text, find, expected);
+  const { payload, keyId } = await verifyIssued(text, find, expected, ["exp", "sub"]);
   const deny = (why: string) => new AuthenticationError("denied", `The token ${why}`, claimsOf(payload));
-  const { exp, jti } = payload;
+  const { exp, jti, sid, iat = 0, events } = payload;
+  // it has the same issuer and audience, but is for this service, and not for a person
+  if (events !== undefined) throw deny("is a logout token, or reports another event");
   return {
     ...personOf(payload, expected, deny),
     id: typeof jti === "string" ? jti : undefined,
+    session: typeof sid === "string" ? sid : undefined,
+    issuedAt: iat * 1000,
     expiresAt: exp! * 1000,
     keyId,
     agent: expected.agentIdClaim === undefined ? undefined : agentOf(payload, expected.agentIdClaim, deny),
@@ -91,7 +99,17 @@ export function personOf(
   return { subject: sub, name, groups: readGroups(payload, groupsClaim, deny) };
 }
 
-async function verify(text: string, find: FindKeys, expected: OidcExpectation): Promise<{ payload: JWTPayload; keyId: string }> {
+/**
+ * Verifies the signature of an issuer's token by one of the keys that are found, its validity period, issuer and audience.
+ * @param requiredClaims those without which it is refused
+ * @throws {AuthenticationError} with the reason
+ */
+export async function verifyIssued(
+  text: string,
+  find: FindKeys,
+  expected: Pick<OidcExpectation, "issuer" | "audiences" | "now">,
+  requiredClaims: string[],
+): Promise<{ payload: JWTPayload; keyId: string }> {
   const { name, kid } = readHeader(text);
   const keys = await find(kid, keyAlgorithm(name as TokenAlgorithm));
   for (const { id, key } of keys.slice(0, MAX_ATTEMPTS)) {
@@ -102,7 +120,7 @@ async function verify(text: string, find: FindKeys, expected: OidcExpectation): 
         audience: [...expected.audiences],
         clockTolerance: OIDC_LEEWAY_S,
         currentDate: new Date(expected.now),
-        requiredClaims: ["exp", "sub"],
+        requiredClaims,
       });
       return { payload, keyId: id };
     } catch (error) {
@@ -137,7 +155,7 @@ function readHeader(text: string): { name: string; kid?: string } {
 }
 
 /** Describes errors in our own words, because the library's may change. */
-function toDenial(error: unknown, expected: OidcExpectation): unknown {
+function toDenial(error: unknown, expected: Pick<OidcExpectation, "issuer" | "audiences" | "now">): unknown {
   if (error instanceof errors.JWTExpired || error instanceof errors.JWTClaimValidationFailed) {
     const { claim, reason, payload } = error;
     const kind = claim === "exp" && reason !== "missing" ? "ended" : "denied";
@@ -151,7 +169,12 @@ function toDenial(error: unknown, expected: OidcExpectation): unknown {
     : error;
 }
 
-function problemOf(claim: string, reason: string, payload: JWTPayload, { issuer, audiences, now }: OidcExpectation): string {
+function problemOf(
+  claim: string,
+  reason: string,
+  payload: JWTPayload,
+  { issuer, audiences, now }: Pick<OidcExpectation, "issuer" | "audiences" | "now">,
+): string {
   if (reason === "missing") return `has no ${claim}`;
   if (claim === "iss") return `is of the issuer ${show(payload.iss)}, and ${show(issuer)} is required`;
   if (claim === "aud") return `is for the audience ${show(payload.aud)}, and ${audiences.map(show).join(" or ")} is required`;

@@ -46,6 +46,10 @@ export class ReplaceableAuthenticator implements Authenticator {
     return this.#current.revoke?.bind(this.#current);
   }
 
+  get signOut(): Authenticator["signOut"] {
+    return this.#current.signOut?.bind(this.#current);
+  }
+
   async reload(): Promise<void> {
     await this.#current.reload?.();
   }

@@ -3,7 +3,15 @@ import { ConfigError } from "../config/option.ts";
 import { describeFileError } from "../files/read.ts";
 import { PolledFile } from "../files/polled_file.ts";
 import type { Logger } from "../log/logger.ts";
-import { appendRevocation, readRevocations, type Revocable, type Revocations } from "./revocations.ts";
+import { RevocationError } from "./authenticator.ts";
+import type { LiveCredentials } from "./live_credentials.ts";
+import { appendRevocation, appendSignOut, readRevocations, type Revocable, type Revocations, type SignOut } from "./revocations.ts";
+
+/** Credentials in use, and what polls the list and ends those that it names. */
+export interface LiveRevocables {
+  readonly live: Pick<LiveCredentials<Revocable>, "all">;
+  readonly reload: () => Promise<void>;
+}
 
 export class RevocationFile {
   readonly #file: PolledFile<Revocations>;
@@ -31,11 +39,30 @@ export class RevocationFile {
   }
 
   /**
-   * Adds a token to the end of the file. The list has it after the next {@link poll}.
-   * @throws {RevocationError} if the id is invalid, or the file cannot be written
+   * Adds a token to the end of the file, and waits until it is in force. Returns how many live credentials that ends.
+   * @throws {RevocationError} if the id is invalid, or the file cannot be written or read
    */
-  async append(id: string, comment: string): Promise<void> {
-    await appendRevocation(this.#file.name, id, comment);
+  async revoke(id: string, comment: string, live: LiveRevocables): Promise<number> {
+    return await this.#add(() => this.revokes({ id }), live, () => appendRevocation(this.#file.name, id, comment));
+  }
+
+  /**
+   * The same for the end of a session.
+   * @throws {RevocationError}
+   */
+  async signOut(signOut: SignOut, comment: string, live: LiveRevocables): Promise<number> {
+    return await this.#add(() => this.#file.value.covers(signOut), live, () => appendSignOut(this.#file.name, signOut, comment));
+  }
+
+  /** What is in force already is not added again. */
+  async #add(isInForce: () => boolean, { live, reload }: LiveRevocables, append: () => Promise<void>): Promise<number> {
+    if (isInForce()) return 0;
+    const before = live.all();
+    await append();
+    await reload(); // it may have read the file before
+    await reload();
+    if (!isInForce()) throw new RevocationError("the revocation file cannot be used; the log says why");
+    return before.filter((token) => this.revokes(token)).length;
   }
 
   /** Returns whether there is a new list. Never rejects: errors are logged. */

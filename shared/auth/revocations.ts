@@ -1,5 +1,6 @@
-// The revocation list: a file with one `jti` per line, or `name:` or `sub:` with what all tokens of a person or an agent have. It is read in chunks, so that a long file does not block the event loop, and strictly:
-// skipping an invalid line could accept a revoked token.
+// The revocation list: a file with one `jti` per line, or `name:` or `sub:` with what all tokens of a person or an agent have, or `before:` with
+// who has signed out at an issuer. It is read in chunks, so that a long file does not block the event loop, and strictly: skipping an invalid
+// line could accept a revoked token.
 import { Buffer } from "node:buffer";
 import { open } from "node:fs/promises";
 import { describeWriteError } from "../files/read.ts";
@@ -12,14 +13,29 @@ export interface Revocable {
   readonly id?: string;
   readonly subject?: string;
   readonly name?: string;
+  /** `sid`, the session at an issuer. */
+  readonly session?: string;
+  /** When an issuer has issued it, in milliseconds since 1970. Default: no issuer has, so no one signs out there. */
+  readonly issuedAt?: number;
 }
 
-/** The ids of revoked tokens, and the names and subjects whose tokens are all revoked. */
+/** The end of a session at an issuer, or of all sessions of a person. One of `session` and `subject` is there. */
+export interface SignOut {
+  /** In milliseconds since 1970: tokens that were issued later are accepted. */
+  readonly at: number;
+  readonly session?: string;
+  /** Whose tokens are meant: all without a `session`; with one, those that name no session. */
+  readonly subject?: string;
+}
+
+/** The ids of revoked tokens, the names and subjects whose tokens are all revoked, and sessions that have ended. */
 export interface Revocations {
   has(id: string): boolean;
   /** Whether the token is revoked, by its id, name or subject. */
   revokes(token: Revocable): boolean;
-  /** Number of distinct ids. */
+  /** Whether all tokens of the session are revoked. */
+  covers(signOut: SignOut): boolean;
+  /** Number of distinct entries. */
   readonly size: number;
   /** Ids that are not UUIDs, as this program issues them: they may belong to another issuer's tokens. */
   readonly foreign?: { readonly count: number; readonly firstLine: number };
@@ -38,6 +54,8 @@ const ID = /^[!$-&(-+\--:<-_a-~]+$/;
 const FINGERPRINT = /^sha256:[0-9a-f]{64}$/;
 /** A person or an agent; the rest of the line is the name. */
 const PERSON = /^(?:name|sub):[^\s].*$/;
+/** The end of a session. */
+const SIGN_OUT = /^before:([0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z)(?: sid:(\S+))?(?: sub:(\S.*))?$/;
 const TOKEN = /^(?:eyJ[\w-]*\.[\w-]+\.[\w-]*|rht_[\w-]{64,})$/;
 
 /** @throws {Error} naming the first invalid line */
@@ -68,13 +86,36 @@ export async function readRevocations(file: string): Promise<Revocations> {
 export async function appendRevocation(file: string, id: string, comment: string): Promise<void> {
   const why = problemOf(id);
   if (why !== undefined) throw new RevocationError(`the token cannot be revoked: ${why}`);
+  await appendLine(file, id, comment);
+}
+
+/**
+ * Adds the end of a session to the end of the list.
+ * @throws {RevocationError} if a line cannot name it, or the file cannot be written
+ */
+export async function appendSignOut(file: string, signOut: SignOut, comment: string): Promise<void> {
+  const { at, session, subject } = signOut;
+  const line = [
+    `before:${new Date(at).toISOString().replace(/\.[0-9]+Z$/, "Z")}`,
+    ...session === undefined ? [] : [`sid:${session}`],
+    ...subject === undefined ? [] : [`sub:${subject}`],
+  ].join(" ");
+  const read = parseSignOut(withoutComment(line));
+  if (read?.session !== session || read?.subject !== subject) {
+    throw new RevocationError("the sub or sid has characters that a line cannot have");
+  }
+  await appendLine(file, line, comment);
+}
+
+/** @throws {RevocationError} */
+async function appendLine(file: string, line: string, comment: string): Promise<void> {
   try {
     const handle = await open(file, "a+");
     try {
       const { size } = await handle.stat();
       const { buffer } = await handle.read(Buffer.alloc(1), 0, 1, Math.max(0, size - 1));
       const isComplete = size === 0 || buffer[0] === 0x0a;
-      await handle.appendFile(`${isComplete ? "" : "\n"}${id} # ${printable(comment)}\n`);
+      await handle.appendFile(`${isComplete ? "" : "\n"}${line} # ${printable(comment)}\n`);
       await handle.sync();
     } finally {
       await handle.close();
@@ -92,8 +133,21 @@ function decode(decoder: TextDecoder, bytes: Uint8Array, stream: boolean, line: 
   }
 }
 
+/** A line without its comment and the space around it. */
+function withoutComment(line: string): string {
+  return line.replace(/(?:^|\s)#.*$/, "").trim();
+}
+
+function parseSignOut(line: string): SignOut | undefined {
+  const [, time, session, subject] = SIGN_OUT.exec(line) ?? [];
+  const at = Date.parse(time ?? "");
+  return Number.isNaN(at) || (session === undefined && subject === undefined) ? undefined : { at, session, subject };
+}
+
 class List implements Revocations {
   readonly #ids = new Set<string>();
+  /** By subject, when all its tokens were issued at the latest, and those without a session. */
+  readonly #signOuts = new Map<string, { all: number; withoutSession: number }>();
   /** Lines read so far. */
   line = 0;
   size = 0;
@@ -103,29 +157,65 @@ class List implements Revocations {
     return this.#ids.has(id);
   }
 
-  revokes({ id, subject, name }: Revocable): boolean {
+  revokes(token: Revocable): boolean {
+    const { id, subject, name } = token;
     return (id !== undefined && this.#ids.has(id)) || (name !== undefined && this.#ids.has(`name:${name}`)) ||
-      (subject !== undefined && this.#ids.has(`sub:${subject}`));
+      (subject !== undefined && this.#ids.has(`sub:${subject}`)) || this.#isSignedOut(token);
+  }
+
+  #isSignedOut({ subject, session, issuedAt }: Revocable): boolean {
+    if (issuedAt === undefined) return false;
+    if (session !== undefined && this.#ids.has(`sid:${session}`)) return true;
+    const { all, withoutSession } = this.#signOutsOf(subject);
+    return issuedAt <= (session === undefined ? Math.max(all, withoutSession) : all);
+  }
+
+  covers({ at, session, subject }: SignOut): boolean {
+    if (session !== undefined && !this.#ids.has(`sid:${session}`)) return false;
+    if (subject === undefined) return true;
+    const { all, withoutSession } = this.#signOutsOf(subject);
+    return at <= (session === undefined ? all : Math.max(all, withoutSession));
+  }
+
+  #signOutsOf(subject = ""): { readonly all: number; readonly withoutSession: number } {
+    return this.#signOuts.get(subject) ?? { all: -1, withoutSession: -1 };
+  }
+
+  #addSignOut({ at, session, subject }: SignOut): void {
+    if (session !== undefined) this.#ids.add(`sid:${session}`);
+    if (subject === undefined) return;
+    const before = this.#signOutsOf(subject);
+    const key = session === undefined ? "all" : "withoutSession";
+    this.#signOuts.set(subject, { ...before, [key]: Math.max(before[key], at) });
   }
 
   add(text: string): void {
     const line = ++this.line;
-    const id = text.replace(/(?:^|\s)#.*$/, "").trim();
+    const id = withoutComment(text);
     if (id === "") return;
+    const signOut = parseSignOut(id);
+    if (signOut !== undefined) {
+      this.#addSignOut(signOut);
+      this.#count(line);
+      return;
+    }
     const why = problemOf(id);
     if (why !== undefined) throw new Error(`line ${line}: ${why}`);
     const isUuid = UUID.test(id);
     // this program issues lower-case UUIDs
     const normalized = isUuid ? id.toLowerCase() : id;
-    if (!this.#ids.has(normalized)) this.size++;
+    if (!this.#ids.has(normalized)) this.#count(line);
     this.#ids.add(normalized);
     if (normalized !== id) this.#ids.add(id);
     if (!isUuid && !PERSON.test(id) && !FINGERPRINT.test(id)) {
       this.foreign = { count: (this.foreign?.count ?? 0) + 1, firstLine: this.foreign?.firstLine ?? line };
     }
-    if (this.size > MAX_ENTRIES) {
-      throw new Error(`line ${line}: there are more than ${MAX_ENTRIES} tokens; remove those that have expired`);
-    }
+  }
+
+  /** @throws {Error} if there are too many entries */
+  #count(line: number): void {
+    if (++this.size <= MAX_ENTRIES) return;
+    throw new Error(`line ${line}: there are more than ${MAX_ENTRIES} entries; remove those of tokens that have expired`);
   }
 }
 
@@ -135,6 +225,7 @@ function problemOf(id: string): string | undefined {
   if (TOKEN.test(id.replace(/^(?:name|sub):/, ""))) return "it is a token; write its jti instead";
   if (PERSON.test(id)) return undefined;
   if (/^(?:name|sub):/.test(id)) return "it has no name behind the colon";
+  if (id.startsWith("before:")) return "it is not before:2026-01-31T09:00:00Z with sid:, sub:, or both, each behind one space";
   if (/\s/.test(id)) return "it contains a space: write one jti per line, and # before a comment";
   if (id.includes("#")) return "a comment needs a space before its #";
   if (/["'`]/.test(id)) return "it has quotation marks: write the jti without them";

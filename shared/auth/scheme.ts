@@ -52,7 +52,7 @@ export async function createAuthenticator(options: AuthOptions, log: Logger): Pr
   }
   const agents: Authenticator = type === "jwt" ? tokens! : type === "oidc" ? issuer! : createNoAuth();
   if (clients.length === 0) return agents;
-  return { ...withProviders(agents, providers), revoke: tokens?.revoke?.bind(tokens) };
+  return { ...withProviders(agents, providers), revoke: tokens?.revoke ?? issuer?.revoke, signOut: issuer?.signOut };
 }
 
 async function createProvider(
@@ -123,6 +123,7 @@ function refuseUnused({ type, clients, jwt, jwks, oidc, htpasswd, webhook }: Aut
     ["jwks.url", jwks.url !== undefined, unlessJwt],
     ["oidc.issuer", oidc.issuer !== undefined, type === "oidc" ? undefined : unless("oidc")],
     ["oidc.agent-audience", (oidc.agentAudience ?? []).length > 0, type === "oidc" ? undefined : "--auth.type is not oidc"],
+    ["oidc.logout-audience", (oidc.logoutAudience ?? []).length > 0, type === "oidc" ? undefined : unless("oidc")],
     ["oidc.audience", oidc.audience.length > 0, unless("oidc")],
     ["htpasswd.file", htpasswd.file !== undefined, unless("htpasswd")],
     ["webhook.url", webhook.url !== undefined, unless("webhook")],

@@ -291,6 +291,14 @@ export const providerOptions = defineOptions({
     default: "groups",
     description: "Claim with the person's groups, a name or a list; dots lead into nested claims, as in realm_access.roles.",
   },
+  "auth.oidc.logout-audience": {
+    reload: "at once",
+    guards: NOT_GIVEN,
+    kind: "list",
+    description:
+      "Client ids, one of which the issuer's logout tokens must name: POST /backchannel-logout of admin.listen-address then ends what was opened in " +
+      "a session that has ended there. It needs auth.jwt.revocation-file. By default none is accepted.",
+  },
   "auth.htpasswd.file": {
     reload: "at once",
     cuts: true,

@@ -25,6 +25,11 @@ export class AccessControl {
     return this.#authenticator?.revoke?.bind(this.#authenticator);
   }
 
+  /** Ends sessions by logout tokens; `undefined` if the authenticator accepts none. */
+  get signOut(): Authenticator["signOut"] {
+    return this.#authenticator?.signOut?.bind(this.#authenticator);
+  }
+
   /**
    * The authenticator that the options name. `given` replaces it and is not closed.
    * @throws {ConfigError}

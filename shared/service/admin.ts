@@ -11,6 +11,7 @@ import { createApi } from "./api/routes.ts";
 import { TokenFile } from "./api/tokens.ts";
 import { Operators } from "./operators/operators.ts";
 import type { OperatorOptions } from "./operators/options.ts";
+import { BackChannelLogout } from "./backchannel_logout.ts";
 import { type Connection, type Handler, serveRequest, serveTcp } from "./http_server.ts";
 import type { Metrics } from "./metrics.ts";
 import { listenUnix } from "./unix_socket.ts";
@@ -25,6 +26,7 @@ export class Admin {
   readonly #operators?: Operators;
   private tcp?: TcpSocket;
   private unix?: AdminSocket;
+  #logout?: BackChannelLogout;
 
   private constructor(hosts: readonly string[], operators: Operators | undefined) {
     this.#hosts = hosts;
@@ -81,13 +83,17 @@ export class Admin {
     const [hosts, operators] = [this.#hosts, this.#operators];
     const api = createApi({ operations: services, hosts, operators });
     const { log } = services;
-    const handle = createAdminHandler({ health, metrics, agents: () => services.agents(), api, login: operators?.login, hosts, log });
+    this.#logout?.close();
+    const logout = this.#logout = new BackChannelLogout(services);
+    const login = operators?.login;
+    const handle = createAdminHandler({ health, metrics, agents: () => services.agents(), api, login, hosts, logout, log });
     for (const socket of [this.tcp, this.unix]) socket?.serve(handle);
   }
 
   /** Closes the sockets but those that `next` uses. */
   async close(next?: Admin): Promise<void> {
     this.#operators?.close();
+    this.#logout?.close();
     if (this.tcp !== next?.tcp) await this.tcp?.close();
     if (this.unix !== next?.unix) await this.unix?.close();
   }

@@ -3,6 +3,7 @@ import { type Context, Hono } from "hono";
 import { type ApiEnv, isExpectedHost, isSameOrigin } from "./api/access.ts";
 import type { AgentState } from "./api/types.ts";
 import { serveDashboard } from "./dashboard/dashboard.ts";
+import type { BackChannelLogout } from "./backchannel_logout.ts";
 import type { Health } from "./health.ts";
 import type { Handler, RequestOrigin } from "./http_server.ts";
 import type { Logger } from "../log/logger.ts";
@@ -21,15 +22,19 @@ export interface AdminRoutesOptions {
   readonly login?: OidcLogin;
   /** See {@link AccessOptions.hosts}. */
   readonly hosts: readonly string[];
+  /** Sign-out by an identity provider. */
+  readonly logout: BackChannelLogout;
   readonly log: Logger;
 }
 
 export const API_PATH = "/api/v1";
+/** Where an identity provider says that a session has ended. Its token says who it is, so any Host will do. */
+const LOGOUT_PATH = "/backchannel-logout";
 
-export function createAdminHandler({ health, metrics, agents, api, login, hosts, log }: AdminRoutesOptions): Handler {
+export function createAdminHandler({ health, metrics, agents, api, login, hosts, logout, log }: AdminRoutesOptions): Handler {
   const app = new Hono<{ Bindings: RequestOrigin }>();
   app.use(async (c, next) => {
-    if (c.req.method !== "GET" && c.req.path !== "/logout" && !isOfApi(c.req.path)) {
+    if (c.req.method !== "GET" && c.req.path !== "/logout" && c.req.path !== LOGOUT_PATH && !isOfApi(c.req.path)) {
       return c.json({ error: "only GET and HEAD are served" }, 405, { "Allow": "GET, HEAD" });
     }
     await next();
@@ -52,6 +57,7 @@ export function createAdminHandler({ health, metrics, agents, api, login, hosts,
   // without a token: how one gets in, for the page
   app.get("/login/methods", (c) => json({ issuer: login?.issuer, isSession: login?.find(c.req.header("cookie")) !== undefined }));
   if (login !== undefined) addLogin(app, login, hosts);
+  app.post(LOGOUT_PATH, async (c) => await logout.serve(await c.req.text(), c.env.remote));
   app.onError((error, c) => {
     log.error("admin request failed", { error: error.stack ?? error.message });
     return c.json({ error: "internal error" }, 500);

@@ -195,6 +195,9 @@ export class ServiceRuntime implements ServiceContext {
       get revoke() {
         return access.revoke;
       },
+      get signOut() {
+        return access.signOut;
+      },
       reload: () => this.#configuration?.reload?.() ?? this.reload(),
       cluster: admin.cluster,
     });

@@ -203,6 +203,7 @@ describe("the admin API", () => {
           "/agents/disconnect": { agent: AGENT_ID },
           "/log-level": { level: "info" },
           "/tokens/revoke": { tokenId: "x" },
+          "/sessions/end": { logoutToken: "x" },
         };
         for (const [path, { get: read, post: act }] of Object.entries(document.paths as Record<string, Record<string, Operation>>)) {
           if (path === "/drain" || path === "/events") continue;

@@ -349,7 +349,7 @@ describe("a revocation file", () => {
     // there are 283 pieces
     assert.ok(turns > 20, `other things had ${turns} turns`);
     const over = folder.write("revoked", `${lines}${uuid(1_000_000)}`);
-    await assert.rejects(readRevocations(over), /^Error: line 1000001: there are more than 1000000 tokens/);
+    await assert.rejects(readRevocations(over), /^Error: line 1000001: there are more than 1000000 entries/);
   });
 });
 

@@ -3,10 +3,11 @@
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { createPublicKey } from "node:crypto";
+import { mkdirSync, readFileSync, rmSync } from "node:fs";
 import { describe, it } from "node:test";
 import { decodeJwt, exportSPKI, importJWK, type JWTPayload, SignJWT } from "jose";
 import { AuthenticationError, identifyClient, type Identity } from "../../shared/auth/authenticator.ts";
-import { createOidcAuth, type OidcAuth, type OidcOptions } from "../../shared/auth/oidc.ts";
+import { checkLogout, createOidcAuth, type OidcAuth, type OidcOptions } from "../../shared/auth/oidc.ts";
 import { createJwtAuth, type OnExpiry } from "../../shared/auth/jwt.ts";
 import { ConfigError } from "../../shared/config/option.ts";
 import { silentLogger } from "../../shared/log/logger.ts";
@@ -255,5 +256,95 @@ describe("the issuer's keys", () => {
       createOidcAuth(same, deps),
       /Cannot use --auth.oidc.agent-audience b: .*anyone with a client's token could be an agent/,
     );
+  });
+});
+
+/** The claims of a logout token. */
+function loggedOut(claims: JWTPayload = {}): JWTPayload {
+  return { aud: "rht", events: { "http://schemas.openid.net/event/backchannel-logout": {} }, groups: undefined, ...claims };
+}
+
+describe("logout tokens of the issuer", () => {
+  /** A bench whose revocation list may be signed out of. */
+  async function withSessions(body: (bench: Bench, file: string) => Promise<void>): Promise<void> {
+    using folder = new Folder();
+    const revocationFile = folder.write("revoked", "# sessions\n");
+    await using bench = await Bench.start({ logoutAudience: ["rht"] }, "keep", { revocationFile });
+    await body(bench, revocationFile);
+  }
+
+  it("end what was opened in the session, and stay in force, and nothing else ends", () =>
+    withSessions(async (bench, file) => {
+      const { issuer } = bench;
+      const [one, two, without, bob] = [
+        await issuer.sign({ sid: "s1" }),
+        await issuer.sign({ sid: "s2" }),
+        await issuer.sign(),
+        await issuer.sign({ sub: "u-2", sid: "s3" }),
+      ];
+      const [first, second, third, fourth] = [await bench.as(one!), await bench.as(two!), await bench.as(without!), await bench.as(bob!)];
+      const token = await issuer.sign(loggedOut({ sid: "s1" }), { header: { typ: "logout+jwt" } });
+      assert.deepEqual(await bench.provider.signOut!(token), { target: "u-1", affected: 2 });
+      // it may be sent again
+      assert.deepEqual(await bench.provider.signOut!(token), { target: "u-1", affected: 0 });
+      for (const ended of [first, third]) assert.equal(await endOf(ended!), "The token is revoked");
+      for (const open of [second, fourth]) assert.equal(open!.signal!.aborted, false);
+      for (const text of [one, without]) await assert.rejects(bench.as(text!), refused(/revoked/, "ended"));
+      const later = { iat: Math.floor(Date.now() / 1_000) + 1 };
+      for (const claims of [{ sid: "s4" }, {}]) await bench.as(await issuer.sign({ ...claims, ...later }));
+      await assert.rejects(bench.as(await issuer.sign({ sid: "s1", ...later })), refused(/revoked/, "ended"));
+      assert.match(readFileSync(file, "utf8"), /^# sessions\nbefore:20[^ ]*Z sid:s1 sub:u-1 # signed out at http:[^\n]*\n$/);
+
+      // all sessions of a person, and a session of nobody
+      const all = await issuer.sign(loggedOut());
+      assert.deepEqual(await bench.provider.signOut!(all), { target: "u-1", affected: 1 });
+      assert.equal(await endOf(second!), "The token is revoked");
+      const { affected, target } = await bench.provider.signOut!(await issuer.sign(loggedOut({ sub: undefined, sid: "s3" })));
+      assert.deepEqual([affected, target], [1, "s3"]);
+      assert.equal(await endOf(fourth!), "The token is revoked");
+    }));
+
+  it("are refused with the reason, change nothing, and identify nobody", () =>
+    withSessions(async (bench, file) => {
+      const { issuer } = bench;
+      await using other = await OidcIssuer.start();
+      await bench.as(await issuer.sign());
+      const signOut = (token: string) => bench.provider.signOut!(token);
+      const rows: [token: string, message: RegExp, kind?: AuthenticationError["kind"]][] = [
+        [await issuer.sign(loggedOut({ aud: "proxy" })), /for the audience "proxy", and "rht" is required/],
+        [await issuer.sign(loggedOut({ iss: other.url })), /of the issuer/],
+        [await other.sign(loggedOut({ iss: issuer.url })), /publishes no key/],
+        [await issuer.sign(loggedOut({ events: undefined })), /has no events/],
+        [await issuer.sign(loggedOut({ events: { "https://other.example": {} } })), /reports another event/],
+        [await issuer.sign(loggedOut({ nonce: "n" })), /has a nonce/],
+        [await issuer.sign(loggedOut({ jti: undefined })), /has no jti/],
+        [await issuer.sign(loggedOut({ iat: undefined })), /has no iat/],
+        [await issuer.sign(loggedOut({ exp: 1 })), /expired/, "ended"],
+        [await issuer.sign(loggedOut({ sub: undefined })), /has neither sub nor sid/],
+        [await issuer.sign(loggedOut({ sid: "s".repeat(257) })), /has an unusable sid/],
+        ["x", /not a JWT/],
+      ];
+      for (const [token, message, kind] of rows) await assert.rejects(signOut(token), refused(message, kind));
+      for (const sub of ["a\nsub:b", "a #b", " a"]) {
+        await assert.rejects(signOut(await issuer.sign(loggedOut({ sub }))), /characters that a line cannot have/);
+      }
+      assert.equal(readFileSync(file, "utf8"), "# sessions\n");
+      await assert.rejects(bench.as(await issuer.sign(loggedOut({ aud: "proxy" }))), refused(/is a logout token/));
+      rmSync(file);
+      mkdirSync(file);
+      await assert.rejects(signOut(await issuer.sign(loggedOut())), /the revocation file cannot be written/);
+    }));
+
+  it("need a revocation list and an address that they are sent to", async () => {
+    const options = { issuer: "https://a.example", audience: ["a"], nameClaim: "a", groupsClaim: "b", refresh: 1, maxStale: 0 };
+    const deps = { log: silentLogger, onExpiry: "keep" } as const;
+    await assert.rejects(
+      createOidcAuth({ ...options, logoutAudience: ["rht"] }, deps),
+      /Cannot use --auth.oidc.logout-audience: --auth.jwt.revocation-file is required/,
+    );
+    const auth = { oidc: { logoutAudience: ["rht"] } };
+    assert.throws(() => checkLogout({ auth, admin: {} }), /Cannot use --auth.oidc.logout-audience: .*--admin.listen-address/);
+    checkLogout({ auth, admin: { socket: "admin.sock" } });
+    checkLogout({ auth: { oidc: {} }, admin: {} });
   });
 });

@@ -1,6 +1,6 @@
 // Proxies and a load balancer that answer operators for each other, on the in-memory network with a store in memory.
 import assert from "node:assert/strict";
-import { writeFileSync } from "node:fs";
+import { mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, it } from "node:test";
 import { startAgent } from "../../agent/agent.ts";
@@ -19,6 +19,7 @@ import type { Member } from "../../shared/service/cluster/member.ts";
 import { createMemoryStore } from "../../shared/store/memory.ts";
 import type { Store } from "../../shared/store/store.ts";
 import { ask, LogBook, withNet } from "../../testing/network.ts";
+import { OidcIssuer } from "../../testing/oidc_issuer.ts";
 import { Folder } from "../../testing/programs.ts";
 import { listenTcp, pause, within } from "../conformance/support.ts";
 import { checkTunnel, openTunnel } from "./tunnels.ts";
@@ -50,7 +51,10 @@ interface Running {
 }
 
 /** Two proxies, each with one agent of its own and with the agent 4711, and a load balancer. */
-async function withCluster(body: (running: Running) => Promise<void>): Promise<void> {
+async function withCluster(
+  body: (running: Running) => Promise<void>,
+  optionsOf: (folder: Folder, i: number) => object = () => ({}),
+): Promise<void> {
   await withNet(async (net) => {
     using folder = new Folder();
     const [tokenFile, keyFile] = [join(folder.path, "tokens"), join(folder.path, "cluster-key")];
@@ -64,6 +68,7 @@ async function withCluster(body: (running: Running) => Promise<void>): Promise<v
         agentServer: { listenAddress: "127.0.0.1:0" },
         httpProxy: { listenAddress: "127.0.0.1:0" },
         admin: adminOf(port),
+        ...optionsOf(folder, i),
       });
       const proxy = await startProxy(options, { net, log, store });
       const connect = (agentId: string) =>
@@ -228,6 +233,62 @@ describe("each member of a cluster", () => {
       const { status: unsigned } = await send(one!, "GET", "agents", { token: KEY });
       assert.equal(unsigned, 401);
     }));
+
+  let folderPath = "";
+
+  it("ends the sessions of a person who has signed out at the issuer, which tells one of them, and says who has not done it", async () => {
+    await using issuer = await OidcIssuer.start();
+    await withCluster(async ({ net, proxies: [one, two], lb }) => {
+      const origin = await listenTcp(net);
+      const [alice, bob] = [await issuer.sign(), await issuer.sign({ sub: "u-2" })];
+      const tunnels = [];
+      for (const proxy of [one!.proxy, two!.proxy]) {
+        for (const token of [alice, bob]) tunnels.push(await openTunnel(net, proxy, origin, token));
+      }
+      const [here, bobHere, elsewhere, bobElsewhere] = tunnels;
+      const post = async (to: Part, form: string) => {
+        const { status, body } = await ask(
+          net,
+          to.address,
+          `POST /backchannel-logout HTTP/1.1\r\nHost: ops.example\r\nContent-Type: application/x-www-form-urlencoded\r\n` +
+            `Content-Length: ${form.length}\r\n\r\n${form}`,
+        );
+        return [status, JSON.parse(body)];
+      };
+      const event = { "http://schemas.openid.net/event/backchannel-logout": {} };
+      const logout = `logout_token=${await issuer.sign({ aud: "rht", events: event })}`;
+      assert.deepEqual(await post(one!, ""), [400, { error: "invalid_request", error_description: "The request has no logout_token" }]);
+      assert.equal((await post(one!, `logout_token=${alice}`))[0], 400);
+      assert.equal((await post(lb, logout))[0], 400); // it accepts none
+      for (const tunnel of tunnels) await checkTunnel(tunnel);
+      assert.deepEqual(await post(one!, logout), [200, { affected: 1 }]);
+      for (const tunnel of [here!, elsewhere!]) await assert.rejects(within(tunnel.client.read()), { code: "reset" });
+      for (const tunnel of [bobHere!, bobElsewhere!]) await checkTunnel(tunnel);
+      await two!.log.waitFor("operator action", { by: "issuer", action: "end-session", target: "u-1", through: one!.address });
+      await one!.log.waitFor("operator action", { by: "issuer", action: "end-session", target: "u-1" });
+      for (const tunnel of tunnels) tunnel.client.reset(1);
+      // one that is stopped leaves; one whose list cannot be written has not done it
+      rmSync(join(folderPath, "revoked1"));
+      mkdirSync(join(folderPath, "revoked1"));
+      const [status, { error_description: why }] = await post(
+        one!,
+        `logout_token=${await issuer.sign({ sub: "u-2", aud: "rht", events: event })}`,
+      );
+      assert.deepEqual([status, why], [503, "it has not ended at all members of the cluster"]);
+      const [{ members }] = one!.log.logged("a session has not ended at all members of the cluster") as [{ members: string }];
+      assert.equal(members, `${two!.address}: status 503`);
+    }, (folder, i) => {
+      folderPath = folder.path;
+      const revocationFile = folder.write(`revoked${i}`, "");
+      return {
+        auth: {
+          clients: ["oidc"],
+          jwt: { revocationFile },
+          oidc: { issuer: issuer.url, audience: ["proxy"], logoutAudience: ["rht"] },
+        },
+      };
+    });
+  });
 });
 
 describe("the key of a cluster", () => {

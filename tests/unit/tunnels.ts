@@ -17,15 +17,15 @@ export interface Tunnel {
 }
 
 /** A request for a tunnel to `origin`. */
-export function connectRequest(origin: TcpServer): string {
-  const credentials = `Proxy-Authorization: Basic ${btoa(`${AGENT_ID}:x`)}`;
+export function connectRequest(origin: TcpServer, password = "x"): string {
+  const credentials = `Proxy-Authorization: Basic ${btoa(`${AGENT_ID}:${password}`)}`;
   return `CONNECT 127.0.0.1:${origin.port} HTTP/1.1\r\nHost: a\r\n${credentials}\r\n\r\n`;
 }
 
 /** Opens a tunnel to an origin that reads a head first, and sends it one. */
-export async function openTunnel(net: Net, proxy: Proxy, origin: TcpServer): Promise<Tunnel> {
+export async function openTunnel(net: Net, proxy: Proxy, origin: TcpServer, password?: string): Promise<Tunnel> {
   const client = await connectTo(net, proxy.clientAddress);
-  await client.write(bytes(connectRequest(origin)));
+  await client.write(bytes(connectRequest(origin, password)));
   assert.match(await readUntil(client, "\r\n\r\n"), /^HTTP\/1\.1 200 /);
   await client.write(bytes("GET / HTTP/1.1\r\nHost: a\r\n\r\n"));
   const { stream: server } = await within(origin.request());

@@ -1,12 +1,14 @@
 // The routes with which operators act. Each action is logged with the operator's name.
 import type { Context, Hono } from "hono";
-import { RevocationError } from "../../auth/authenticator.ts";
+import { AuthenticationError, RevocationError, type SignedOut } from "../../auth/authenticator.ts";
+import { MAX_TOKEN } from "../../auth/token.ts";
 import { messageOf } from "../../log/error_message.ts";
 import { LOG_LEVELS } from "../../log/logger.ts";
 import { type ApiEnv, checkWrite, fail } from "./access.ts";
 import { type ActionPart, actOnOthers, ownPart, proxiesOf, scopeOf, type Wide } from "./cluster.ts";
 import { sumActions } from "./cluster_sums.ts";
 import { ActionRefused, type Operations, recordAction } from "./operations.ts";
+import type { Operator } from "./tokens.ts";
 import type { ActionRecord, ActionResult } from "./types.ts";
 
 /** A body that cannot be used. */
@@ -64,6 +66,8 @@ export function addActions(api: Hono<ApiEnv>, operations: Operations, changed: (
       } catch (error) {
         if (error instanceof BodyError) return fail(c, 400, error.message);
         if (error instanceof ActionRefused) return fail(c, 409, error.message);
+        if (error instanceof AuthenticationError) return fail(c, error.kind === "unavailable" ? 503 : 400, error.message);
+        if (error instanceof RevocationError) return fail(c, 503, error.message);
         throw error;
       }
     });
@@ -93,6 +97,10 @@ export function addActions(api: Hono<ApiEnv>, operations: Operations, changed: (
       throw error;
     }
   }, { of: "tokens" });
+  add("/sessions/end", "end-session", async (body) => {
+    const { target, affected } = await signOut(operations, textIn(body, "logoutToken", MAX_TOKEN));
+    return { affected, target };
+  }, { of: "tokens" });
   add("/drain", "drain", () => {
     const affected = activity.tunnels.size;
     setTimeout(() => {
@@ -111,6 +119,23 @@ export function addActions(api: Hono<ApiEnv>, operations: Operations, changed: (
     operations.logLevel.level = level;
     return { affected: 1, target: level };
   }, { of: "service" });
+}
+
+/**
+ * Ends a session by a logout token of the issuer, and records that.
+ * @throws {ActionRefused} if no such tokens are accepted
+ * @throws {AuthenticationError | RevocationError}
+ */
+export async function signOutHere(operations: Operations, logoutToken: string, { name: by }: Operator, remote: string): Promise<SignedOut> {
+  const signedOut = await signOut(operations, logoutToken);
+  recordAction(operations, { by, action: "end-session", target: signedOut.target }, remote);
+  return signedOut;
+}
+
+/** @throws as {@link signOutHere} */
+async function signOut({ signOut }: Operations, logoutToken: string): Promise<SignedOut> {
+  if (!signOut) throw new ActionRefused("this service accepts no logout tokens: --auth.oidc.logout-audience is not set");
+  return await signOut(logoutToken);
 }
 
 type Body = Readonly<Record<string, unknown>>;
@@ -148,8 +173,8 @@ async function readBody(c: Context<ApiEnv>): Promise<Body> {
 const MAX_TEXT = 1_024;
 
 /** @throws {BodyError} */
-function textIn(body: Body, name: string): string {
+function textIn(body: Body, name: string, maxLength = MAX_TEXT): string {
   const value = body[name];
-  if (typeof value !== "string" || value === "" || value.length > MAX_TEXT) throw new BodyError(`${name} is not a text`);
+  if (typeof value !== "string" || value === "" || value.length > maxLength) throw new BodyError(`${name} is not a text`);
   return value;
 }

@@ -82,6 +82,7 @@ export function openApi(version: string): object {
       "/tunnels/close": act("Reset a tunnel", "CloseTunnelRequest"),
       "/agents/disconnect": act("Close connections of an agent, and refuse it for a time", "DisconnectRequest"),
       "/tokens/revoke": act("Add a token to the revocation file, which ends what was opened with it", "RevokeRequest"),
+      "/sessions/end": act("End what was opened in a session at the identity provider, by its logout token", "EndSessionRequest"),
       "/drain": act("Stop gracefully", "Empty", 202),
       "/reload": act("Read certificates, keys and the files of the authenticator again", "Empty"),
       "/log-level": act("Change the level of the log", "LogLevelRequest"),

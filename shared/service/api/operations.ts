@@ -1,4 +1,5 @@
 // What a service shows to operators and does for them. The service implements it; routes.ts serves it.
+import type { SignedOut } from "../../auth/authenticator.ts";
 import type { Logger, LogLevelControl } from "../../log/logger.ts";
 import type { AuditLog } from "../audit.ts";
 import type { Health } from "../health.ts";
@@ -35,6 +36,8 @@ export interface Operations extends ServiceOperations {
   readonly audit?: Pick<AuditLog, "action">;
   /** As {@link Authenticator.revoke}. Missing if the service does not authenticate, or by a scheme without revocation. */
   revoke?(tokenId: string, comment: string): Promise<number>;
+  /** As {@link Authenticator.signOut}. Missing if no logout tokens are accepted. */
+  signOut?(logoutToken: string): Promise<SignedOut>;
   /** Reads certificates, keys, and the files of the authenticator again. */
   reload(): Promise<void>;
 }

@@ -150,6 +150,7 @@ export const SCHEMAS: Readonly<Record<string, Schema>> = {
   CloseTunnelRequest: object({ id: text }),
   DisconnectRequest: object({ agent: text }, { connection: text, awaySeconds: { type: "number", minimum: 0, maximum: 86_400 } }),
   RevokeRequest: object({ tokenId: text }),
+  EndSessionRequest: object({ logoutToken: text }),
   LogLevelRequest: object({ level: oneOf(...LOG_LEVELS) }),
   Empty: object({}),
 };

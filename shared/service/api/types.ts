@@ -245,7 +245,7 @@ export interface ActionRecord {
   readonly at: string;
   /** The name in the token file, or `local` for the socket. */
   readonly by: string;
-  readonly action: "close-tunnel" | "disconnect-agent" | "revoke-token" | "drain" | "reload" | "log-level";
+  readonly action: "close-tunnel" | "disconnect-agent" | "revoke-token" | "end-session" | "drain" | "reload" | "log-level";
   /** The person's id at the identity provider. */
   readonly subject?: string;
   /** What it was applied to. */
@@ -292,6 +292,11 @@ export interface DisconnectRequest {
 /** Body of `POST tokens/revoke`: a `jti`. */
 export interface RevokeRequest {
   readonly tokenId: string;
+}
+
+/** Body of `POST sessions/end`: a logout token (OpenID Connect Back-Channel Logout 1.0). */
+export interface EndSessionRequest {
+  readonly logoutToken: string;
 }
 
 /** Body of `POST log-level`. */
