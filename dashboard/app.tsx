@@ -46,18 +46,20 @@ export function App(): JSX.Element {
   return <Login refusal={refusal} signIn={useToken} issuer={signIn.issuer} />;
 }
 
-const INTERVAL_MS = 2_000;
+/** Views that show numbers of the status load it every two seconds; for the others it has the state of the service in the header. */
+const [INTERVAL_MS, SLOW_INTERVAL_MS] = [2_000, 10_000];
 
 function SignedIn({ api: own, signOut }: { api: Api; signOut: () => void }): JSX.Element {
   const [isWide, setWide] = useState(false);
   const api = useMemo(() => isWide ? own.ofCluster() : own, [own, isWide]);
+  const route = useRoute();
+  const [view] = route.path;
   const { value: status, error, reload } = usePolled((signal) => api.get<Status | ClusterStatus>("status", {}, signal), {
-    intervalMs: INTERVAL_MS,
+    intervalMs: view === undefined || view === "service" ? INTERVAL_MS : SLOW_INTERVAL_MS,
     subject: "status",
     part: String(isWide),
   });
   useEffect(() => setWide(status?.member !== undefined), [status?.member]); // a cluster is shown as a whole at first
-  const route = useRoute();
   useEffect(() => {
     if (status) document.title = `${status.service} ${visible(status.host)} – reverse-http`;
   }, [status?.service, status?.host]);

@@ -1,6 +1,6 @@
 // A graph over time, by uPlot, with the last values, or those below the pointer, as text.
 import type { JSX } from "preact";
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import uPlot from "uplot";
 import { timeOfDay } from "./format.ts";
 import { type Columns, isolated } from "./series.ts";
@@ -39,7 +39,7 @@ export function Chart({ title, lines, data, format, least = 1, isWide = false }:
       chart.destroy();
     };
   }, [theme, lines.join("\n")]);
-  useEffect(() => plot.current?.setData(data), [data]);
+  useLayoutEffect(() => plot.current?.setData(data), [data]); // drawn in the frame of the text
 
   return (
     <figure class={isWide ? "chart wide" : "chart"}>

@@ -1,6 +1,6 @@
 // The first view: what happens now, graphs of the last ten minutes, and failures by cause.
 import type { JSX } from "preact";
-import { useEffect, useMemo, useState } from "preact/hooks";
+import { useLayoutEffect, useMemo, useState } from "preact/hooks";
 import type { FailureCount, FailureHistory, Sample } from "../shared/service/api/types.ts";
 import { useSession } from "./api.ts";
 import { Chart } from "./chart.tsx";
@@ -21,7 +21,7 @@ function useHistory(): readonly Sample[] {
   const [samples, setSamples] = useState<readonly Sample[]>([]);
   const last = samples.at(-1);
   const isBehind = last === undefined || timeOf(now) - timeOf(last) > MAX_GAP_MS;
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (!isBehind) return setSamples((before) => append(before, now, timeOf, MAX_SAMPLES));
     const controller = new AbortController();
     api.get<readonly Sample[]>("history", {}, controller.signal).then(

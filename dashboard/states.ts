@@ -1,5 +1,5 @@
 // What a page has seen of one thing since it was opened, for its graphs: the server keeps no history of single agents and tunnels.
-import { useEffect, useState } from "preact/hooks";
+import { useLayoutEffect, useState } from "preact/hooks";
 import { append, type Columns, columns, type Point } from "./series.ts";
 
 export interface Seen<T> {
@@ -13,7 +13,7 @@ const MAX_GAP_MS = 7_000;
 /** The states that `state` has had, each time it was loaded. */
 export function useStates<T>(state: T | undefined): readonly Seen<T>[] {
   const [states, setStates] = useState<readonly Seen<T>[]>([]);
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (state === undefined) return;
     setStates((before) => append(before, { time: Date.now(), state }, ({ time }) => time, MAX_STATES));
   }, [state]);
