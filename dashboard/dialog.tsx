@@ -15,11 +15,13 @@ export interface ActionProps {
 }
 
 export function ActionButton(props: ActionProps): JSX.Element {
-  const [isOpen, setOpen] = useState(false);
+  /** Which dialog is open, counted from 1: a key may open the next one before the browser reports the end of the last. */
+  const [open, setOpen] = useState<number>();
+  const count = useRef(0);
   return (
     <>
-      <button type="button" class={classOf(props)} onClick={() => setOpen(true)}>{props.title}…</button>
-      {isOpen && <Confirmation {...props} close={() => setOpen(false)} />}
+      <button type="button" class={classOf(props)} onClick={() => setOpen(++count.current)}>{props.title}…</button>
+      {open && <Confirmation key={open} {...props} close={() => setOpen((now) => now === open ? undefined : now)} />}
     </>
   );
 }
