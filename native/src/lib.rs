@@ -1,4 +1,4 @@
-//! The native engine of reverse-http: sockets, TLS, QUIC and the relaying of bytes, behind the contract of `shared/net/types.ts`.
+//! The native engine of reverse-http: sockets, TLS, QUIC and the relaying of bytes, behind the contract of `shared/net/net.ts`.
 //!
 //! JavaScript refers to everything by handle and chooses the number of each call. Access control and responses are decided in TypeScript.
 mod addon;

@@ -17,7 +17,8 @@ use crate::net::tls::{ClientTls, ServerTls};
 use crate::quic::handshake_limits::{HandshakeLimits, SuppressedErrors};
 use crate::quic::transport::Transport;
 use crate::quic::{self, connection, probe, signals};
-use crate::stream::half::{ReadHalf, WriteHalf};
+use crate::stream::reader::ReadHalf;
+use crate::stream::writer::WriteHalf;
 use crate::stream::Halves;
 use crate::tls_link;
 

@@ -17,7 +17,8 @@ use super::connection::Transport;
 use super::stream;
 use super::streams::{Streams, CONNECTION_WINDOW, DATA_FRAME_BUDGET, MAX_FORGOTTEN, SEND_BUFFER, STREAM_WINDOW};
 use crate::error::{NetError, NetErrorCode};
-use crate::stream::half::{ReadHalf, WriteHalf};
+use crate::stream::reader::ReadHalf;
+use crate::stream::writer::WriteHalf;
 use crate::stream::Halves;
 
 /// Protocols to offer (RFC 7301). Servers that know neither are taken for the latter.

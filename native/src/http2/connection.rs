@@ -19,8 +19,9 @@ use crate::error::{NetError, NetErrorCode};
 use crate::http::head::{HeadLimits, Incoming, TlsPeer};
 use crate::http::pending_heads::{HeadPermit, PendingHeads};
 use crate::net::address::AddressKey;
-use crate::stream::half::{ReadHalf, WriteHalf};
+use crate::stream::reader::ReadHalf;
 use crate::stream::tcp_socket::{Tcp, READ_ENDED, WRITE_ENDED};
+use crate::stream::writer::WriteHalf;
 use crate::stream::Halves;
 
 /// What a client sends first (RFC 9113 §3.4).

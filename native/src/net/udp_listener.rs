@@ -20,8 +20,9 @@ use crate::net::address::{bind_first, canonical};
 use crate::net::socks_datagram::Client;
 use crate::net::udp;
 use crate::relay::datagram_queue::with_buffer;
-use crate::stream::half::{ReadHalf, WriteHalf};
+use crate::stream::reader::ReadHalf;
 use crate::stream::udp_peer::{Route, UdpPeer};
+use crate::stream::writer::WriteHalf;
 use crate::stream::Halves;
 use crate::sync::lock;
 

@@ -14,7 +14,8 @@ use super::transport::INITIAL_STREAMS;
 use super::window::Flow;
 use crate::error::NetError;
 use crate::net::address::canonical;
-use crate::stream::half::{ReadHalf, WriteHalf};
+use crate::stream::reader::ReadHalf;
+use crate::stream::writer::WriteHalf;
 use crate::stream::Halves;
 
 /// Maximum time to wait for CONNECTION_CLOSE to be sent.

@@ -17,8 +17,9 @@ use super::splice::received;
 use crate::error::{NetError, NetErrorCode};
 use crate::quic::datagrams::Sender;
 use crate::relay::rate::RateLimiter;
-use crate::stream::half::{Reader, Writer};
 use crate::stream::read_buffer::ReadBuffer;
+use crate::stream::reader::Reader;
+use crate::stream::writer::Writer;
 use crate::stream::{CancelSignal, Halves, Handover};
 use crate::sync::{lock, wait_for};
 

@@ -13,8 +13,9 @@ use tokio::time::timeout;
 use super::ends::CopyError;
 use super::splice::{deliver, ByteCounter, SourceReset};
 use crate::error::NetError;
-use crate::stream::half::{ReadHalf, Reader, WriteHalf, Writer};
+use crate::stream::reader::{ReadHalf, Reader};
 use crate::stream::tcp_socket::Tcp;
+use crate::stream::writer::{WriteHalf, Writer};
 
 /// Reads of at least this size through memory show that a direction carries bulk data.
 pub const BULK: usize = 64 << 10;

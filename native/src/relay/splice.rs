@@ -12,9 +12,11 @@ use super::ends::{CopyError, End, Side, TunnelEnds};
 use crate::error::{NetError, NetErrorCode};
 use crate::relay::budget::TunnelUsage;
 use crate::relay::rate::RateLimiter;
-use crate::stream::half::{ReadHalf, Reader, WriteHalf, Writer, RESET_CODE};
 use crate::stream::read_buffer::ReadBuffer;
+use crate::stream::reader::{ReadHalf, Reader};
+use crate::stream::reset_on_drop::RESET_CODE;
 use crate::stream::tcp_socket::MAX_IO_SLICES;
+use crate::stream::writer::{WriteHalf, Writer};
 use crate::stream::{CancelSignal, Halves, Handover};
 
 /// How long a splice continues after one side was reset or stopped reading, to deliver data received before: the end of an upload, or the

@@ -1,13 +1,15 @@
 //! A stream as JavaScript holds it: two queues of calls, one for each half.
 pub mod buffered;
-pub mod half;
 mod op_queue;
 pub mod read_buffer;
+pub mod reader;
+pub mod reset_on_drop;
 pub mod stdio;
 pub mod tcp_socket;
 pub mod tls_transport;
 pub mod udp_peer;
 pub mod window_growth;
+pub mod writer;
 
 use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,10 +24,11 @@ use tokio::time::timeout;
 use crate::addon::completion_queue::{Promise, Value};
 use crate::error::NetError;
 use crate::relay::budget::{Relayed, TunnelUsage};
-use half::{ReadHalf, Reader, WriteHalf, Writer};
 pub use op_queue::CancelSignal;
 use op_queue::{OnPanic, OpQueue, TakenHalf};
 use read_buffer::ReadBuffer;
+use reader::{ReadHalf, Reader};
+use writer::{WriteHalf, Writer};
 
 /// Most bytes that one read of JavaScript returns.
 const LARGEST_READ: usize = 64 << 10;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use tokio::sync::{oneshot, Notify};
 use tokio::task::AbortHandle;
 
-use super::half::ResetOnDrop;
+use super::reset_on_drop::ResetOnDrop;
 use crate::error::NetError;
 use crate::relay::budget::TunnelUsage;
 use crate::sync::lock;

@@ -284,8 +284,9 @@ mod tests {
     use crate::relay::ends::Side;
     use crate::relay::rate::RateLimiter;
     use crate::relay::splice::{run, SpliceOutcome};
-    use crate::stream::half::{ReadHalf, WriteHalf};
+    use crate::stream::reader::ReadHalf;
     use crate::stream::tcp_socket::Tcp;
+    use crate::stream::writer::WriteHalf;
     use crate::stream::{CancelSignal, Halves};
 
     /// Relays between the descriptors and the connection that is returned.

@@ -12,8 +12,9 @@ use tokio::time::sleep;
 
 use super::frame::{encode, Control, Decoder, Outgoing, Side};
 use crate::error::{NetError, NetErrorCode};
-use crate::stream::half::{Reader, Writer};
 use crate::stream::read_buffer::ReadBuffer;
+use crate::stream::reader::Reader;
+use crate::stream::writer::Writer;
 use crate::stream::Halves;
 use crate::sync::{lock, wait_for};
 

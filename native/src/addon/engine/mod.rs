@@ -16,7 +16,7 @@ use napi_derive::napi;
 use super::completion_queue::{CompletionQueue, Value};
 use super::handles::EngineState;
 use crate::error::{NetError, NetErrorCode};
-use crate::net::tcp::listener::Preamble;
+use crate::net::tcp::preamble::Preamble;
 use crate::net::tcp::tls_accept::ServerConfigs;
 use crate::net::tls::{self, ClientTls, ServerTls};
 use crate::relay::budget::{self, Relayed};

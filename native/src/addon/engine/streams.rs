@@ -5,7 +5,8 @@ use napi_derive::napi;
 use super::{closed, Engine};
 use crate::addon::completion_queue::Value;
 use crate::error::{NetError, NetErrorCode};
-use crate::stream::half::{ReadHalf, WriteHalf};
+use crate::stream::reader::ReadHalf;
+use crate::stream::writer::WriteHalf;
 use crate::stream::{stdio, Halves};
 use crate::sync::lock;
 

@@ -1,8 +1,10 @@
 //! TCP connections, with or without TLS.
+pub mod accepted;
 pub mod client_hello;
 pub mod dial;
 pub mod listener;
 pub mod outbound_proxy;
+pub mod preamble;
 pub mod socks_handshake;
 pub mod tls_accept;
 
@@ -12,10 +14,11 @@ use std::time::Duration;
 use socket2::TcpKeepalive;
 use tokio_rustls::TlsStream;
 
-use crate::stream::half::{ReadHalf, WriteHalf};
 use crate::stream::read_buffer::Truncation;
+use crate::stream::reader::ReadHalf;
 use crate::stream::tcp_socket::Tcp;
 use crate::stream::tls_transport::TlsTransport;
+use crate::stream::writer::WriteHalf;
 use crate::stream::Halves;
 
 /// Interval of keep-alive probes, which detect dead peers (RFC 9293 §3.8.4). Same as Go's.

@@ -9,7 +9,7 @@ use tokio::io::AsyncWriteExt;
 use tokio_rustls::{StartHandshake, TlsStream};
 
 use super::client_hello::read_hello;
-use super::listener::Preamble;
+use super::preamble::Preamble;
 use crate::error::NetError;
 use crate::http::head::TlsPeer;
 use crate::net::tls::{self, HostTls, ServerTls, ACME_PROTOCOL, TCP_VERSIONS};
