@@ -1,69 +1,25 @@
 //! A QUIC socket that passes from one process to the next (docs/adr/0017-hand-over.md). Each process is a generation, which its connection ids
 //! name. The newest one reads the socket, and relays what belongs to connections of earlier ones, which send by their own descriptor of it.
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram as StdUnixDatagram;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Mutex;
 use std::task::{ready, Context, Poll, Waker};
 
-use quinn::udp::{EcnCodepoint, RecvMeta};
-use quinn_proto::{ConnectionId, ConnectionIdGenerator, HashedConnectionIdGenerator, InvalidCid};
+use quinn::udp::RecvMeta;
 use socket2::SockRef;
 use tokio::io::ReadBuf;
 use tokio::net::UnixDatagram;
 
+use super::generations::generation_of;
+use super::relayed_packet::{decode, encode};
 use crate::handover::channel::{duplicate, MAX_DESCRIPTORS};
 use crate::relay::datagram_queue::with_buffer;
 use crate::sync::lock;
 
-/// Length of a connection id: the generation, then an id that its key verifies.
-const CID_LEN: usize = 9;
-/// Packets of long header (RFC 9000 §17.2), and of these Initial ones.
-const LONG_HEADER: u8 = 0x80;
-const LONG_TYPE: u8 = 0x30;
 /// Requested buffer of a relay in bytes; the kernel may grant less.
 const RELAY_BUFFER: usize = 4 << 20;
-
-/// Generates connection ids that name a generation.
-pub struct GenerationalIds {
-    generation: u8,
-    ids: HashedConnectionIdGenerator,
-}
-
-impl GenerationalIds {
-    pub fn new(generation: u8, key: u64) -> Self {
-        Self {
-            generation,
-            ids: HashedConnectionIdGenerator::from_key(key),
-        }
-    }
-}
-
-impl ConnectionIdGenerator for GenerationalIds {
-    fn generate_cid(&mut self) -> ConnectionId {
-        let mut id = [self.generation; CID_LEN];
-        id[1..].copy_from_slice(&self.ids.generate_cid());
-        ConnectionId::new(&id)
-    }
-
-    /// Those of other generations, too: they may be of a process that has ended, whose peers are told by a stateless reset.
-    fn validate(&self, cid: &ConnectionId) -> Result<(), InvalidCid> {
-        match cid.len() {
-            CID_LEN => self.ids.validate(&ConnectionId::new(&cid[1..])),
-            _ => Err(InvalidCid),
-        }
-    }
-
-    fn cid_len(&self) -> usize {
-        CID_LEN
-    }
-
-    fn cid_lifetime(&self) -> Option<std::time::Duration> {
-        None
-    }
-}
 
 /// The way to an earlier process.
 #[derive(Debug)]
@@ -226,7 +182,7 @@ impl Succession {
 
     /// Returns whether the packet belongs to an earlier process that still runs.
     fn send_to_earlier(&self, earlier: &mut Vec<Relay>, packet: &[u8], meta: &RecvMeta) -> bool {
-        let Some(generation) = self.generation_of(packet) else {
+        let Some(generation) = generation_of(packet, self.key) else {
             return false;
         };
         let Some(at) = earlier.iter().position(|relay| relay.generation == generation) else {
@@ -242,28 +198,6 @@ impl Succession {
         }
         runs
     }
-
-    /// The generation of the process that has chosen the packet's destination id. `None` for the first packets of a connection, whose client has
-    /// chosen it, and for those with a token: it is valid in each process.
-    fn generation_of(&self, packet: &[u8]) -> Option<u8> {
-        let first = *packet.first()?;
-        if first & LONG_HEADER == 0 {
-            return packet.get(1).copied();
-        }
-        // RFC 8999 §5.1: version, then the ids with their lengths
-        let (length, rest) = packet.get(5..)?.split_first()?;
-        let id = rest.get(..CID_LEN).filter(|_| usize::from(*length) == CID_LEN)?;
-        let ids = GenerationalIds::new(0, self.key);
-        ids.validate(&ConnectionId::new(id)).ok()?;
-        if first & LONG_TYPE == 0 {
-            let (source, rest) = rest[CID_LEN..].split_first()?;
-            let has_token = *rest.get(usize::from(*source))? != 0;
-            if has_token {
-                return None;
-            }
-        }
-        Some(id[0])
-    }
 }
 
 trait IsOkOrFull {
@@ -278,63 +212,6 @@ impl IsOkOrFull for io::Result<usize> {
             |_| true,
         )
     }
-}
-
-/// What precedes a relayed packet: marks of congestion, source address and port, scope, and the address it was sent to.
-const HEADER: usize = 1 + 16 + 2 + 4 + 1 + 16;
-const NO_DESTINATION: u8 = 0;
-const V4: u8 = 4;
-const V6: u8 = 6;
-
-fn encode(meta: &RecvMeta) -> [u8; HEADER] {
-    let mut header = [0; HEADER];
-    let is_v4 = if meta.addr.is_ipv4() { V4 } else { V6 };
-    header[0] = meta.ecn.map_or(0, |ecn| ecn as u8) | is_v4 << 4;
-    header[1..17].copy_from_slice(&octets(meta.addr.ip()));
-    header[17..19].copy_from_slice(&meta.addr.port().to_le_bytes());
-    if let SocketAddr::V6(address) = meta.addr {
-        header[19..23].copy_from_slice(&address.scope_id().to_le_bytes());
-    }
-    if let Some(to) = meta.dst_ip {
-        header[23] = if to.is_ipv4() { V4 } else { V6 };
-        header[24..].copy_from_slice(&octets(to));
-    }
-    header
-}
-
-fn octets(address: IpAddr) -> [u8; 16] {
-    match address {
-        IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
-        IpAddr::V6(v6) => v6.octets(),
-    }
-}
-
-/// `None` for what no process relays.
-fn decode(message: &[u8]) -> Option<(RecvMeta, &[u8])> {
-    let (header, packet) = message.split_at_checked(HEADER)?;
-    let address = |from: usize| Ipv6Addr::from(<[u8; 16]>::try_from(&header[from..from + 16]).unwrap_or_default());
-    let ip = |family: u8, address: Ipv6Addr| match family {
-        V4 => address.to_ipv4_mapped().map(IpAddr::V4),
-        V6 => Some(IpAddr::V6(address)),
-        _ => None,
-    };
-    let port = u16::from_le_bytes([header[17], header[18]]);
-    let addr = match ip(header[0] >> 4, address(1))? {
-        IpAddr::V4(v4) => (v4, port).into(),
-        IpAddr::V6(v6) => SocketAddrV6::new(v6, port, 0, u32::from_le_bytes([header[19], header[20], header[21], header[22]])).into(),
-    };
-    let dst_ip = match header[23] {
-        NO_DESTINATION => None,
-        family => Some(ip(family, address(24))?),
-    };
-    let meta = RecvMeta {
-        addr,
-        len: packet.len(),
-        stride: packet.len(),
-        ecn: EcnCodepoint::from_bits(header[0] & 3),
-        dst_ip,
-    };
-    Some((meta, packet))
 }
 
 /// Receives as many packets as there are, and room for.
@@ -364,7 +241,12 @@ fn poll_relay(relay: &UnixDatagram, cx: &mut Context, bufs: &mut [IoSliceMut<'_>
 #[cfg(test)]
 mod tests {
     use std::future::poll_fn;
+    use std::net::SocketAddrV6;
 
+    use quinn::udp::EcnCodepoint;
+    use quinn_proto::ConnectionIdGenerator;
+
+    use super::super::generations::GenerationalIds;
     use super::*;
 
     const KEY: u64 = 7;
@@ -384,14 +266,6 @@ mod tests {
         let mut packet = vec![0x40];
         packet.extend_from_slice(&GenerationalIds::new(generation, KEY).generate_cid());
         packet.push(content);
-        packet
-    }
-
-    fn long(first: u8, id: &[u8], token: &[u8]) -> Vec<u8> {
-        let mut packet = vec![first, 0, 0, 0, 1, id.len() as u8];
-        packet.extend_from_slice(id);
-        packet.extend_from_slice(&[2, 9, 9, token.len() as u8]);
-        packet.extend_from_slice(token);
         packet
     }
 
@@ -463,23 +337,6 @@ mod tests {
         only.set_accepting(false);
         only.set_accepting(true);
         assert_eq!(receive(&only, &[vec![short(0, 1)]]).await.len(), 1);
-    }
-
-    #[test]
-    fn only_ids_that_a_process_has_chosen_name_its_generation() {
-        let of = first();
-        let id = GenerationalIds::new(3, KEY).generate_cid();
-        let other = GenerationalIds::new(3, KEY + 1).generate_cid();
-        assert_eq!(of.generation_of(&short(3, 0)), Some(3));
-        assert_eq!(of.generation_of(&long(0xe0, &id, b"")), Some(3), "Handshake");
-        assert_eq!(of.generation_of(&long(0xc0, &id, b"")), Some(3), "the second Initial");
-        assert_eq!(of.generation_of(&long(0xc0, &id, b"t")), None, "after a Retry");
-        assert_eq!(of.generation_of(&long(0xc0, &other, b"")), None, "chosen by the client");
-        assert_eq!(of.generation_of(&long(0xc0, &[3; 20], b"")), None);
-        for length in 0..15 {
-            assert_eq!(of.generation_of(&long(0xc0, &id, b"")[..length]), None);
-        }
-        assert!(GenerationalIds::new(0, KEY).validate(&id).is_ok() && GenerationalIds::new(3, KEY).validate(&other).is_err());
     }
 
     #[test]

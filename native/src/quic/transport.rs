@@ -8,9 +8,9 @@ use quinn::{Connection, EndpointConfig, MtuDiscoveryConfig, TransportConfig, Var
 use super::congestion;
 use super::connection_window;
 use super::datagrams;
+use super::generations::GenerationalIds;
 use super::signals::ConnectionSignals;
 use super::socket::Socket;
-use super::succession::GenerationalIds;
 use crate::error::{NetError, NetErrorCode};
 use crate::net::tls::{self, ServerTls};
 use crate::stream::window_growth;
