@@ -2,6 +2,8 @@
 //! request head in one direction, and with a response head in the other.
 pub mod client;
 pub mod connection;
+mod errors;
 pub mod head;
+mod shared_waker;
 pub mod stream;
 mod streams;

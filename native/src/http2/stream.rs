@@ -2,25 +2,25 @@
 //! so that a slow end of a tunnel stops the other one, whatever window the client offers.
 use std::fmt::Write;
 use std::future::Future;
-use std::io::ErrorKind;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
 use h2::client::{ResponseFuture, SendRequest};
 use h2::ext::Protocol;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
-use tokio::sync::Notify;
 
+use super::errors::{malformed, read_failure, request_failure, stream_failure};
 use super::head::{self, Framing};
+use super::shared_waker::SharedWaker;
 use super::streams::Streams;
 use crate::error::{NetError, NetErrorCode};
 use crate::http::head::HeadScanner;
 use crate::stream::tcp_socket::{READ_ENDED, WRITE_ENDED};
-use crate::sync::{lock, wait_for};
+use crate::sync::lock;
 
 /// Longest head in bytes that is written, with what the proxy adds to that of an origin.
 const MAX_HEAD: usize = 128 << 10;
@@ -74,39 +74,6 @@ enum Received {
     Head(Bytes),
     /// Its credit is to be returned.
     Data(Bytes),
-}
-
-/// Wakes all that wait: `h2` remembers one waker for each direction.
-struct SharedWaker {
-    notify: Arc<NotifyWaker>,
-    waker: Waker,
-}
-
-struct NotifyWaker(Notify);
-
-impl Wake for NotifyWaker {
-    fn wake(self: Arc<Self>) {
-        self.0.notify_waiters();
-    }
-}
-
-impl SharedWaker {
-    fn new() -> Self {
-        let notify = Arc::new(NotifyWaker(Notify::new()));
-        Self {
-            waker: Waker::from(notify.clone()),
-            notify,
-        }
-    }
-
-    /// Resolves with what `poll` returns, which is called again after each notification.
-    async fn wait<T>(&self, mut poll: impl FnMut(&mut Context<'_>) -> Poll<T>) -> T {
-        wait_for(&self.notify.0, || match poll(&mut Context::from_waker(&self.waker)) {
-            Poll::Ready(value) => Some(value),
-            Poll::Pending => None,
-        })
-        .await
-    }
 }
 
 /// Both halves own the stream, which can only be reset as a whole: without both ends, the last one resets it.
@@ -237,7 +204,7 @@ impl Stream {
     /// end.
     pub async fn reset(self: Arc<Self>) -> NetError {
         self.send_waker
-            .wait(|context| lock(&self.sending).poll_reset(context).map(|reason| failure(&reason)))
+            .wait(|context| lock(&self.sending).poll_reset(context).map(|reason| stream_failure(&reason)))
             .await
     }
 
@@ -248,48 +215,10 @@ impl Stream {
 
     /// Why nothing can be sent any more.
     fn send_failure(&self, sending: &mut Sending) -> NetError {
-        match sending.poll_reset(&mut Context::from_waker(&self.send_waker.waker)) {
-            Poll::Ready(reason) => failure(&reason),
+        match sending.poll_reset(&mut self.send_waker.context()) {
+            Poll::Ready(reason) => stream_failure(&reason),
             Poll::Pending => NetError::closed(),
         }
-    }
-}
-
-fn failure(reason: &Result<Reason, h2::Error>) -> NetError {
-    match reason {
-        Ok(reason) => NetError::remote(NetErrorCode::Reset, format!("The stream was reset with the error code {reason:?}")),
-        Err(error) => lost(error),
-    }
-}
-
-fn read_failure(error: &h2::Error) -> NetError {
-    match error.reason() {
-        Some(reason) if error.is_reset() => failure(&Ok(reason)),
-        _ => lost(error),
-    }
-}
-
-fn lost(error: &h2::Error) -> NetError {
-    let is_closed = error
-        .get_io()
-        .is_some_and(|error| matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::BrokenPipe));
-    let message = match is_closed {
-        true => "The connection was closed before the stream had ended".to_owned(),
-        false => format!("The connection was lost: {error}"),
-    };
-    NetError::remote(NetErrorCode::Reset, message)
-}
-
-/// As [`failure`], of a request without a response. `closed`: the server has not processed it.
-fn request_failure(error: &h2::Error) -> NetError {
-    let is_unprocessed = match error.is_reset() {
-        true => error.reason() == Some(Reason::REFUSED_STREAM),
-        false => true, // the connection is lost, or closed without this stream (RFC 9113 §6.8)
-    };
-    let error = read_failure(error);
-    match is_unprocessed {
-        true => NetError::remote(NetErrorCode::Closed, error.message),
-        false => error,
     }
 }
 
@@ -371,14 +300,10 @@ impl Stream {
         let (response, body) = request.send_request(wanted, false).map_err(|error| request_failure(&error))?;
         *lock(&self.receiving) = Receiving::Response(response, protocol);
         // what waited for it may be resolved by the connection from now on
-        self.receive_waker.notify.0.notify_waiters();
-        self.send_waker.notify.0.notify_waiters();
+        self.receive_waker.notify();
+        self.send_waker.notify();
         Ok(body)
     }
-}
-
-fn malformed(what: &str) -> NetError {
-    NetError::new(NetErrorCode::Internal, format!("This is not a {what} head"))
 }
 
 /// One chunk (RFC 9112 §7.1).
