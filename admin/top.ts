@@ -8,7 +8,7 @@ import { formatBytes, formatMs, formatRate } from "./units.ts";
 export type View = "tunnels" | "agents";
 
 /** The orders of each view, by key. */
-export const ORDERS: Readonly<Record<View, Readonly<Record<string, string>>>> = {
+const ORDERS: Readonly<Record<View, Readonly<Record<string, string>>>> = {
   tunnels: { a: "age", r: "rate", b: "bytes", c: "client", g: "agent", d: "destination", s: "setup" },
   agents: { i: "id", r: "rate", n: "tunnels", l: "loss", t: "rtt", e: "expires", h: "host" },
 };

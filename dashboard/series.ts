@@ -29,7 +29,7 @@ function push([times, ...lines]: Columns, time: number, values: Point["values"])
 }
 
 /** The most frequent causes of failures have a line each; the others share one. */
-export const MAX_CAUSES = 5;
+const MAX_CAUSES = 5;
 
 /** A graph of failures by cause: a name for each line, and numbers for each minute. */
 export function causeLines({ minutes, causes }: FailureHistory): { readonly names: readonly string[]; readonly data: Columns } {

@@ -4,7 +4,7 @@ import { freeAddress } from "./nginx.ts";
 import { Folder, Program } from "./programs.ts";
 import { dial } from "./sockets.ts";
 
-export const HAPROXY = "/usr/sbin/haproxy";
+const HAPROXY = "/usr/sbin/haproxy";
 /** `skip` of tests that need it. */
 export const withHaproxy = existsSync(HAPROXY) ? false : "there is no haproxy";
 

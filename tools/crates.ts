@@ -58,7 +58,7 @@ export interface Hunk {
 }
 
 /** Parses a unified diff (`diff -u`) into the hunks of each file. */
-export function parsePatch(text: string): Map<string, Hunk[]> {
+function parsePatch(text: string): Map<string, Hunk[]> {
   const files = new Map<string, Hunk[]>();
   let [hunks, lines]: [Hunk[], string[]] = [[], []];
   let [old, now] = [0, 0];
@@ -81,7 +81,7 @@ export function parsePatch(text: string): Map<string, Hunk[]> {
 }
 
 /** @throws {Error} if the hunks do not match the text */
-export function applyHunks(text: string, hunks: readonly Hunk[], what: string): string {
+function applyHunks(text: string, hunks: readonly Hunk[], what: string): string {
   const lines = text.split("\n");
   for (const { at, lines: changes } of hunks.toReversed()) {
     const old = changes.filter((line) => line[0] !== "+").map((line) => line.slice(1));

@@ -4,7 +4,7 @@ import { spawnSync } from "node:child_process";
 import { join } from "node:path";
 
 /** Permissions for a program that compiles code at run time and loads an addon under the hardened runtime. */
-export const ENTITLEMENTS = join(import.meta.dirname!, "..", "deploy", "macos", "entitlements.plist");
+const ENTITLEMENTS = join(import.meta.dirname!, "..", "deploy", "macos", "entitlements.plist");
 
 const SIGNERS: [command: string, args: string[]][] = [
   ["codesign", ["--force", "--sign", "-", "--entitlements", ENTITLEMENTS]],

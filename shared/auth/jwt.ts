@@ -25,7 +25,7 @@ import { VerifiedTokens } from "./verified_tokens.ts";
 import { PolledFile } from "../files/polled_file.ts";
 
 /** What an expired token closes. */
-export const ON_EXPIRY = ["close-agents", "close", "keep"] as const;
+const ON_EXPIRY = ["close-agents", "close", "keep"] as const;
 export type OnExpiry = (typeof ON_EXPIRY)[number];
 
 export interface JwtOptions {

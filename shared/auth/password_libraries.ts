@@ -2,13 +2,6 @@
 // replaces this module.
 import { readFile } from "node:fs/promises";
 import { createRequire } from "node:module";
-import type { argon2Verify, bcryptVerify } from "hash-wasm";
-
-/** What the code exports. */
-export interface PasswordLibraries {
-  readonly argon2Verify: typeof argon2Verify;
-  readonly bcryptVerify: typeof bcryptVerify;
-}
 
 /** Files of the package, each of which is a script that adds to `exports`. */
 export const LIBRARY_FILES: readonly string[] = ["hash-wasm/dist/argon2.umd.min.js", "hash-wasm/dist/bcrypt.umd.min.js"];

@@ -25,7 +25,7 @@ type Kind = keyof Kinds;
 type ConfigRecord = Readonly<Record<string, string | number | boolean | string[] | undefined>>;
 
 /** When an option that is reloaded takes effect: for everything, or for connections or tunnels that are opened afterwards. */
-export const RELOADS = ["at once", "new connections", "new tunnels"] as const;
+const RELOADS = ["at once", "new connections", "new tunnels"] as const;
 export type Reload = (typeof RELOADS)[number];
 
 interface OptionOf<K extends Kind> {
@@ -130,7 +130,7 @@ export function describeOption(option: Option): string {
 }
 
 /** How a record is written: `listen=ADDRESS,agent=STRING[,sni=ITEM]...`, with keys that may be left out in brackets. */
-export function recordForm(keys: RecordsOption["keys"]): string {
+function recordForm(keys: RecordsOption["keys"]): string {
   return Object.entries(keys).map(([key, definition], i) => {
     const isList = definition.kind === "list";
     const pair = `${i > 0 ? "," : ""}${key}=${isList ? "ITEM" : definition.kind.toUpperCase()}`;

@@ -65,7 +65,7 @@ export function encodeAutoConfig({ method, fields }: RequestHead, config: ProxyA
  * names without the suffix: other ways would look up the agents' names elsewhere.
  * @param proxies such as `HTTPS proxy.example:3128`
  */
-export function formatAutoConfig(proxies: readonly string[], suffix?: string): string {
+function formatAutoConfig(proxies: readonly string[], suffix?: string): string {
   const through = `return ${JSON.stringify(proxies.join("; "))};`;
   const body = suffix === undefined ? [through] : [
     `var name = host.toLowerCase().replace(/\\.$/, "");`,

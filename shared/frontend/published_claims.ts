@@ -14,7 +14,7 @@ export function claimKey(network: "tcp" | "udp", port: number, name = "", path =
 }
 
 /** The keys of all that a forward takes. */
-export function claimKeysOf({ network, listen, sni, host, path }: Forward): string[] {
+function claimKeysOf({ network, listen, sni, host, path }: Forward): string[] {
   const { port } = splitHostPort(listen);
   const names = [...sni, ...host].map(normalizeName);
   const prefixes = path.map((path) => normalizePath(path)!.replace(/\/$/, ""));

@@ -5,7 +5,7 @@ import { defineOptions, type ValuesOf } from "../config/option.ts";
 import { checkWatermark } from "./resources.ts";
 
 /** Limits of every service that relays tunnels. */
-export const tunnelLimitOptions = defineOptions({
+const tunnelLimitOptions = defineOptions({
   "limits.tunnel-idle-timeout": {
     reload: "new tunnels",
     kind: "duration",
@@ -215,4 +215,3 @@ export const agentLimitOptions = defineOptions({
 export type TunnelLimitValues = ValuesOf<typeof tunnelLimitOptions>["limits"];
 export type AddressLimitValues = ValuesOf<typeof addressLimitOptions>["limits"];
 export type ClientLimitValues = ValuesOf<typeof clientLimitOptions>["limits"] & AddressLimitValues;
-export type AgentLimitValues = ValuesOf<typeof agentLimitOptions>["limits"] & AddressLimitValues;

@@ -40,7 +40,7 @@ export const REPLACED_REASON = "closing old connection";
  * The proxy's timeout for an agent's credentials after the handshake, and for its hello after they were verified, in milliseconds. The
  * authenticator in between has none.
  */
-export const AUTHENTICATION_TIMEOUT_MS = 3_000;
+const AUTHENTICATION_TIMEOUT_MS = 3_000;
 /** The agent's timeout. It is longer, because a late response costs less than another attempt when thousands of agents reconnect. */
 const RESPONSE_TIMEOUT_MS = 10_000;
 

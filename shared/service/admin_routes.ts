@@ -27,7 +27,7 @@ export interface AdminRoutesOptions {
   readonly log: Logger;
 }
 
-export const API_PATH = "/api/v1";
+const API_PATH = "/api/v1";
 /** Where an identity provider says that a session has ended. Its token says who it is, so any Host will do. */
 const LOGOUT_PATH = "/backchannel-logout";
 

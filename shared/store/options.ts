@@ -68,7 +68,7 @@ export const STORE_TTL = {
 } as const;
 
 /** Returns why `address` is not a server's address, or `undefined`. */
-export function checkAddress(address: string): string | undefined {
+function checkAddress(address: string): string | undefined {
   return checkRemote(address, 11_211);
 }
 

@@ -21,7 +21,7 @@ export function toError([code, message, appCode, remote]: RawError): NetError {
   return new NetError(code, printable(inWords(message), MAX_MESSAGE), { appCode: appCode ?? undefined, remote });
 }
 
-/** Replaces debug formats in messages of rustls: foreign errors as `Other(OtherError(…))`, and times as seconds since 1970. */
+/** Names of errors in messages of rustls, and what they mean. */
 const TLS_WORDS: Readonly<Record<string, string>> = {
   CaUsedAsEndEntity: "it is a CA certificate (CA:TRUE)",
   UnsupportedCertVersion: "it is not X.509 version 3",
@@ -29,6 +29,7 @@ const TLS_WORDS: Readonly<Record<string, string>> = {
 const TLS_TIMES =
   /verification time (\d+) \(UNIX\), but (certificate|CRL) is not valid (before|after) (\d+) \(\d+ seconds (?:in future|ago)\)/;
 
+/** Replaces debug formats in a message of rustls: foreign errors as `Other(OtherError(…))`, and times as seconds since 1970. */
 function inWords(message: string): string {
   return message
     .replace(/Other\(OtherError\((.*?)\)\)/, (_, inner: string) => TLS_WORDS[inner] ?? inner)
