@@ -55,6 +55,8 @@ export interface StartContext {
   readonly supervisor?: Supervisor;
   /** The state of the configuration, for metrics. */
   readonly configuration: ConfigurationState;
+  /** Starts a new process that takes over. Resolves with the reason if it has ended without that. Default: it is not known how. */
+  readonly startSuccessor?: () => Promise<string>;
 }
 
 /** Looks for what keeps a service from working, and ends. */
@@ -252,8 +254,10 @@ function diagnosisFlag({ diagnosis }: Service): Options {
 export function readCommandLine(executable: Executable, { args, env, home }: Invocation): Task {
   const parsed: ParsedCommandLine = { command: executable.root, flags: new Map(), operands: [] };
   let printed = "";
-  const parser = createParser(executable.root, parsed, (text) => printed += text)
-    .version(executable.version, "--version", "print the version");
+  const parser = createParser(executable.root, parsed, (text) => printed += text);
+  const named = executable.root.commands?.find(({ name }) => name === args[0]);
+  // the parser would take an option of that name for this one
+  if (named?.options?.["version"] === undefined) parser.version(executable.version, "--version", "print the version");
   try {
     parser.parse([...args], { from: "user" });
   } catch (error) {

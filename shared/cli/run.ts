@@ -269,7 +269,13 @@ async function runUntilSignalled(
   const monotonicUs = () => process.hrtime.bigint() / 1_000n;
   const supervisor = notify && createSupervisor({ env: process.env, pid: process.pid, notify, log, monotonicUs });
   const configuration: ConfigurationState = { hash: hashOf(service.options, resolved), isReloaded: true };
-  const running = await service.start(values, log, { supervisor, configuration }).catch((error) => {
+  const { handover } = values as unknown as CommonValues;
+  // of a separate runtime the arguments are unknown
+  const successor = handover?.socket !== undefined && canRestart()
+    ? await createSuccessorStarter(process.execPath, { args: process.argv.slice(2), env: process.env }, log)
+    : undefined;
+  const startSuccessor = successor && (() => successor.start());
+  const running = await service.start(values, log, { supervisor, configuration, startSuccessor }).catch((error) => {
     throw withAdvice(error, settings);
   });
   supervisor?.ready();
@@ -288,19 +294,15 @@ async function runUntilSignalled(
     reloadFiles: () => running.reload(),
     log,
   });
-  const { handover } = values as unknown as CommonValues;
-  // of a separate runtime the arguments are unknown
-  const successor = handover?.socket !== undefined && canRestart()
-    ? await createSuccessorStarter(process.execPath, { args: process.argv.slice(2), env: process.env }, log)
-    : undefined;
   const reload = async () => {
     supervisor?.reloading();
-    if (await successor?.isReplaced()) return successor!.start(() => supervisor?.ready()); // by an upgrade
+    if (await successor?.isReplaced()) return handOver(); // by an upgrade
     await reloader.reload();
     supervisor?.ready();
   };
+  const handOver = () => void successor?.start().then(() => supervisor?.ready());
   signals.onReload(reload);
-  if (successor) signals.onHandover(() => successor.start(() => supervisor?.ready()));
+  if (successor) signals.onHandover(handOver);
   configuration.reload = reload;
   const watching = isWatched && file !== undefined ? await watchFile(file, WATCH_MS, reload) : undefined;
   void running.handedOver?.then(async () => {

@@ -14,22 +14,32 @@ import { withTimeout } from "../async/with_timeout.ts";
 import { VERSION } from "../version.ts";
 
 /** Version of the conversation. Fields may be added without a new one. */
-const PROTOCOL = 1;
+export const PROTOCOL = 1;
 /** Time in milliseconds for a new process to start. */
 const START_TIMEOUT_MS = 120_000;
 /** Time in milliseconds for any other answer. */
 const ANSWER_TIMEOUT_MS = 10_000;
+/** Time in milliseconds for an answer to `replace`: a new process has started, and serves. */
+export const REPLACE_TIMEOUT_MS = START_TIMEOUT_MS + 3 * ANSWER_TIMEOUT_MS;
 const MAX_REASON = 500;
 
-/** What each end says, in this order; `refused` at any time before `released`. */
-type Step = "hello" | "accepted" | "ready" | "held" | "serving" | "released" | "settled" | "refused";
+/**
+ * What each end says, in this order; `refused` at any time before `released`. A command for operators says `replace`, and gets `replaced` or
+ * `refused`.
+ */
+type Step = "hello" | "accepted" | "ready" | "held" | "serving" | "released" | "settled" | "refused" | "replace" | "replaced";
 
-interface Message {
+/** A message, JSON after its length in four bytes, the least significant first. */
+export interface Message {
   readonly step: Step;
-  /** Of `hello`. */
+  /** Of `hello` and `replace`. */
   readonly protocol?: number;
+  /** Of `hello`. */
   readonly service?: string;
+  /** Of `hello` and `replaced`: that of the new process. */
   readonly version?: string;
+  /** Of `replaced`: the new process. */
+  readonly pid?: number;
   /** Of `accepted`: what the service passes on besides sockets. */
   readonly state?: HandoverState;
   /** Of `refused`. */
@@ -130,6 +140,8 @@ export interface Replaceable {
   readonly state: HandoverState;
   /** Why it cannot be replaced now. */
   readonly refusal: () => string | undefined;
+  /** Starts a new process that takes over. Resolves with the reason if it has ended without that. Default: there is no program to start. */
+  readonly start?: () => Promise<string>;
   /** Another process serves. Called at most once, and the last call. Must not throw. */
   readonly released: (pid: number | undefined) => void;
   /** Finishes what is open. `settle` is called when everything that can move to the other process has done so. */
@@ -143,6 +155,9 @@ export class Successors {
   readonly #listener: ChannelListener;
   readonly #remove: () => Promise<void>;
   readonly #running: Promise<void>;
+  /** The process that has taken over. */
+  readonly #successor: Promise<Pick<Message, "pid" | "version">>;
+  #resolveSuccessor: (successor: Pick<Message, "pid" | "version">) => void = () => {};
   #isBusy = false;
 
   private constructor(deps: HandoverDeps, service: Replaceable, listener: ChannelListener, remove: () => Promise<void>) {
@@ -150,6 +165,7 @@ export class Successors {
     this.#service = service;
     this.#listener = listener;
     this.#remove = remove;
+    this.#successor = new Promise((resolve) => this.#resolveSuccessor = resolve);
     this.#running = this.#run();
   }
 
@@ -195,6 +211,7 @@ export class Successors {
       }
       log.info("handed over", { pid, version });
       this.#service.released(pid);
+      this.#resolveSuccessor({ pid, version });
       await send(channel, { step: "released" }).catch(() => {}); // it serves, or another one will
       await this.#service.finish(() => void send(channel, { step: "settled" }).catch(() => {}));
     } catch (error) {
@@ -207,8 +224,12 @@ export class Successors {
   /** Returns the version of the other process, which has its turn then, unless it is refused. */
   async #accept(channel: Channel): Promise<string | undefined> {
     const { service, log } = this.#deps;
-    const hello = await expect(channel, ["hello"], ANSWER_TIMEOUT_MS).catch(() => undefined);
+    const hello = await expect(channel, ["hello", "replace"], ANSWER_TIMEOUT_MS).catch(() => undefined);
     if (hello === undefined) return undefined; // it only checked whether a process listens
+    if (hello.step === "replace") {
+      await this.#replace(channel);
+      return undefined;
+    }
     const reason = hello.protocol !== PROTOCOL || hello.service !== service
       ? `it is no ${service} of a version that can take over`
       : this.#isBusy
@@ -221,6 +242,15 @@ export class Successors {
     log.warn("hand-over refused", { pid: channel.pid, reason });
     await send(channel, { step: "refused", service, reason });
     return undefined;
+  }
+
+  /** Starts a process, as a command has asked, and answers when that one serves or has ended. */
+  async #replace(channel: Channel): Promise<void> {
+    const { start, refusal } = this.#service;
+    const reason = this.#isBusy ? "another process takes over" : refusal() ?? (start ? undefined : "it does not know how it was started");
+    if (reason !== undefined) return await send(channel, { step: "refused", reason });
+    const outcome = await Promise.race([this.#successor, start!()]);
+    await send(channel, typeof outcome === "string" ? { step: "refused", reason: outcome } : { step: "replaced", ...outcome });
   }
 
   /** @throws {Error} if the other process does not serve; then this one does */

@@ -38,6 +38,8 @@ export interface ServiceDeps {
   readonly supervisor?: Supervisor;
   /** The state of its configuration, for metrics. Default: it is not reported. */
   readonly configuration?: ConfigurationState;
+  /** Starts a new process that takes over. Resolves with the reason if it has ended without that. Default: it is not known how. */
+  readonly startSuccessor?: () => Promise<string>;
 }
 
 /** What a drain does after readiness has failed. */
@@ -110,7 +112,7 @@ export class ServiceRuntime implements ServiceContext {
 
   constructor(
     name: ServiceName,
-    { net, ownsNet = false, log, logLevel, supervisor, configuration }: ServiceDeps,
+    { net, ownsNet = false, log, logLevel, supervisor, configuration, startSuccessor }: ServiceDeps,
     resources: ResourceStack,
   ) {
     this.#resources = resources;
@@ -137,6 +139,7 @@ export class ServiceRuntime implements ServiceContext {
     this.logLimit = this.adopt(new LogLimit({ log: this.log }), (limit) => limit.close());
     this.handover = new ServiceHandover(this, {
       isDraining: () => this.#isDraining,
+      startSuccessor,
       takeOver: () => this.admin.takeOver(),
       released: (pid) => {
         this.audit.log?.share();

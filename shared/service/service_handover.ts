@@ -1,11 +1,13 @@
 // A service that takes over from an earlier process, and that a later one can take over from.
 import { ConfigError } from "../config/option.ts";
 import type { ServiceContext } from "./context.ts";
-import { type HandoverDeps, type HandoverState, Predecessor, Successors } from "./handover.ts";
+import { type HandoverDeps, type HandoverState, Predecessor, type Replaceable, Successors } from "./handover.ts";
 
 /** What a hand-over needs of the service. */
 export interface HandoverSteps {
   readonly isDraining: () => boolean;
+  /** Starts a new process that takes over, as `start` of {@link Replaceable}. Default: it is not known how. */
+  readonly startSuccessor?: Replaceable["start"];
   /** Takes over what has a name in the file system. */
   readonly takeOver: () => Promise<void>;
   /** Another process serves. */
@@ -61,7 +63,7 @@ export class ServiceHandover {
   async complete(): Promise<void> {
     if (this.#deps === undefined) return;
     const predecessor = this.#predecessor;
-    const { isDraining, takeOver, released, drain } = this.#steps;
+    const { isDraining, startSuccessor: start, takeOver, released, drain } = this.#steps;
     if (predecessor) {
       this.#isSettled = false;
       void predecessor.settled.then(() => this.#isSettled = true);
@@ -71,6 +73,7 @@ export class ServiceHandover {
     const successors = await Successors.listen(this.#deps, {
       state: this.state,
       refusal: () => isDraining() ? "it is stopping" : this.#isSettled ? undefined : "it has not finished taking over from another process",
+      start,
       released: (pid) => {
         this.#isDone = true;
         this.#resolveDone();

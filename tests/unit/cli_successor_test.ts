@@ -21,23 +21,18 @@ describe("a successor", () => {
     const log = new LogBook();
     const env = { PATH: "/usr/bin:/bin", WATCHDOG_PID: "7", WATCHDOG_USEC: "9" };
     const starter = await createSuccessorStarter(file, { args: ["proxy", "--a b"], env }, log);
-    const failed = Promise.withResolvers<void>();
-    starter.start(failed.resolve);
-    starter.start(() => assert.fail("one is starting"));
-    await within(failed.promise);
+    const [reason, same] = await within(Promise.all([starter.start(), starter.start()]));
+    assert.deepEqual([reason, same], ["the new process has ended: code 3", reason]);
+    await log.waitFor("a new process is already starting");
     assert.equal(await readFile(`${file}.out`, "utf8"), "proxy --a b  9\n");
     assert.equal((await log.waitFor("new process has ended")).code, 3);
-    const again = Promise.withResolvers<void>();
-    starter.start(again.resolve);
-    await within(again.promise);
+    await within(starter.start());
   });
 
   it("that cannot be started is logged", async () => {
     const log = new LogBook();
     const starter = await createSuccessorStarter("/nonexistent/program", { args: [], env: {} }, log);
-    const failed = Promise.withResolvers<void>();
-    starter.start(failed.resolve);
-    await within(failed.promise);
+    await within(starter.start());
     assert.match(String((await log.waitFor("new process has ended")).reason), /ENOENT|not found/);
   });
 

@@ -5,6 +5,7 @@ import { describe, it } from "node:test";
 import { type HandoverDeps, Predecessor, type Replaceable, Successors } from "../../shared/service/handover.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import type { Channel, ChannelListener, SocketHandover } from "../../shared/net/handover.ts";
+import { VERSION } from "../../shared/version.ts";
 import { LogBook } from "../../testing/network.ts";
 import { Folder } from "../../testing/programs.ts";
 
@@ -91,6 +92,8 @@ class Bench implements AsyncDisposable {
   readonly over = Promise.withResolvers<void>();
   readonly released: (number | undefined)[] = [];
   refusal?: string;
+  /** Starts a successor, as a command asks. */
+  start?: () => Promise<string>;
   #successors?: Successors;
 
   deps(name: string, service = "proxy"): HandoverDeps {
@@ -102,6 +105,7 @@ class Bench implements AsyncDisposable {
     const service: Replaceable = {
       state: { instance: "i" },
       refusal: () => bench.refusal,
+      start: () => bench.start!(),
       released: (pid) => void bench.released.push(pid),
       finish: async (settle) => {
         bench.finishing.resolve(settle);
@@ -203,6 +207,26 @@ describe("a hand-over", () => {
     const first = await bench.begin();
     await assert.rejects(bench.find(), /another process takes over/);
     first.close();
+  });
+
+  it("is what a command asks for, and hears of", async () => {
+    await using bench = await Bench.start();
+    const { sockets, path } = bench.deps("command");
+    const ask = async () => {
+      const channel = await sockets.connect(path);
+      await channel.send(JSON.stringify({ step: "replace", protocol: 1 }));
+      return JSON.parse((await channel.receive())!);
+    };
+    bench.start = () => Promise.resolve("it has ended");
+    assert.deepEqual(await ask(), { step: "refused", reason: "it has ended" });
+    bench.refusal = "it is stopping";
+    assert.deepEqual(await ask(), { step: "refused", reason: "it is stopping" });
+    bench.refusal = undefined;
+    bench.start = () => {
+      void bench.find().then((predecessor) => predecessor!.takeOver());
+      return new Promise(() => {}); // it runs
+    };
+    assert.deepEqual(await ask(), { step: "replaced", pid: NEW, version: VERSION });
   });
 
   it("ends when the old process changes its mind", async () => {
