@@ -12,7 +12,7 @@ import { bundleDashboard } from "./tools/dashboard.ts";
 import { EXECUTABLES, ROOT } from "./tools/executables.ts";
 import { buildNative } from "./tools/native.ts";
 import { signMac } from "./tools/sign.ts";
-import { parseTargets, type TargetName, TARGETS } from "./tools/targets.ts";
+import { hostTarget, parseTargets, platformOf, type TargetName, TARGETS } from "./tools/targets.ts";
 
 /** Where the sources load the addon's file, executables carry it. */
 const embedAddon = (addon: string): Bun.BunPlugin => ({
@@ -80,10 +80,11 @@ function readFacts(): Facts {
   return { commit: commit ? `${commit}${dirty}` : "unknown", date: date ?? "unknown" };
 }
 
-const stampBuild = (facts: Facts): Bun.BunPlugin => ({
+const stampBuild = (facts: Facts, target: TargetName | undefined): Bun.BunPlugin => ({
   name: "stamp-build",
   setup(build) {
-    build.onLoad({ filter: /shared\/build\.ts$/ }, () => ({ loader: "ts", contents: `export const BUILD = ${JSON.stringify(facts)};` }));
+    const built = { ...facts, platform: target === undefined ? "unknown" : platformOf(target) };
+    build.onLoad({ filter: /shared\/build\.ts$/ }, () => ({ loader: "ts", contents: `export const BUILD = ${JSON.stringify(built)};` }));
   },
 });
 
@@ -119,13 +120,13 @@ async function build(): Promise<void> {
   if (values.release && !/^[0-9a-f]{40,}$/.test(facts.commit)) {
     throw new Error(`Cannot build a release of commit ${facts.commit}: commit or undo the local changes`);
   }
-  const plugins = [embedDashboard(await bundleDashboard()), embedLibraries, stampBuild(facts)];
-  if (targets.length === 0) await compile(join(ROOT, "dist"), [...plugins, embedAddon(buildNative())]);
+  const plugins = [embedDashboard(await bundleDashboard()), embedLibraries];
+  if (targets.length === 0) await compile(join(ROOT, "dist"), [...plugins, stampBuild(facts, hostTarget()), embedAddon(buildNative())]);
   for (const target of targets) {
     const addon = buildNative(target);
     const folder = join(ROOT, "dist", target);
     rmSync(folder, { recursive: true, force: true });
-    await compile(folder, [...plugins, embedAddon(addon)], target);
+    await compile(folder, [...plugins, stampBuild(facts, target), embedAddon(addon)], target);
     copyFileSync(addon, join(folder, "reverse-http.node")); // for where nothing can be unpacked: see shared/net/native/embedded.ts
   }
 }

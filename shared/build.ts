@@ -1,4 +1,7 @@
 // What this was built of. The executables' build puts the facts in the place of this file.
 
-/** Commit, with `-dirty` where there were changes beside it, and its date (RFC 3339). */
-export const BUILD: { readonly commit: string; readonly date: string } = { commit: "unknown", date: "unknown" };
+/**
+ * Commit, with `-dirty` where there were changes beside it, and its date (RFC 3339); platform as in the names of archives, `linux_amd64` or
+ * `linux_amd64_musl`.
+ */
+export const BUILD: Readonly<Record<"commit" | "date" | "platform", string>> = { commit: "unknown", date: "unknown", platform: "unknown" };

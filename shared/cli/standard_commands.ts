@@ -5,6 +5,7 @@ import { configSchema } from "../config/schema.ts";
 import { completionScript, howToLoad, SHELLS } from "./completion.ts";
 import { healthcheckCommand } from "./healthcheck.ts";
 import { manualPage } from "./manual.ts";
+import { upgradeCommand } from "./upgrade/command.ts";
 import { defineOptions, type ValuesOf } from "../config/option.ts";
 
 /** Adds the standard commands to `executable`. */
@@ -24,6 +25,7 @@ function standardCommands(executable: Executable): Command[] {
   return [
     versionCommand(executable.version),
     healthcheckCommand,
+    upgradeCommand(executable) as Subcommand,
     {
       name: "completion",
       description: "Print a script that completes commands and flags in a shell.",

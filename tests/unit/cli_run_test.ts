@@ -350,7 +350,7 @@ describe("action", () => {
     for (const flag of ["-V", "--verbose"]) {
       const { process, done } = act("version", [flag]);
       await done;
-      assert.deepEqual(Object.keys(JSON.parse(process.out) as object), ["version", "commit", "date"]);
+      assert.deepEqual(Object.keys(JSON.parse(process.out) as object), ["version", "commit", "date", "platform"]);
     }
   });
 });
