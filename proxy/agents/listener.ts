@@ -153,7 +153,7 @@ export class AgentListeners {
       ) as SessionListener[];
       for (const { address } of opened) log.info("listener for agents opened", { address: address || undefined });
       for (const { address } of left) {
-        log.info("listener for agents closed, except for those that it has", { address: address || undefined });
+        log.info("listener for agents closed; the agents connected to it stay", { address: address || undefined });
       }
       use(opened, left);
       this.#configure(before.options);

@@ -129,7 +129,7 @@ export class RemoteKeys {
       this.#nextAt = this.#now() + Math.min(LAST_RETRY_MS, FIRST_RETRY_MS * 2 ** Math.min(this.#failures, 10));
       // an issuer that is down for an hour is one line
       if (this.#failures++ > 0) return;
-      log.error("issuer's keys cannot be fetched; those that were fetched serve on for a time", {
+      log.error("issuer's keys cannot be fetched; the previous ones stay in force for a time", {
         issuer: this.#name,
         reason: messageOf(error),
       });

@@ -322,7 +322,10 @@ export class ServiceFrontend {
       open.tcp?.configure(this.#settingsOf(open));
     } catch (error) {
       if (!(error instanceof NetError)) throw error;
-      this.#runtime.log.error("listener keeps its settings", { address: open.listener.address, reason: error.message });
+      this.#runtime.log.error("settings of a listener cannot be changed; the previous ones stay in force", {
+        address: open.listener.address,
+        reason: error.message,
+      });
     }
     this.#renewCertificates();
   }

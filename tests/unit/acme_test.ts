@@ -319,7 +319,7 @@ describe("a certificate by ACME", () => {
     setting.start({}, createCommandSolver(command, setting.log, new AbortController().signal));
     const { reason } = await setting.log.waitFor(FAILED);
     assert.equal(reason, `${command} present has failed: no such zone`);
-    assert.equal(setting.log.logged("the record of a challenge stays").length, 1);
+    assert.equal(setting.log.logged("the record of a challenge cannot be removed").length, 1);
   });
 });
 

@@ -107,6 +107,6 @@ export function createCommandSolver(command: string, log: Logger, signal: AbortS
     type: "dns-01",
     present: (challenge) => call("present", challenge),
     remove: (challenge) =>
-      call("cleanup", challenge).catch((error) => log.warn("the record of a challenge stays", { reason: messageOf(error) })),
+      call("cleanup", challenge).catch((error) => log.warn("the record of a challenge cannot be removed", { reason: messageOf(error) })),
   };
 }
