@@ -59,7 +59,7 @@ export interface FailoverTiming {
   /** Interval at which a session on QUIC is checked while the link is busy, and while it is idle. */
   readonly tick: number;
   readonly idleTick: number;
-  /** Time without a byte from the proxy after which it is pinged if the link was busy lately; otherwise QUIC's own pings come in time. */
+  /** Time without a byte from the proxy after which it is pinged if the link was busy recently; otherwise QUIC's own pings come in time. */
   readonly quietBusy: number;
   readonly quietIdle: number;
   /** Time for which a link counts as busy after it has moved data. */
@@ -162,7 +162,7 @@ export class Failover<S extends { close(): void }> {
     return this.#isBusy(performance.now()) ? this.#timing.tick : this.#timing.idleTick;
   }
 
-  /** Whether the link has moved data lately. */
+  /** Whether the link has carried data recently. */
   #isBusy(now: number): boolean {
     return now - this.#moved.busyAt < this.#timing.busy;
   }

@@ -1,4 +1,4 @@
-// What operators see of agents and do with them: the connected ones, those that were here lately, and those that are kept away.
+// What operators see of agents and do with them: the connected ones, those that were connected recently, and those that are kept away.
 import { CloseCode } from "../../shared/link/link.ts";
 import { printable } from "../../shared/net/printable.ts";
 import type { AgentState, DisconnectRequest } from "../../shared/service/api/types.ts";
@@ -45,7 +45,7 @@ export class AgentOperations {
     this.#events?.publish("agents", () => gone);
   }
 
-  /** The connections, then those that have ended lately, the last one first. */
+  /** The connections, then those that have ended recently, the last one first. */
   list(): AgentState[] {
     return [...Array.from(this.#agents, (agent) => this.#describe(agent)), ...this.#gone.toArray().reverse()];
   }

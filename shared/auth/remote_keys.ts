@@ -97,7 +97,7 @@ export class RemoteKeys {
     return "issuer" in source ? source.issuer : source.jwksUrl;
   }
 
-  /** Fetches the keys for a token that none of them fits, unless that has been done lately. */
+  /** Fetches the keys for a token that none of them fits, unless they were fetched recently. */
   async #demand(): Promise<void> {
     const now = this.#now();
     if (now - this.#demandedAt < COOLDOWN_MS) return;

@@ -221,7 +221,7 @@ export class Successors {
     }
   }
 
-  /** Returns the version of the other process, which has its turn then, unless it is refused. */
+  /** Returns the version of the other process, which may take over then, unless it is refused. */
   async #accept(channel: Channel): Promise<string | undefined> {
     const { service, log } = this.#deps;
     const hello = await expect(channel, ["hello", "replace"], ANSWER_TIMEOUT_MS).catch(() => undefined);

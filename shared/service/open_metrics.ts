@@ -68,7 +68,7 @@ function escape(text: string): string {
 /** A traced request is worth more than a later one that is not, for this time in milliseconds. */
 const TRACED_MS = 60_000;
 
-/** The last request of each bucket of a histogram; the last traced one, if there was one lately. */
+/** The last request of each bucket of a histogram; the last traced one, if there was one recently. */
 export class RequestExemplars {
   readonly #bounds: readonly number[];
   readonly #exemplars: (Exemplar | undefined)[] = [];

@@ -9,7 +9,7 @@ import type { ActionRecord, AgentState, DisconnectRequest, ServiceName } from ".
 
 /** What differs between the services. */
 export interface ServiceOperations {
-  /** Connections, then those that were here lately. */
+  /** Connections, then those that have ended recently. */
   agents(): AgentState[];
   population(): Population;
   /**

@@ -1,4 +1,4 @@
-// What a service does at the moment, and what it has done lately: its tunnels, its failures, and samples for graphs. It costs a tunnel a few
+// What a service does at the moment, and what it has done recently: its tunnels, its failures, and samples for graphs. It costs a tunnel a few
 // additions; everything that costs more is done when an operator asks, or every two seconds while the admin server runs.
 import { residentBytes } from "../../limits/resources.ts";
 import type { Net } from "../../net/net.ts";
@@ -101,7 +101,7 @@ export class Activity {
     this.events.publish("failures", () => describeFailure(failed));
   }
 
-  /** Those that are served, with what their relays have done so far, then those that have ended lately. */
+  /** Those that are served, with what their relays have done so far, then those that have ended recently. */
   list(): LiveTunnel[] {
     measureTunnels(this.#net, this.tunnels, this.#now());
     return [...this.#open(), ...this.#ended.toArray().reverse()];
