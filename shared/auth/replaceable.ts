@@ -16,20 +16,28 @@ export class ReplaceableAuthenticator implements Authenticator {
     return previous;
   }
 
-  authenticateAgent(credentials: Uint8Array, peer: Peer): Promise<string | Identity> {
+  authenticateAgent(credentials: Uint8Array, peer: Peer): string | Identity | Promise<string | Identity> {
     return this.#authenticate((current) => current.authenticateAgent(credentials, peer));
   }
 
-  authenticateClient(credentials: ClientCredentials, peer: ClientPeer): Promise<string | Identity> {
+  authenticateClient(credentials: ClientCredentials, peer: ClientPeer): string | Identity | Promise<string | Identity> {
     return this.#authenticate((current) => current.authenticateClient(credentials, peer));
   }
 
+  #authenticate<T extends string | Identity | undefined>(ask: (current: Authenticator) => T | Promise<T>): T | Promise<T> {
+    const answer = ask(this.#current);
+    return answer instanceof Promise ? this.#unlessReplaced(answer, ask) : answer;
+  }
+
   /** What was replaced meanwhile does not decide. */
-  async #authenticate<T extends string | Identity | undefined>(ask: (current: Authenticator) => T | Promise<T>): Promise<T> {
-    for (;;) {
+  async #unlessReplaced<T extends string | Identity | undefined>(
+    first: Promise<T>,
+    ask: (current: Authenticator) => T | Promise<T>,
+  ): Promise<T> {
+    for (let answer: T | Promise<T> = first;; answer = ask(this.#current)) {
       const current = this.#current;
       try {
-        const identity = await ask(current);
+        const identity = await answer;
         if (current === this.#current) return identity;
         if (typeof identity === "object") identity.release?.();
       } catch (error) {

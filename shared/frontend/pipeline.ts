@@ -175,12 +175,12 @@ export class ClientSession {
    * address, unless they are the operator's.
    * @throws {CredentialsError}
    */
-  async identify(
+  identify(
     credentials: ClientCredentials | undefined,
     { isOperators = false, ignoresCertificate = false }: IdentifyOptions = {},
   ): Promise<Identity> {
     this.#identifiedBy = { credentials, isOperators, ignoresCertificate };
-    return await this.#identify(this.#identifiedBy, { isRepeated: false });
+    return this.#identify(this.#identifiedBy, { isRepeated: false });
   }
 
   async #identify(
@@ -199,7 +199,12 @@ export class ClientSession {
 
   /** Records whose request it is, also where another session of the same client has verified that. */
   adopt({ agentId, tokenId, subject, name, groups }: Identity): void {
-    Object.assign(this.record, { agent: agentId || undefined, token: tokenId, subject, name, groups });
+    const { record } = this;
+    record.agent = agentId || undefined;
+    record.token = tokenId;
+    record.subject = subject;
+    record.name = name;
+    record.groups = groups;
   }
 
   /**

@@ -184,8 +184,9 @@ function checkVersion(version: string): "1.0" | "1.1" {
  * is safe to log.
  */
 export function requestIdOf(fields: Fields): string | undefined {
-  const [id, ...more] = values(fields, "x-request-id");
-  return id !== undefined && more.length === 0 && id.length <= 64 && TOKEN.test(id) ? id : undefined;
+  const ids = values(fields, "x-request-id");
+  const [id] = ids;
+  return id !== undefined && ids.length === 1 && id.length <= 64 && TOKEN.test(id) ? id : undefined;
 }
 
 /** All values of a field; `name` in lower case. */

@@ -84,7 +84,7 @@ class TrackedTunnel implements OpenTunnel {
 
   constructor(
     limits: TunnelLimits,
-    { agentId = "", client = "", tokenId, network = "tcp", quotas = [], signal }: TunnelOwner,
+    { agentId = "", client = "", tokenId, network = "tcp", quotas = NONE, signal }: TunnelOwner,
     ownRate: Rate | undefined,
     /** Those that it shares. */
     readonly shared: readonly SharedRate[],
@@ -98,7 +98,8 @@ class TrackedTunnel implements OpenTunnel {
     this.#signal = signal;
     this.ownRate = ownRate;
     // the narrowest first: while it blocks, nothing is taken from the shared ones
-    this.rates = [...ownRate ? [ownRate] : [], ...shared.map(({ rate }) => rate)];
+    const sharedRates = shared.length === 0 ? NONE : shared.map(({ rate }) => rate);
+    this.rates = ownRate ? [ownRate, ...sharedRates] : sharedRates;
   }
 
   get signal(): AbortSignal | undefined {
@@ -142,6 +143,8 @@ class TrackedTunnel implements OpenTunnel {
 
 /** Interval of the checks, in milliseconds. */
 const TICK_MS = 1_000;
+/** Of a tunnel without rates, or without limits of the policy. Shared, because that is nearly every tunnel. */
+const NONE: readonly never[] = [];
 
 /** Counts tunnels and ends those that are too old or idle, until it is closed. */
 export class TunnelLimits {
@@ -197,7 +200,7 @@ export class TunnelLimits {
 
   /** @throws {LimitReached} */
   open(owner: TunnelOwner): OpenTunnel {
-    const { agentId = "", client = "", network = "tcp", quotas = [] } = owner;
+    const { agentId = "", client = "", network = "tcp", quotas = NONE } = owner;
     const { tunnels, tunnelsPerAgent = 0, tunnelsPerClient = 0, udpFlowsPerClient = 0, tunnelMaxDuration } = this.#options;
     if (this.#memory.refuses(this.#open)) {
       throw this.#reject("memory", "There is no memory for more tunnels", { maxBytes: this.#memory.limit });
@@ -229,8 +232,12 @@ export class TunnelLimits {
     for (const { key } of quotas) this.#perQuota.add(key);
     const { tunnel: each, client: ofClient, agent, all, quota } = this.#bandwidth;
     const ownRate = each.create();
-    const ofPolicy = quotas.map(({ key, bytesPerSecond }) => quota.join(key, bytesPerSecond));
-    const shared = [...ofPolicy, ofClient.join(client), agent.join(agentId), all.join("")].filter((rate) => rate !== undefined);
+    const shared: SharedRate[] = [];
+    const share = (rate: SharedRate | undefined) => void (rate && shared.push(rate));
+    for (const { key, bytesPerSecond } of quotas) share(quota.join(key, bytesPerSecond));
+    share(ofClient.join(client));
+    share(agent.join(agentId));
+    share(all.join(""));
     const tunnel = new TrackedTunnel(this, owner, ownRate, shared);
     tunnel.maxAgeMs = tunnelMaxDuration;
     if (tunnelMaxDuration > 0) this.#track(tunnel);

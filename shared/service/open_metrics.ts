@@ -68,7 +68,10 @@ function escape(text: string): string {
 /** A traced request is worth more than a later one that is not, for this time in milliseconds. */
 const TRACED_MS = 60_000;
 
-/** The last request of each bucket of a histogram; the last traced one, if there was one recently. */
+/** Another request is kept for this time in milliseconds: a scrape reads one of them. */
+const KEPT_MS = 1_000;
+
+/** A request of the last second of each bucket of a histogram; the last traced one, if there was one recently. */
 export class RequestExemplars {
   readonly #bounds: readonly number[];
   readonly #exemplars: (Exemplar | undefined)[] = [];
@@ -80,10 +83,12 @@ export class RequestExemplars {
 
   /** @param traceId of a request whose trace is recorded */
   observe(value: number, requestId: string, traceId: string | undefined, at: number): void {
-    const found = this.#bounds.findIndex((bound) => value <= bound);
-    const bucket = found < 0 ? this.#bounds.length : found;
+    let bucket = 0;
+    while (value > this.#bounds[bucket]!) bucket++;
     const before = this.#exemplars[bucket];
-    if (traceId === undefined && before?.labels["trace_id"] !== undefined && at - before.at < TRACED_MS) return;
+    if (traceId === undefined && before !== undefined && at - before.at < (before.labels["trace_id"] === undefined ? KEPT_MS : TRACED_MS)) {
+      return;
+    }
     const labels: Exemplar["labels"] = traceId === undefined ? { request_id: requestId } : { trace_id: traceId, request_id: requestId };
     this.#exemplars[bucket] = { labels, value, at };
   }

@@ -8,9 +8,9 @@ const MAX_STATE = 512;
 
 /** The context that a peer has sent; `undefined` if there is none, or it is not valid. A valid one is safe to log. */
 export function parseTraceContext(fields: Fields): TraceContext | undefined {
-  const [parent, ...more] = values(fields, "traceparent");
-  if (parent === undefined || more.length > 0) return undefined;
-  const [, version, traceId, spanId, flags, rest] = TRACEPARENT.exec(parent) ?? [];
+  const parents = values(fields, "traceparent");
+  if (parents.length !== 1) return undefined;
+  const [, version, traceId, spanId, flags, rest] = TRACEPARENT.exec(parents[0]!) ?? [];
   // version 00 has four parts; later ones may have more (§3.2.4)
   if (version === undefined || version === "ff" || (version === "00" && rest !== undefined)) return undefined;
   if (/^0+$/.test(traceId!) || /^0+$/.test(spanId!)) return undefined;

@@ -59,8 +59,11 @@ export interface Tracer {
 }
 
 /** Runs `work` as the whole of a span. */
-export async function inSpan<T>(span: Span | undefined, work: () => Promise<T>, describe?: (result: T) => SpanEnd): Promise<T> {
-  if (!span?.isRecorded) return await work();
+export function inSpan<T>(span: Span | undefined, work: () => Promise<T>, describe?: (result: T) => SpanEnd): Promise<T> {
+  return span?.isRecorded ? recorded(span, work, describe) : work();
+}
+
+async function recorded<T>(span: Span, work: () => Promise<T>, describe?: (result: T) => SpanEnd): Promise<T> {
   try {
     const result = await work();
     span.end(describe && (() => describe(result)));

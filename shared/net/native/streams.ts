@@ -113,13 +113,15 @@ export function toIncoming(calls: Calls, batch: IncomingBatch | null, preamble: 
   for (let i = 0; i < batch.length; i += 6) {
     const text = batch[i + 3] as string | undefined;
     const error = batch[i + 4] as RawError | undefined;
-    const [serverName, peerCertificate, isHttp2] = batch[i + 5] as RawPeer | undefined ?? [];
+    const peer = batch[i + 5] as RawPeer | undefined;
+    const isHello = preamble === "client-hello";
     all.push({
       stream: new NativeDuplex(calls, batch[i] as number, batch[i + 1] as string),
       local: batch[i + 2] as string | undefined,
-      ...preamble === "client-hello" ? { serverName: text } : { head: text, serverName },
-      peerCertificate,
-      isHttp2,
+      head: isHello ? undefined : text,
+      serverName: isHello ? text : peer?.[0],
+      peerCertificate: peer?.[1],
+      isHttp2: peer?.[2],
       error: error && toError(error),
     });
   }
@@ -155,7 +157,8 @@ export async function beginSplice<T, R = RawSpliceResult>(
 
 export function toSpliceResult([aToB, bToA, error, side, dropped]: RawSpliceResult): SpliceResult {
   const errorSide = side === undefined ? undefined : side === 0 ? "a" : "b";
-  return { aToB, bToA, error: error && toError(error), errorSide, ...dropped ? { datagramsDropped: dropped } : {} };
+  const result = { aToB, bToA, error: error && toError(error), errorSide } as const;
+  return dropped ? { ...result, datagramsDropped: dropped } : result;
 }
 
 /** No stream has this handle. */
