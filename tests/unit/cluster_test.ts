@@ -11,14 +11,14 @@ import { type Proxy, startProxy } from "../../proxy/proxy.ts";
 import { proxyOptions } from "../../proxy/options.ts";
 import { withDefaults } from "../../shared/config/defaults.ts";
 import type { Net } from "../../shared/net/net.ts";
-import type { ClusterStatus, Page, Sample, TunnelState } from "../../shared/service/api/types.ts";
+import type { ClusterStatus, Events, Page, Sample, TunnelState } from "../../shared/service/api/types.ts";
 import { sumFailureHistories, sumHistories } from "../../shared/service/api/cluster_sums.ts";
 import { Directory, MAX_MEMBERS } from "../../shared/service/cluster/directory.ts";
 import { ClusterKey } from "../../shared/service/cluster/key.ts";
 import type { Member } from "../../shared/service/cluster/member.ts";
 import { createMemoryStore } from "../../shared/store/memory.ts";
 import type { Store } from "../../shared/store/store.ts";
-import { ask, LogBook, withNet } from "../../testing/network.ts";
+import { ask, connectTo, LogBook, readUntil, withNet } from "../../testing/network.ts";
 import { OidcIssuer } from "../../testing/oidc_issuer.ts";
 import { Folder } from "../../testing/programs.ts";
 import { listenTcp, pause, within } from "../conformance/support.ts";
@@ -143,7 +143,7 @@ describe("each member of a cluster", () => {
           ["agents?scope=cluster&offset=9990&limit=11", 400],
           ["agents?scope=galaxy", 400],
           ["agents?scope=cluster&sort=x", 400],
-          ["events?scope=cluster", 400],
+          ["events?scope=cluster&member=127.0.0.1:9102", 400],
           ["agents?member=x", 400],
           ["agents?scope=cluster&member=x", 404],
         ] as const
@@ -185,6 +185,51 @@ describe("each member of a cluster", () => {
       assert.equal(one!.proxy.draining, false);
       // it has left: no request waits for it
       await until(async () => membersOf((await get(one!, "agents?scope=cluster")).body).length === 1);
+    }));
+
+  it("streams the events of all, and says whose are missing", () =>
+    withCluster(async ({ net, store, keyFile, proxies: [one, two], post }) => {
+      const watcher = await connectTo(net, one!.address);
+      const head = `GET /api/v1/events?scope=cluster HTTP/1.1\r\nHost: ${one!.address}\r\nAuthorization: Bearer ${VIEWER}\r\n\r\n`;
+      await watcher.write(new TextEncoder().encode(head));
+      let text = "";
+      /** The next event with this name that meets the condition. */
+      const next = async <T>(name: string, check: (event: T) => boolean): Promise<T> => {
+        for (;;) {
+          const [event, ...rest] = text.split("\n\n");
+          if (rest.length === 0) text += await readUntil(watcher, "\n\n");
+          else {
+            text = rest.join("\n\n");
+            const json = new RegExp(`^event: ${name}\ndata: (.*)$`, "m").exec(event!)?.[1];
+            if (json !== undefined && check(JSON.parse(json) as T)) return JSON.parse(json) as T;
+          }
+        }
+      };
+      const whose = ({ members }: Events["members"]) => Object.fromEntries(members.map(({ member, error }) => [member, error]));
+      const isComplete = (event: Events["members"]) =>
+        event.members.length === 3 && event.members.every(({ error }) => error === undefined);
+      await next("members", isComplete);
+      for (const { address } of [one!, two!]) {
+        await next<Events["sample"]>("sample", ({ member, agents }) => member === address && agents === 2);
+      }
+      await checkTunnel(await openTunnel(net, two!.proxy, await listenTcp(net)));
+      const { events: [tunnel] } = await next<Events["tunnels"]>("tunnels", () => true);
+      assert.deepEqual([tunnel!.member, tunnel!.agent, tunnel!.state], [two!.address, "4711", "open"]);
+      await post(two!, "reload", {});
+      await next<Events["actions"]>(
+        "actions",
+        ({ events }) => events.some(({ member, action }) => member === two!.address && action === "reload"),
+      );
+      const key = await ClusterKey.open(keyFile, new LogBook());
+      await store.set("reverse-http member 60", await key.signMember({ address: "127.0.0.1:9", service: "proxy", host: "gone" }));
+      const gone = await next<Events["members"]>("members", (event) => whose(event)["127.0.0.1:9"] === "no service listens there");
+      assert.equal(gone.members.length, 4);
+      await two!.close();
+      await next<Events["members"]>("members", ({ members }) => members.length === 3); // it has left
+      void one!.proxy.close();
+      await within((async () => {
+        while (await watcher.read() !== null);
+      })());
     }));
 
   it("says which members have not answered and why, and what is therefore unknown", () =>
@@ -322,7 +367,8 @@ describe("the key of a cluster", () => {
       both.verifyRequest(await old.signMember({ address: "b:1", service: "lb", host: "b" }), request),
       /not one of a member/,
     );
-    assert.deepEqual(await both.verifyRequest(token, request), { from: "b:1", operator: signed.operator });
+    const { isAccepted, ...verified } = await both.verifyRequest(token, request);
+    assert.deepEqual(verified, { from: "b:1", operator: signed.operator });
     await assert.rejects(both.verifyRequest(token, request), /served before/);
     let refused;
     for (let count = 0; refused === undefined && count < 20_000; count++) {
@@ -331,6 +377,9 @@ describe("the key of a cluster", () => {
     assert.equal(refused, "too many requests have acted lately");
     await assert.rejects(both.verifyRequest(token, request), /served before/); // it is not forgotten
     assert.equal(await both.readMember(token), undefined);
+    assert.equal(await isAccepted(), true);
+    writeFileSync(join(folder.path, "key1"), "n".repeat(32));
+    assert.equal(await isAccepted(), false, "its key was removed");
     for (const text of ["short", `${"k".repeat(31)}\n`, "# none", "ä".repeat(40)]) {
       await assert.rejects(
         keysOf(folder, [text]),

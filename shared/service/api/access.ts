@@ -94,10 +94,14 @@ async function identifyMember(c: Context<ApiEnv>, cluster: Cluster | undefined, 
   const { method, url } = c.req;
   const { pathname, search } = new URL(url);
   try {
-    const { from, operator } = await cluster.verify(token, { method, target: `${pathname}${search}`, body: await c.req.text() });
+    const { from, operator, isAccepted } = await cluster.verify(token, {
+      method,
+      target: `${pathname}${search}`,
+      body: await c.req.text(),
+    });
     c.set("operator", operator);
     c.set("through", from);
-    c.set("isAllowed", () => Promise.resolve(true));
+    c.set("isAllowed", isAccepted);
     return undefined;
   } catch (error) {
     if (!(error instanceof MemberRequestError)) throw error;

@@ -1,10 +1,11 @@
 // Requests for the whole cluster: which members they are for, and what these answer. cluster_sums.ts makes one answer of that.
 import type { Context } from "hono";
+import { errorIn } from "../cluster/ask.ts";
 import type { Answer, Cluster } from "../cluster/cluster.ts";
 import type { Member } from "../cluster/member.ts";
 import type { ApiEnv } from "./access.ts";
 import { checkOneOf, type Key, QueryError, rangeOf, sortBy } from "./query.ts";
-import { type ActionResult, type ErrorBody, type MemberAnswer, type Page, SCOPES } from "./types.ts";
+import { type ActionResult, type MemberAnswer, type Page, SCOPES } from "./types.ts";
 
 /** Items of one member that are merged at most, which bounds how far lists of the whole cluster reach. */
 export const MAX_MERGED = 10_000;
@@ -95,12 +96,8 @@ function partOf<T extends object>({ member, response, error }: Answer): Part<T> 
   return { answer: { ...describe(member), error: errorIn(status, value) }, status };
 }
 
-function errorIn(status: number, value: unknown): string {
-  const { error } = (value ?? {}) as Partial<ErrorBody>;
-  return typeof error === "string" ? error : `it responded with status ${status}`;
-}
-
-function describe({ address, service, host }: Member): MemberAnswer {
+/** A member for operators. */
+export function describe({ address, service, host }: Member): MemberAnswer {
   return { member: address, service, host };
 }
 

@@ -1,7 +1,6 @@
 // The stream of events to one who watches, as server-sent events. Who reads too slowly is disconnected.
-import type { EventHub } from "../live/events.ts";
+import type { EventHub, EventName } from "../live/events.ts";
 import { EVENT_STREAM } from "../http_server.ts";
-import type { Topic } from "./types.ts";
 
 /** Bytes that may wait for one reader. */
 const MAX_PENDING = 256 * 1024;
@@ -12,7 +11,7 @@ const COMMENT_MS = 15_000;
  * Returns `undefined` if too many watch.
  * @param isAllowed asked at each comment; the stream ends when it resolves with `false`
  */
-export function eventStream(hub: EventHub, topics: ReadonlySet<Topic>, isAllowed: () => Promise<boolean>): Response | undefined {
+export function eventStream(hub: EventHub, topics: ReadonlySet<EventName>, isAllowed: () => Promise<boolean>): Response | undefined {
   const encoder = new TextEncoder();
   let stop: (() => void) | undefined;
   const body = new ReadableStream<Uint8Array>({
@@ -26,7 +25,7 @@ export function eventStream(hub: EventHub, topics: ReadonlySet<Topic>, isAllowed
         controller.enqueue(encoder.encode(text));
         if ((controller.desiredSize ?? 0) <= 0) end();
       };
-      const unwatch = hub.watch({ topics, end, send: (topic, json) => send(`event: ${topic}\ndata: ${json}\n\n`) });
+      const unwatch = hub.watch({ topics, end, send: (name, json) => send(`event: ${name}\ndata: ${json}\n\n`) });
       if (unwatch === undefined) return;
       const comment = async () => {
         if (!await isAllowed()) end();

@@ -74,7 +74,7 @@ export function openApi(version: string): object {
       "/events": {
         get: {
           summary: "What happens, as server-sent events",
-          parameters: [topics],
+          parameters: [topics, scope[0]!],
           responses: { 200: { description: "Success", content: { [EVENT_STREAM]: { schema: { type: "string" } } } }, ...errors },
         },
       },

@@ -6,6 +6,7 @@ import { describeFailure } from "../live/failures.ts";
 import { describeTunnel } from "../live/tunnel.ts";
 import { type ApiEnv, checkAccess, fail } from "./access.ts";
 import { addActions } from "./actions.ts";
+import { ClusterEvents } from "./cluster_events.ts";
 import { eventStream } from "./event_stream.ts";
 import { AGENTS, FAILURES, TUNNEL_ORDERS, TUNNELS } from "./lists.ts";
 import { gather, gatherPage, MAX_MERGED, proxiesOf, ScopeError, scopeOf } from "./cluster.ts";
@@ -135,9 +136,15 @@ export function createApi({ operations, hosts, operators }: ApiOptions): Hono<Ap
     const parts = await gather<FailureHistory>(wide, c, "failures/history", () => own);
     return c.json<FailureHistory>(sumFailureHistories(own, parts.flatMap(({ value }) => value === undefined ? [] : [value])));
   });
-  api.get("/events", (c) => {
-    if ((c.req.query("scope") ?? "local") !== "local") throw new QueryError("events are those of one service: ask each member for its own");
-    const stream = eventStream(activity.events, topicsOf(c.req.query("topics")), c.get("isAllowed"));
+  const clusterEvents = cluster && new ClusterEvents(cluster, activity.events);
+  api.get("/events", async (c) => {
+    const { query, wide } = await scopeOf(c, cluster);
+    const topics = topicsOf(query.get("topics"));
+    if (wide?.isNamed) throw new QueryError("events are those of all members: leave member out, or ask that one for its own");
+    const stream = wide === undefined
+      ? eventStream(activity.events, topics, c.get("isAllowed"))
+      : eventStream(clusterEvents!.hub, new Set([...topics, "members" as const]), c.get("isAllowed"));
+    if (wide !== undefined) clusterEvents!.announce();
     return stream ?? fail(c, 503, "too many streams of events are open, or the service stops");
   });
   api.get("/openapi.json", (c) => c.json(openApi(VERSION)));
@@ -146,7 +153,7 @@ export function createApi({ operations, hosts, operators }: ApiOptions): Hono<Ap
 }
 
 /** @throws {QueryError} */
-function topicsOf(text: string | undefined): ReadonlySet<Topic> {
+function topicsOf(text: string | null): ReadonlySet<Topic> {
   const names = text?.split(",") ?? TOPICS;
   for (const name of names) checkOneOf("topics", name, TOPICS);
   return new Set(names as Topic[]);

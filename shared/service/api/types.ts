@@ -252,17 +252,21 @@ export interface ActionRecord {
   readonly target?: string;
   /** The member of the cluster through which it came. */
   readonly through?: string;
+  /** In events of the whole cluster: the member that has done it. */
+  readonly member?: string;
 }
 
 /** Events of the stream, by name. Each is sent at most once a second, with what has happened since. */
 export interface Events {
-  /** Sent every two seconds. */
-  readonly sample: Sample;
+  /** Sent every two seconds; of the whole cluster by each proxy. */
+  readonly sample: Sample & { readonly member?: string };
   readonly agents: Batch<AgentState>;
   /** Tunnels that were opened and that have ended: see their `state`. Bytes are not reported here. */
   readonly tunnels: Batch<TunnelState>;
   readonly failures: Batch<Failure>;
   readonly actions: Batch<ActionRecord>;
+  /** Of the whole cluster: whose events are in the stream, and which members' are missing and why. At the beginning, and when it changes. */
+  readonly members: { readonly members: readonly MemberAnswer[] };
 }
 
 export const TOPICS = ["sample", "agents", "tunnels", "failures", "actions"] as const;

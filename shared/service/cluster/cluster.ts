@@ -5,14 +5,15 @@ import { isLoopback } from "../../address/host_port.ts";
 import { ConfigError } from "../../config/option.ts";
 import { printable } from "../../net/printable.ts";
 import type { AdminOptions } from "../../config/common_options.ts";
+import { messageOf } from "../../log/error_message.ts";
 import { type Logger, silentLogger } from "../../log/logger.ts";
 import type { Net } from "../../net/net.ts";
 import type { Store } from "../../store/store.ts";
 import type { Operator } from "../api/tokens.ts";
 import type { ClusterOptions } from "../../config/cluster_options.ts";
-import { askMember, type MemberResponse } from "./ask.ts";
+import { askMember, followMember, type FollowOptions, type MemberResponse } from "./ask.ts";
 import { Directory } from "./directory.ts";
-import { ClusterKey, type MemberRequest } from "./key.ts";
+import { ClusterKey, type MemberRequest, type VerifiedRequest } from "./key.ts";
 import type { Member } from "./member.ts";
 
 /** Time in milliseconds for the responses of all members. */
@@ -26,6 +27,9 @@ const MAX_REQUESTS = 16;
 const MAX_AGE_MS = 1_000;
 /** Longest reason of a member in a report, in characters. */
 const MAX_REASON = 300;
+
+/** A stream of events is for all who watch. */
+const FOLLOWER: Operator = { name: "cluster", role: "viewer" };
 
 /** What a member has answered, or why it did not. */
 export interface Answer {
@@ -140,30 +144,54 @@ export class Cluster {
     deadline: number,
     budget: { left: number },
   ): Promise<Answer> {
-    const { pathname, search } = new URL(`http://localhost/api/v1/${path}`); // as the member will see it
-    const [target, content] = [`${pathname}${search}`, body === undefined ? "" : JSON.stringify(body)];
     try {
-      const request = { to: member.address, from: this.#address, operator, method, target, body: content };
-      const authorization = `${CLUSTER_SCHEME} ${await this.key.signRequest(request)}`;
+      const request = await this.#sign(member, { operator, method, path, body });
       const timeoutMs = deadline - performance.now();
       if (timeoutMs <= 0) return { member, error: "no response in time" };
-      return {
-        member,
-        response: await askMember(member, { net: this.#deps.net, method, target, body: content, authorization, timeoutMs, budget }),
-      };
+      return { member, response: await askMember(member, { ...request, timeoutMs, budget }) };
     } catch (error) {
-      return { member, error: printable((error as Error).message, MAX_REASON) };
+      return { member, error: reasonOf(error) };
     }
   }
 
+  /**
+   * Follows a member's stream of events, until the signal ends it.
+   * @returns why there is no stream, or no longer, in a few words
+   */
+  async follow(
+    member: Member,
+    { topics, ...options }: Pick<FollowOptions, "signal" | "opened" | "take"> & { readonly topics: readonly string[] },
+  ): Promise<string> {
+    try {
+      const request = await this.#sign(member, { operator: FOLLOWER, method: "GET", path: `events?topics=${topics.join()}` });
+      await followMember(member, { ...request, ...options, timeoutMs: TIMEOUT_MS });
+      return "it ended the connection";
+    } catch (error) {
+      return reasonOf(error);
+    }
+  }
+
+  /** A request as the member will see it. */
+  async #sign(member: Member, { operator, method, path, body }: Omit<ClusterRequest, "to">) {
+    const { pathname, search } = new URL(`http://localhost/api/v1/${path}`);
+    const [target, content] = [`${pathname}${search}`, body === undefined ? "" : JSON.stringify(body)];
+    const request = { to: member.address, from: this.#address, operator, method, target, body: content };
+    const authorization = `${CLUSTER_SCHEME} ${await this.key.signRequest(request)}`;
+    return { net: this.#deps.net, method, target, body: content, authorization };
+  }
+
   /** The operator on whose behalf a member asks; see {@link ClusterKey.verifyRequest}. */
-  async verify(token: string, request: Pick<MemberRequest, "method" | "target" | "body">): Promise<{ from: string; operator: Operator }> {
+  async verify(token: string, request: Pick<MemberRequest, "method" | "target" | "body">): Promise<VerifiedRequest> {
     return await this.key.verifyRequest(token, { ...request, to: this.#address });
   }
 
   async close(): Promise<void> {
     await this.#directory.close();
   }
+}
+
+function reasonOf(error: unknown): string {
+  return printable(messageOf(error), MAX_REASON);
 }
 
 /** The scheme of Authorization between members. */

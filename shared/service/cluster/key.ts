@@ -1,5 +1,6 @@
 // The key that the members of a cluster share: it signs their entries in the store and the requests that they send each other. The key itself is
 // never sent: who can write to the store, or listens, learns nothing that can be used elsewhere.
+import { Buffer } from "node:buffer";
 import { createHash, randomUUID } from "node:crypto";
 import { errors, jwtVerify, SignJWT } from "jose";
 import { ConfigError } from "../../config/option.ts";
@@ -37,6 +38,15 @@ export interface MemberRequest {
   /** Path and query. */
   readonly target: string;
   readonly body: string;
+}
+
+/** A request of another member, on behalf of an operator. */
+export interface VerifiedRequest {
+  /** Address of the member that asks. */
+  readonly from: string;
+  readonly operator: Operator;
+  /** Whether the key that has signed it is still one of the cluster. */
+  isAccepted(): Promise<boolean>;
 }
 
 /** The request is not one of a member. The message says why. */
@@ -89,8 +99,7 @@ export class ClusterKey {
   /** The member of an entry; `undefined` for what no member has written. */
   async readMember(entry: string): Promise<Member & { readonly isLeaving?: true } | undefined> {
     try {
-      const { member } = await this.#verify(entry, ENTRY);
-      return readMember(member);
+      return readMember((await this.#verify(entry, ENTRY)).claims.member);
     } catch (error) {
       if (error instanceof errors.JOSEError) return undefined;
       throw error;
@@ -116,11 +125,12 @@ export class ClusterKey {
   async verifyRequest(
     token: string,
     { to, method, target, body }: Pick<MemberRequest, "to" | "method" | "target" | "body">,
-  ): Promise<{ from: string; operator: Operator }> {
+  ): Promise<VerifiedRequest> {
     await this.poll();
     let claims;
+    let key: Uint8Array;
     try {
-      claims = await this.#verify(token, REQUEST, to);
+      ({ claims, key } = await this.#verify(token, REQUEST, to));
     } catch (error) {
       if (!(error instanceof errors.JOSEError)) throw error;
       throw new MemberRequestError(reasonOf(error, to));
@@ -134,18 +144,23 @@ export class ClusterKey {
       throw new MemberRequestError("the request is not the one that was signed");
     }
     if (method !== "GET") this.#see(jti, (exp + LEEWAY_S) * 1_000);
-    return { from, operator: { name, role: known, ...subject !== undefined && { subject } } };
+    const isAccepted = async () => {
+      await this.poll();
+      return this.#file.value.some((known) => Buffer.compare(known, key) === 0);
+    };
+    return { from, operator: { name, role: known, ...subject !== undefined && { subject } }, isAccepted };
   }
 
   async #verify(text: string, typ: string, audience?: string) {
     let failure: unknown;
     for (const key of this.#file.value) {
       try {
-        return (await jwtVerify(text, key, {
+        const { payload: claims } = await jwtVerify(text, key, {
           algorithms: [ALGORITHM],
           typ,
           ...audience !== undefined && { audience, clockTolerance: LEEWAY_S, requiredClaims: ["exp", "jti"] },
-        })).payload;
+        });
+        return { claims, key };
       } catch (error) {
         if (!(error instanceof errors.JWSSignatureVerificationFailed)) throw error;
         failure = error;

@@ -1,5 +1,6 @@
 // A member of a cluster: a proxy or load balancer whose admin API answers others.
 import { splitHostPort } from "../../address/host_port.ts";
+import { checkPins } from "../../config/common_options.ts";
 
 export interface Member {
   /** Where others reach its admin address, `host:port`. It identifies the member. */
@@ -7,6 +8,8 @@ export interface Member {
   readonly service: "proxy" | "lb";
   /** Host name, for display. */
   readonly host: string;
+  /** `sha256/` and the SHA-256 of its public key in base64, by which others know it over TLS. Missing: it speaks plain HTTP. */
+  readonly pin?: string;
 }
 
 const MAX_HOST = 253;
@@ -14,13 +17,14 @@ const MAX_HOST = 253;
 /** Checks what a signed entry has: the member may run another version. */
 export function readMember(value: unknown): Member & { readonly isLeaving?: true } | undefined {
   if (typeof value !== "object" || value === null) return undefined;
-  const { address, service, host, isLeaving } = value as Readonly<Record<string, unknown>>;
+  const { address, service, host, pin, isLeaving } = value as Readonly<Record<string, unknown>>;
   if (typeof address !== "string" || typeof host !== "string" || host.length > MAX_HOST) return undefined;
   if (service !== "proxy" && service !== "lb") return undefined;
+  if (pin !== undefined && !(typeof pin === "string" && checkPins([pin]) === undefined)) return undefined;
   try {
     if (splitHostPort(address).host === "") return undefined;
   } catch {
     return undefined;
   }
-  return { address, service, host, ...isLeaving === true && { isLeaving } };
+  return { address, service, host, ...pin !== undefined && { pin }, ...isLeaving === true && { isLeaving } };
 }

@@ -151,7 +151,7 @@ export class Activity {
     this.#setups = [];
     this.#last = { sample, now };
     this.#samples.push(sample);
-    this.events.sample(() => sample);
+    this.events.sendNow("sample", () => sample);
     return sample;
   }
 
