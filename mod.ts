@@ -46,6 +46,7 @@ export {
   type Identity,
   type Peer,
   RevocationError,
+  type SignedOut,
   type TunnelTarget,
 } from "./shared/auth/authenticator.ts";
 export { type AgentList, createAgentList } from "./shared/auth/agent_list.ts";
