@@ -7,7 +7,7 @@ import { AuthenticationError, type Authenticator, type ClientCredentials, type I
 import type { Fetch } from "./fetch.ts";
 import type { OnExpiry } from "./jwt.ts";
 import { LiveCredentials, watchCredentials } from "./live_credentials.ts";
-import { OIDC_LEEWAY_S, type OidcToken, verifyOidcToken } from "./oidc_token.ts";
+import { type FindKeys, OIDC_LEEWAY_S, type OidcToken, verifyOidcToken } from "./oidc_token.ts";
 import { verifyLogoutToken } from "./logout_token.ts";
 import { agentNamedBy } from "./providers.ts";
 import { RemoteKeys } from "./remote_keys.ts";
@@ -89,7 +89,7 @@ export async function createOidcAuth(options: OidcOptions, deps: OidcDeps): Prom
     live.closeIf(problemOf);
   };
   const keys: RemoteKeys = new RemoteKeys({ source: { issuer }, refreshMs, maxStaleMs, onRemoved, log, now: monotonic, fetch });
-  const find = (kid: string | undefined, algorithm: string) => keys.find(kid, algorithm);
+  const find: FindKeys = (kid, algorithm, ageMs) => keys.find(kid, algorithm, ageMs);
   const { reload, close: stop } = watchCredentials(live, { revocations, problemOf, now, tick: () => keys.poll() });
   const admit = async (text: string, role: "agent" | "client"): Promise<Omit<Identity, "agentId"> & { readonly token: OidcToken }> => {
     if (!isToken(text)) throw new AuthenticationError("denied", `The ${role}'s credentials are not a JWT`);

@@ -1,5 +1,5 @@
 // Verifies the tokens of an OpenID Connect issuer, and reads who a person is from their claims. Knows neither files nor connections.
-import { decodeProtectedHeader, errors, type JWTPayload, jwtVerify } from "jose";
+import { decodeJwt, decodeProtectedHeader, errors, type JWTPayload, jwtVerify } from "jose";
 import { printable } from "../net/printable.ts";
 import { createAllowList } from "../address/allow_list.ts";
 import { AuthenticationError, checkAgentId, type Claims, type Identity } from "./authenticator.ts";
@@ -47,8 +47,8 @@ export interface OidcToken {
   readonly agent?: Pick<Identity, "agentId" | "allowList" | "publish">;
 }
 
-/** The keys that may have signed a token. */
-export type FindKeys = (kid: string | undefined, algorithm: string) => Promise<readonly IssuerKey[]>;
+/** The keys that may have signed a token; see `find` of `RemoteKeys`. */
+export type FindKeys = (kid: string | undefined, algorithm: string, ageMs: number) => Promise<readonly IssuerKey[]>;
 
 /**
  * Verifies a token: the signature by one of the keys that are found, its validity period, issuer and audience.
@@ -111,7 +111,7 @@ export async function verifyIssued(
   requiredClaims: string[],
 ): Promise<{ payload: JWTPayload; keyId: string }> {
   const { name, kid } = readHeader(text);
-  const keys = await find(kid, keyAlgorithm(name as TokenAlgorithm));
+  const keys = await find(kid, keyAlgorithm(name as TokenAlgorithm), ageOf(text, expected));
   for (const { id, key } of keys.slice(0, MAX_ATTEMPTS)) {
     try {
       const { payload } = await jwtVerify(text, key, {
@@ -152,6 +152,16 @@ function readHeader(text: string): { name: string; kid?: string } {
     throw deny(`The token's alg is ${show(alg)}; one of ${SIGNATURE_ALGORITHMS.join(", ")} is required`);
   }
   return { name: alg, kid: typeof kid === "string" ? kid : undefined };
+}
+
+/** The age in milliseconds that a token claims, which is not verified yet; `Infinity` if it is of another issuer. */
+function ageOf(text: string, { issuer, now }: Pick<OidcExpectation, "issuer" | "now">): number {
+  try {
+    const { iss, iat } = decodeJwt(text);
+    return iss === issuer && typeof iat === "number" ? now - iat * 1_000 : Infinity;
+  } catch {
+    return Infinity; // verification says what is wrong with it
+  }
 }
 
 /** Describes errors in our own words, because the library's may change. */

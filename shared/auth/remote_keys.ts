@@ -9,6 +9,8 @@ import { type IssuerKey, parseIssuerKeys } from "./keys.ts";
 
 /** Time in milliseconds between two fetches for unknown keys. */
 const COOLDOWN_MS = 30_000;
+/** Tolerated difference between the issuer's clock and this one, in milliseconds. */
+const CLOCK_LEEWAY_MS = 60_000;
 /** Time in milliseconds for one response of the issuer. */
 const TIMEOUT_MS = 5_000;
 /** Largest document in bytes. */
@@ -39,6 +41,8 @@ export class RemoteKeys {
   readonly #closing = new AbortController();
   #keys: readonly IssuerKey[] = [];
   #loadedAt = -Infinity;
+  /** When they were asked for. */
+  #requestedAt = -Infinity;
   /** When a token has caused a fetch last. */
   #demandedAt = -Infinity;
   #nextAt = -Infinity;
@@ -63,15 +67,25 @@ export class RemoteKeys {
   /**
    * The keys that may have signed a token: those with the key id that it names, and the algorithm. If it names none, or the issuer gives no
    * ids, all with the algorithm.
-   * @throws {AuthenticationError} as {@link ready}
+   * @param ageMs time in milliseconds since the token was issued. Default: it is older than the keys.
+   * @throws {AuthenticationError} as {@link ready}, and `unavailable` if its key may be newer than those that were fetched
    */
-  async find(kid: string | undefined, algorithm: string): Promise<readonly IssuerKey[]> {
+  async find(kid: string | undefined, algorithm: string, ageMs = Infinity): Promise<readonly IssuerKey[]> {
     const fits = () => this.#keys.filter((key) => key.algorithm === algorithm && (kid === undefined || (key.kid ?? kid) === kid));
+    const askedAt = this.#now();
     await this.ready();
-    const found = fits();
+    let found = fits();
     if (found.length > 0) return found;
     await this.#demand();
-    return fits();
+    found = fits();
+    // other tokens may have caused the last fetch, or the issuer is down
+    if (found.length === 0 && this.#requestedAt < askedAt && ageMs - CLOCK_LEEWAY_MS < askedAt - this.#requestedAt) {
+      throw new AuthenticationError(
+        "unavailable",
+        "The token may be signed with a key that is newer than the issuer's keys that were fetched",
+      );
+    }
+    return found;
   }
 
   /**
@@ -100,9 +114,10 @@ export class RemoteKeys {
   /** Fetches the keys for a token that none of them fits, unless they were fetched recently. */
   async #demand(): Promise<void> {
     const now = this.#now();
-    if (now - this.#demandedAt < COOLDOWN_MS) return;
-    this.#demandedAt = now;
-    await this.#load();
+    if (now - this.#demandedAt >= COOLDOWN_MS) {
+      this.#demandedAt = now;
+      await this.#load();
+    } else await this.#loading;
   }
 
   #load(): Promise<void> {
@@ -112,11 +127,13 @@ export class RemoteKeys {
   /** Never rejects. */
   async #fetch(): Promise<void> {
     const { log, refreshMs, onRemoved } = this.#options;
+    const requestedAt = this.#now();
     try {
       const { url, keys } = await this.#read();
       const [before, after] = [idsOf(this.#keys), idsOf(keys)];
       const [added, removed] = [[...after].filter((id) => !before.has(id)), [...before].filter((id) => !after.has(id))];
       this.#keys = keys;
+      this.#requestedAt = requestedAt;
       this.#loadedAt = this.#now();
       this.#nextAt = this.#loadedAt + refreshMs;
       if (added.length + removed.length > 0 || this.#failures > 0) {

@@ -113,7 +113,7 @@ describe("tokens of an OpenID Connect issuer", () => {
       [await issuer.sign({ nbf: seconds + 3600 }), /is not valid before/],
       [await issuer.sign({ sub: undefined }), /has no sub/],
       [await issuer.sign({}, { header: { "crit": ["x-unknown"], "x-unknown": 1 } }), /not supported \(crit\)/],
-      [await issuer.sign({}, { header: { kid: "unknown" } }), /publishes no key "unknown" for ES256/],
+      [await issuer.sign({ iat: seconds - 61 }, { header: { kid: "unknown" } }), /publishes no key "unknown" for ES256/],
       [unsigned, /is not signed: its alg is none/],
       [shared, /HS256: it is signed with a shared secret/],
       [`${header}.${payload}.${"A".repeat(86)}`, /signature matches none/],
@@ -179,9 +179,13 @@ describe("the issuer's keys", () => {
     const { issuer } = bench;
     await bench.as(await issuer.sign());
     const before = issuer.fetches;
-    for (let i = 0; i < 10; i++) await assert.rejects(bench.as(await issuer.sign({}, { header: { kid: `k-${i}` } })), refused(/no key/));
+    const old = { iat: Math.floor(Date.now() / 1_000) - 120 };
+    for (let i = 0; i < 10; i++) await assert.rejects(bench.as(await issuer.sign(old, { header: { kid: `k-${i}` } })), refused(/no key/));
     assert.ok(issuer.fetches - before <= 1, `${issuer.fetches - before} fetches`);
     await issuer.rotate({ keep: 1 });
+    // its key may have been published since
+    await assert.rejects(bench.as(await issuer.sign()), refused(/a key that is newer/, "unavailable"));
+    await assert.rejects(bench.as(await issuer.sign({ iss: "https://other.example" })), refused(/no key/));
     bench.ahead = 31_000;
     await bench.as(await issuer.sign());
     await bench.as(await issuer.sign({}, { with: 1 }));
@@ -313,7 +317,7 @@ describe("logout tokens of the issuer", () => {
       const rows: [token: string, message: RegExp, kind?: AuthenticationError["kind"]][] = [
         [await issuer.sign(loggedOut({ aud: "proxy" })), /for the audience "proxy", and "rht" is required/],
         [await issuer.sign(loggedOut({ iss: other.url })), /of the issuer/],
-        [await other.sign(loggedOut({ iss: issuer.url })), /publishes no key/],
+        [await other.sign(loggedOut({ iss: issuer.url, iat: 1 })), /publishes no key/],
         [await issuer.sign(loggedOut({ events: undefined })), /has no events/],
         [await issuer.sign(loggedOut({ events: { "https://other.example": {} } })), /reports another event/],
         [await issuer.sign(loggedOut({ nonce: "n" })), /has a nonce/],

@@ -144,7 +144,10 @@ class IssuerTokens implements OperatorSource {
     const expected = { issuer: issuer!, audiences: [clientId!], nameClaim, groupsClaim, now: Date.now() };
     try {
       this.keys.poll();
-      return operatorOf(await verifyOidcToken(token, (kid, algorithm) => this.keys.find(kid, algorithm), expected), this.options);
+      return operatorOf(
+        await verifyOidcToken(token, (kid, algorithm, ageMs) => this.keys.find(kid, algorithm, ageMs), expected),
+        this.options,
+      );
     } catch (error) {
       return logDenial(this.log, error);
     }
