@@ -5,8 +5,9 @@ import { createHash, randomUUID } from "node:crypto";
 import { errors, jwtVerify, SignJWT } from "jose";
 import { ConfigError } from "../../config/option.ts";
 import { PolledFile } from "../../files/polled_file.ts";
-import { describeFileError, readText } from "../../files/read.ts";
+import { describeFileError } from "../../files/read.ts";
 import { SecretFiles } from "../../files/secret_files.ts";
+import { readSharedSecrets } from "../../files/shared_secrets.ts";
 import type { Logger } from "../../log/logger.ts";
 import type { Operator } from "../api/tokens.ts";
 import { ROLES } from "../api/types.ts";
@@ -16,11 +17,6 @@ const OPTION = "--admin.cluster.key-file";
 const ALGORITHM = "HS256";
 /** Types of signed texts: one is never taken for the other. */
 const [ENTRY, REQUEST] = ["reverse-http-member", "reverse-http-request"];
-const MAX_FILE = 16 * 1024;
-/** Shortest key in characters: one of 192 bits in base64. */
-const MIN_KEY = 32;
-/** Keys that are accepted while one replaces another. */
-const MAX_KEYS = 4;
 /** Time in seconds for which a request is valid, and the difference between clocks that is tolerated. */
 const VALID_S = 30;
 const LEEWAY_S = 60;
@@ -62,7 +58,7 @@ export class ClusterKey {
   readonly #seen = new Map<string, number>();
 
   private constructor(name: string, log: Logger) {
-    this.#file = new PolledFile(name, readKeys);
+    this.#file = new PolledFile(name, readSharedSecrets);
     this.#log = log;
     this.#secrets = new SecretFiles(log);
   }
@@ -190,24 +186,6 @@ function reasonOf(error: InstanceType<typeof errors.JOSEError>, to: string): str
     return `the request is for another member, and this one is ${to}: is its --admin.cluster.address right?`;
   }
   return "the request is not one of a member";
-}
-
-/** @throws {Error} naming the first invalid line, without the key */
-async function readKeys(file: string): Promise<readonly Uint8Array[]> {
-  const keys: Uint8Array[] = [];
-  (await readText(file, MAX_FILE)).split(/\r?\n/).forEach((line, i) => {
-    const key = line.replace(/(?:^|\s)#.*$/, "").trim();
-    if (key === "") return;
-    if (!/^[\x21-\x7e]+$/.test(key) || key.length < MIN_KEY) {
-      throw new Error(
-        `line ${i + 1}: the key has less than ${MIN_KEY} characters, spaces, or others than ASCII; openssl rand -hex 32 makes one`,
-      );
-    }
-    keys.push(new TextEncoder().encode(key));
-  });
-  if (keys.length === 0) throw new Error("it has no key; openssl rand -hex 32 makes one");
-  if (keys.length > MAX_KEYS) throw new Error(`it has ${keys.length} keys; the limit is ${MAX_KEYS}`);
-  return keys;
 }
 
 function hashOf(body: string): string {
