@@ -30,7 +30,7 @@ await run({
     commands: [
       proxyCommand(native.createNet, stateDirectory),
       agentCommand(native.createNet, { stateDirectory, environment: process.env }),
-      lbCommand(native.createNet),
+      lbCommand(native.createNet, stateDirectory),
       connectCommand(native.createNet) as Subcommand,
       forwardCommand(native.createNet) as Subcommand,
       socksCommand(native.createNet) as Subcommand,
@@ -48,7 +48,7 @@ await run({
           agentDoctor(native.createNet, process.env) as Subcommand,
           clientDoctor(native.createNet) as Subcommand,
           proxyDoctor(native.createNet, stateDirectory) as Subcommand,
-          lbDoctor(native.createNet) as Subcommand,
+          lbDoctor(native.createNet, stateDirectory) as Subcommand,
         ],
       },
       serviceCommand({ family: SERVICES }),

@@ -105,6 +105,8 @@ export interface LoadBalancerHooks {
   authenticate?: Authenticate;
   /** As `authenticate`, with the full {@link Authenticator} interface. Only one of both can be set. */
   authenticator?: Authenticator;
+  /** Directory for accounts and certificates by ACME, if `stateDir` is not set. Default: they cannot be obtained. */
+  stateDirectory?: string;
   /** The store in which proxies publish their agents, instead of the store in `store.type`. The caller closes it. */
   store?: Store;
   /** Receives log messages. Default: none are logged. */

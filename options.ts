@@ -113,6 +113,7 @@ export interface ProxyOptions {
     tokenFile?: string;
     certFile?: string;
     keyFile?: string;
+    acme?: boolean;
     clientCaFile?: string;
   }[];
   /** `--auth.*` */
@@ -249,6 +250,29 @@ export interface ProxyOptions {
       /** `--acme.eab.hmac-key`: Key of the external account, base64url. */
       hmacKey?: string;
     };
+    /** `--acme.fallback.*` */
+    fallback?: {
+      /** `--acme.fallback.directory`: URL of the directory of another authority, which is asked when the first one has failed twice, or at once if no certificate is in use. */
+      directory?: string;
+      /** `--acme.fallback.file.*` */
+      file?: {
+        /** `--acme.fallback.file.root-ca`: Authorities to trust for that URL, PEM; by default the runtime's. */
+        rootCa?: string;
+      };
+      /** `--acme.fallback.eab.*` */
+      eab?: {
+        /** `--acme.fallback.eab.key-id`: Key id of an external account there. */
+        keyId?: string;
+        /** `--acme.fallback.eab.hmac-key`: Key of that account, base64url. */
+        hmacKey?: string;
+      };
+    };
+    /** `--acme.store-key-file`: File with a secret of at least 32 characters that all proxies and lbs of the store share: they have one account and one certificate, sealed with it in the store. Several lines replace a secret: the first one seals. By default each orders its own. */
+    storeKeyFile?: string;
+    /** `--acme.published`: Obtain certificates for the hosts that agents publish with network=https, as their tokens allow: one for each exact name, at most 20 new ones in an hour. Default: `false`. */
+    published?: boolean;
+    /** `--acme.published-names`: Names of agents that get certificates at once. Default: `100`. */
+    publishedNames?: number;
   };
   /** `--limits.*` */
   limits?: {
@@ -660,6 +684,7 @@ export interface LoadBalancerOptions {
     tokenFile?: string;
     certFile?: string;
     keyFile?: string;
+    acme?: boolean;
     clientCaFile?: string;
   }[];
   /** `--published`: Serve what agents publish at a port of the proxies, looked up in the store for each client. */
@@ -789,6 +814,56 @@ export interface LoadBalancerOptions {
         };
       };
     };
+  };
+  /** `--state-dir`: Directory that keeps accounts and certificates of acme.*; by default the system's or the user's state directory. */
+  stateDir?: string;
+  /** `--acme.*` */
+  acme?: {
+    /** `--acme.domain`: Names of this lb for which it obtains a certificate by ACME (RFC 8555) and renews it, for clients, with http-proxy.tls.enable. Setting it agrees to the authority's terms of service. */
+    domain?: string[];
+    /** `--acme.email`: Address at which the authority reaches you; by default none. */
+    email?: string;
+    /** `--acme.directory`: URL of the authority's directory; by default Let's Encrypt. Default: `"https://acme-v02.api.letsencrypt.org/directory"`. */
+    directory?: string;
+    /** `--acme.profile`: Profile of the certificate that the authority offers, such as shortlived; by default the authority chooses. */
+    profile?: string;
+    /** `--acme.challenge`: How control of the names is proved, unless by acme.dns-command: at acme.http-listen-address (http-01), or at the TLS ports of clients and of forwards with network=https, one of which must be reached at port 443 of each name (tls-alpn-01). Default: `"http-01"`. */
+    challenge?: "http-01" | "tls-alpn-01";
+    /** `--acme.http-listen-address`: TCP address that answers the authority's HTTP-01 challenges, and nothing else. It must be reached at port 80 of each name. Default: `":80"`. */
+    httpListenAddress?: string;
+    /** `--acme.dns-command`: Program that proves control of the names by DNS-01 instead, called as PROGRAM present|cleanup NAME VALUE for a TXT record; needed for wildcards. */
+    dnsCommand?: string;
+    /** `--acme.file.*` */
+    file?: {
+      /** `--acme.file.root-ca`: Authorities to trust for the URL of the directory, PEM; by default the runtime's. */
+      rootCa?: string;
+    };
+    /** `--acme.eab.*` */
+    eab?: {
+      /** `--acme.eab.key-id`: Key id of an external account, if the authority requires one. */
+      keyId?: string;
+      /** `--acme.eab.hmac-key`: Key of the external account, base64url. */
+      hmacKey?: string;
+    };
+    /** `--acme.fallback.*` */
+    fallback?: {
+      /** `--acme.fallback.directory`: URL of the directory of another authority, which is asked when the first one has failed twice, or at once if no certificate is in use. */
+      directory?: string;
+      /** `--acme.fallback.file.*` */
+      file?: {
+        /** `--acme.fallback.file.root-ca`: Authorities to trust for that URL, PEM; by default the runtime's. */
+        rootCa?: string;
+      };
+      /** `--acme.fallback.eab.*` */
+      eab?: {
+        /** `--acme.fallback.eab.key-id`: Key id of an external account there. */
+        keyId?: string;
+        /** `--acme.fallback.eab.hmac-key`: Key of that account, base64url. */
+        hmacKey?: string;
+      };
+    };
+    /** `--acme.store-key-file`: File with a secret of at least 32 characters that all proxies and lbs of the store share: they have one account and one certificate, sealed with it in the store. Several lines replace a secret: the first one seals. By default each orders its own. */
+    storeKeyFile?: string;
   };
   /** `--limits.*` */
   limits?: {

@@ -8,17 +8,20 @@ import { lbOptions, type LoadBalancerOptions } from "./options.ts";
 /** Time in milliseconds that closing takes after the drain. */
 const CLOSE_MS = 10_000;
 
-/** `createNet` is called for each check and at the start; the network's warnings go to the log. */
-export function lbCommand(createNet: CreateNet): Service<LoadBalancerOptions> {
+/**
+ * `createNet` is called for each check and at the start; the network's warnings go to the log.
+ * @param stateDirectory for accounts and certificates by ACME
+ */
+export function lbCommand(createNet: CreateNet, stateDirectory: string | undefined): Service<LoadBalancerOptions> {
   return {
     name: "lb",
     description: "Takes clients over HTTP and brings each to the proxy that holds its agent.",
     options: lbOptions,
-    check: (options) => checkWithNet(createNet, (net) => checkLoadBalancerOptions(options, net)),
+    check: (options) => checkWithNet(createNet, (net) => checkLoadBalancerOptions(options, { net, stateDirectory })),
     diagnosis: routeDiagnosis,
     start: async (options, log, context) => {
       const net = createNet({ warn: (message) => log.warn(message), ownsProcess: true });
-      const lb = await startLoadBalancer(options, { log, net, ownsNet: true, ...context, logLevel: log });
+      const lb = await startLoadBalancer(options, { log, net, ownsNet: true, stateDirectory, ...context, logLevel: log });
       let { drain } = options;
       return {
         get closesWithinMs() {

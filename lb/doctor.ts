@@ -18,25 +18,30 @@ import type { Net } from "../shared/net/net.ts";
 import { checkLoadBalancerOptions } from "./lb.ts";
 import { lbOptions, type LoadBalancerOptions } from "./options.ts";
 
-export function lbDoctor(createNet: CreateNet): Subcommand<LoadBalancerOptions & ValuesOf<typeof diagnosisOptions>> {
+/** @param stateDirectory of accounts and certificates by ACME, if no option names one */
+export function lbDoctor(
+  createNet: CreateNet,
+  stateDirectory: string | undefined,
+): Subcommand<LoadBalancerOptions & ValuesOf<typeof diagnosisOptions>> {
   return {
     name: "lb",
     description: "Check the files and the store of an lb with these options, and whether it answers on this machine.",
     options: diagnosisOptions,
     service: lbOptions,
-    run: async (options, terminal) => report(await withNet(createNet, (net) => diagnoseLoadBalancer(options, { net })), options, terminal),
+    run: async (options, terminal) =>
+      report(await withNet(createNet, (net) => diagnoseLoadBalancer(options, { net, stateDirectory })), options, terminal),
   };
 }
 
 /** Never rejects for what it is to find. */
 export async function diagnoseLoadBalancer(
   options: LoadBalancerOptions,
-  { net, now = Date.now }: { net: Net; now?: () => number },
+  { net, stateDirectory, now = Date.now }: { net: Net; stateDirectory?: string; now?: () => number },
 ): Promise<Finding[]> {
   const findings: Finding[] = [describeVersion()];
   const { auth, httpProxy, httpConnector } = options;
   const isValid = await checkConfiguration(findings, async () => {
-    await checkLoadBalancerOptions(options, net);
+    await checkLoadBalancerOptions(options, { net, stateDirectory });
     return true;
   });
   findings.push(

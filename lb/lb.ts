@@ -20,6 +20,9 @@ import { Change, differs } from "../shared/service/change.ts";
 import { checkAdminOptions } from "../shared/service/admin.ts";
 import { checkClusterOptions } from "../shared/service/cluster/cluster.ts";
 import type { AgentState } from "../shared/service/api/types.ts";
+import { type Acme, openAcme } from "../shared/service/acme.ts";
+import type { StateDirectory } from "../shared/files/state_directory.ts";
+import { checkSelfSigned, openSelfSigned } from "../shared/tls/self_signed.ts";
 import { type ServiceDeps, startService } from "../shared/service/runtime.ts";
 import { checkStoreOptions } from "../shared/store/options.ts";
 import type { Store } from "../shared/store/store.ts";
@@ -34,6 +37,8 @@ import type { LoadBalancerOptions } from "./options.ts";
 export interface LoadBalancerDeps extends ServiceDeps {
   /** Replaces the scheme that `auth.type` names. */
   authenticator?: Authenticator;
+  /** Directory for state if the options name none. Default: certificates cannot be obtained by ACME. */
+  stateDirectory?: string;
   /** Replaces the store that `store.type` names. It is not closed. */
   store?: Store;
 }
@@ -92,7 +97,13 @@ const DESCRIPTORS = 2;
 export async function startLoadBalancer(options: LoadBalancerOptions, deps: LoadBalancerDeps): Promise<UpdatableLoadBalancer> {
   return await startService<UpdatableLoadBalancer>("lb", deps, async (runtime) => {
     const { net, log } = runtime;
-    const tls = await openTls(options, { net, log });
+    const acme = await openAcme(options.acme, {
+      directory: stateDirectoryOf(options, deps),
+      hasHosts: hasAcmeHosts(options),
+      hasStore: true,
+      log,
+    });
+    const tls = await openTls(options, { net, log, acme, directory: stateDirectoryOf(options, deps) });
     const hasOwnAuthenticator = deps.authenticator !== undefined;
     await checkForwards(options.forward, {
       authType: hasOwnAuthenticator ? undefined : clientScheme(options.auth),
@@ -113,7 +124,8 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     const endpoints: Endpoints = { autoConfig: autoConfigOf(options) };
     const protocols = { http: createHttpProxy(NAME, endpoints), http2: createHttpProxy(NAME, {}, "http2") };
     await clients.listenAll({ ...protocols, tls: tls.clients });
-    const forwards = new ForwardListeners(clients, { log, tls: tls.forwards, name: NAME });
+    const onHosts = acme && ((configured: readonly string[]) => acme.want(configured, []));
+    const forwards = new ForwardListeners(clients, { log, tls: tls.forwards, name: NAME, onHosts });
     await forwards.open(options.forward);
     const published = new PublishedNames(store);
     await listenPublished(options.published, published, { clients, log, tls: tls.clients });
@@ -132,8 +144,15 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     let current = options;
     const refreshProxyTls = () => tls.proxies && runtime.certificates.refresh(tls.proxies, () => current.httpConnector.tls.refresh);
     let stopRefresh = refreshProxyTls();
+    const shared = { store, ttlMs: ENTRY_TTL_MS };
+    await acme?.start(runtime, {
+      useChallenges: (challenges) => clients.setChallenges(challenges),
+      useHosts: (hosts) => clients.setHosts(hosts),
+      shared,
+    });
     runtime.describe = () => `${runtime.isDraining ? "Draining" : "Serving"}: ${frontend.open} clients`;
     runtime.handover.finish = async (settle) => {
+      await acme?.release();
       settle(); // clients stay where they are
       await frontend.outlive(current.handover.timeout);
     };
@@ -157,10 +176,13 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
       const tlsOf = ({ httpProxy, httpConnector, forward }: LoadBalancerOptions) => [
         httpProxy.tls,
         httpConnector.tls,
-        forward.map(({ listen, network, certFile, keyFile, clientCaFile }) => [listen, network, certFile, keyFile, clientCaFile]),
+        forward.map((
+          { listen, network, acme, certFile, keyFile, clientCaFile },
+        ) => [listen, network, acme, certFile, keyFile, clientCaFile]),
       ];
+      if (!acme && hasAcmeHosts(next)) throw new ConfigError("Cannot use acme of a --forward without a restart: nothing is ordered yet");
       if (!differs(tlsOf(current), tlsOf(next))) return { listeners: tls.forwards.listeners, clients: tls.clients };
-      const opened = await openTls(next, { net, log });
+      const opened = await openTls(next, { net, log, acme, directory: stateDirectoryOf(next, deps) });
       const clientsTls = opened.clients && (tls.clients ?? opened.clients);
       change.onCommit(() => {
         if (tls.clients && opened.clients) void tls.clients.replaceBy(opened.clients, (renewed) => clients.useTls(clientsTls!, renewed));
@@ -185,6 +207,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
             if (other === undefined) return;
             locator.use(other, next.store.type);
             published.use(other);
+            shared.store = other;
           });
         }
         change.onCommit(() => {
@@ -233,7 +256,10 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
  * Checks the files that the options name, and options that depend on each other.
  * @throws {ConfigError}
  */
-export async function checkLoadBalancerOptions(options: LoadBalancerOptions, net: TlsCheck): Promise<void> {
+export async function checkLoadBalancerOptions(
+  options: LoadBalancerOptions,
+  { net, stateDirectory }: { readonly net: TlsCheck; readonly stateDirectory?: string },
+): Promise<void> {
   await checkAuthOptions(options.auth);
   checkClientCertificates(options);
   checkLogout(options);
@@ -241,7 +267,9 @@ export async function checkLoadBalancerOptions(options: LoadBalancerOptions, net
   await checkClusterOptions(options);
   await checkForwards(options.forward, { authType: clientScheme(options.auth), isAuthenticatedAgain: true });
   await checkPublished(options);
-  await openTls(options, { log: silentLogger, net });
+  const directory = stateDirectoryOf(options, { stateDirectory });
+  const acme = await openAcme(options.acme, { directory, hasHosts: hasAcmeHosts(options), hasStore: true });
+  await openTls(options, { log: silentLogger, net, acme, directory, isCheck: true });
   await checkStoreOptions(options.store);
   await checkTracingOptions(options.tracing);
 }
@@ -284,16 +312,52 @@ interface LoadBalancerTls {
   proxies?: ReloadableTls<ClientTls>;
 }
 
+interface OpenTls {
+  readonly log: Logger;
+  readonly net: TlsCheck;
+  readonly acme?: Acme;
+  readonly directory: StateDirectory;
+  /** Whether no file is written. */
+  readonly isCheck?: boolean;
+}
+
+/** Name of the certificate in the state directory that clients get until the authority has issued one, without `.pem`. */
+const CLIENT_CERTIFICATE = "lb";
+
+function stateDirectoryOf({ stateDir }: LoadBalancerOptions, { stateDirectory }: { readonly stateDirectory?: string }): StateDirectory {
+  return { path: stateDir || stateDirectory, required: Boolean(stateDir) };
+}
+
+/** Whether published names get certificates. */
+function hasAcmeHosts({ forward }: LoadBalancerOptions): boolean {
+  return forward.some((record) => record.acme);
+}
+
 async function openTls(
-  { httpProxy, httpConnector, forward }: LoadBalancerOptions,
-  deps: { log: Logger; net: TlsCheck },
+  { httpProxy, httpConnector, forward, acme: { challenge } }: LoadBalancerOptions,
+  { log, net, acme, directory, isCheck = false }: OpenTls,
 ): Promise<LoadBalancerTls> {
+  const { enable, file: { key, cert } } = httpProxy.tls;
+  const managedFile = acme?.certificateFile;
+  if (managedFile !== undefined && (!enable || key || cert)) {
+    throw new ConfigError(
+      `Cannot use --acme.domain: ${enable ? "clients get the certificate of --http-proxy.tls" : "--http-proxy.tls.enable is not set"}`,
+    );
+  }
+  if (acme && challenge === "tls-alpn-01" && !enable && forward.every(({ network }) => network !== "https")) {
+    throw new ConfigError("Cannot use --acme.challenge tls-alpn-01: there is no TLS port to answer at; set --http-proxy.tls.enable");
+  }
+  const selfSigned = acme === undefined
+    ? undefined
+    : await (isCheck ? checkSelfSigned(CLIENT_CERTIFICATE, directory) : openSelfSigned(CLIENT_CERTIFICATE, directory, log));
+  const deps = { log, net };
   if (!httpProxy.tls.enable) refuseWithoutTls("http-proxy.tls", httpProxy.tls);
   if (!httpConnector.tls.enable) refuseWithoutTls("http-connector.tls", httpConnector.tls);
-  const clients = httpProxy.tls.enable ? await openServerTls("http-proxy.tls", httpProxy.tls, deps) : undefined;
+  const own = managedFile === undefined ? {} : { managedFile, selfSigned };
+  const clients = enable ? await openServerTls("http-proxy.tls", httpProxy.tls, { ...deps, ...own }) : undefined;
   return {
     clients,
-    forwards: await openForwardTls(forward, clients, deps),
+    forwards: await openForwardTls(forward, clients, { ...deps, selfSigned }),
     proxies: httpConnector.tls.enable ? await openClientTls("http-connector.tls", httpConnector.tls, deps) : undefined,
   };
 }

@@ -22,8 +22,19 @@ import { trustedProxyOptions } from "../shared/frontend/client_address.ts";
 import { forwardOptions } from "../shared/frontend/forwards.ts";
 import { addressLimitOptions, clientLimitOptions } from "../shared/limits/options.ts";
 import { storeServerOptions } from "../shared/store/options.ts";
+import { acmeOptions } from "../shared/tls/acme/options.ts";
 import { tracingOptions } from "../shared/tracing/options.ts";
 import { operatorOptions } from "../shared/service/operators/options.ts";
+
+const lbAcmeOptions = {
+  ...acmeOptions,
+  "acme.domain": {
+    ...acmeOptions["acme.domain"],
+    description:
+      "Names of this lb for which it obtains a certificate by ACME (RFC 8555) and renews it, for clients, with http-proxy.tls.enable. Setting it " +
+      "agrees to the authority's terms of service.",
+  },
+};
 
 const positive = (ms: number) => ms > 0 ? undefined : "it must be more than zero";
 
@@ -127,6 +138,12 @@ export const lbOptions = defineOptions({
     description: "Store in which proxies publish their agents.",
   },
   ...storeServerOptions,
+  "state-dir": {
+    restart: "its files are in use while the service runs",
+    kind: "file",
+    description: "Directory that keeps accounts and certificates of acme.*; by default the system's or the user's state directory.",
+  },
+  ...lbAcmeOptions,
   ...clientLimitOptions,
   ...addressLimitOptions,
   ...drainDelayOptions,

@@ -28,7 +28,7 @@ import { checkRemote, isWildcard } from "../shared/address/host_port.ts";
 import { addressLimitOptions, agentLimitOptions, clientLimitOptions } from "../shared/limits/options.ts";
 import { CONFLICT_RULES } from "./agents/conflicts.ts";
 import { STORE_TTL, storeServerOptions } from "../shared/store/options.ts";
-import { acmeOptions } from "../shared/tls/acme/options.ts";
+import { acmeOptions, publishedAcmeOptions } from "../shared/tls/acme/options.ts";
 import { tracingOptions } from "../shared/tracing/options.ts";
 import { operatorOptions } from "../shared/service/operators/options.ts";
 
@@ -173,6 +173,7 @@ export const proxyOptions = defineOptions({
       "Directory that keeps the proxy's own certificates across restarts; by default the system's or the user's state directory.",
   },
   ...acmeOptions,
+  ...publishedAcmeOptions,
   ...clientLimitOptions,
   ...agentLimitOptions,
   ...addressLimitOptions,

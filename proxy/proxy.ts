@@ -5,6 +5,7 @@ import type { Authenticator } from "../shared/auth/authenticator.ts";
 import { bindToCertificate } from "../shared/auth/certificate_names.ts";
 import { checkLogout } from "../shared/auth/oidc.ts";
 import { checkClientCertificates } from "../shared/auth/mtls.ts";
+import { ConfigError } from "../shared/config/option.ts";
 import { checkAuthOptions, clientScheme } from "../shared/auth/scheme.ts";
 import { ServiceFrontend } from "../shared/frontend/service_frontend.ts";
 import { createHttpProxy, type Endpoints } from "../shared/frontend/http_proxy.ts";
@@ -126,7 +127,14 @@ const FAILURE_REFILL_MS = 1_000;
 export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promise<UpdatableProxy> {
   return await startService<UpdatableProxy>("proxy", deps, async (runtime) => {
     const { log, metrics } = runtime;
-    const acme = await openAcme(options.acme, stateDirectoryOf(options, deps));
+    const hasStore = deps.store !== undefined || options.store.type !== "none";
+    const acme = await openAcme(options.acme, {
+      directory: stateDirectoryOf(options, deps),
+      hasHosts: hasAcmeHosts(options),
+      publishedNames: options.acme.publishedNames,
+      hasStore,
+      log,
+    });
     const tls = await openProxyTls(options, { ...deps, log, acme });
     const hasOwnAuthenticator = deps.authenticator !== undefined;
     await checkForwards(options.forward, {
@@ -153,7 +161,9 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     const protocols = { http: createHttpProxy(NAME, endpoints), http2: createHttpProxy(NAME, {}, "http2") };
     const linksOf = ({ agentServer }: ProxyOptions) => agentServer.shareClientPort ? listeners.tls : undefined;
     await clients.listenAll({ ...protocols, tls: tls.clients, links: linksOf(options) });
-    const forwards = new ForwardListeners(clients, { log, tls: tls.forwards, name: NAME });
+    const onHosts = acme &&
+      ((configured: readonly string[], published: readonly string[]) => acme.want(configured, options.acme.published ? published : []));
+    const forwards = new ForwardListeners(clients, { log, tls: tls.forwards, name: NAME, onHosts });
     await forwards.open(options.forward);
     const limiter = createAgentLimiter(options, runtime.limitReporter);
     let current = options;
@@ -206,7 +216,11 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     };
     runtime.certificates.refresh(tls.agents, () => current.agentServer.tls.refresh, useAgentTls);
     const shared = store && { store, ttlMs: options.store.ttl };
-    await acme?.start(runtime, (challenges) => clients.setChallenges(challenges), shared);
+    await acme?.start(runtime, {
+      useChallenges: (challenges) => clients.setChallenges(challenges),
+      useHosts: (hosts) => clients.setHosts(hosts),
+      shared,
+    });
     runtime.describe = () => `${runtime.isDraining ? "Draining" : "Serving"}: ${agents.size} agents, ${frontend.open} clients`;
     const agentTcpAddress = () => listeners.tls && (listeners.tls.address || clients.addresses.clientAddress);
     if (tls.selfSigned) logPin(tls.selfSigned, agentAddresses(options, { bound: listeners.quic.address }), log);
@@ -216,6 +230,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     };
     runtime.handover.finish = async (settle) => {
       const { timeout: timeoutMs } = current.handover;
+      await acme?.release();
       await server.migrate(timeoutMs);
       server.closeUnmovable();
       settle();
@@ -243,8 +258,11 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
         agentServer.tls,
         agentServer.shareClientPort,
         httpProxy.tls,
-        forward.map(({ listen, network, certFile, keyFile, clientCaFile }) => [listen, network, certFile, keyFile, clientCaFile]),
+        forward.map((
+          { listen, network, acme, certFile, keyFile, clientCaFile },
+        ) => [listen, network, acme, certFile, keyFile, clientCaFile]),
       ];
+      if (!acme && hasAcmeHosts(next)) throw new ConfigError("Cannot use acme of a --forward without a restart: nothing is ordered yet");
       if (!differs(tlsOf(current), tlsOf(next))) return { listeners: tls.forwards.listeners, clients: tls.clients };
       const opened = await openProxyTls(next, { ...deps, log, acme });
       const clientsTls = opened.clients && (tls.clients ?? opened.clients);
@@ -389,9 +407,19 @@ export async function checkProxyOptions(options: ProxyOptions, deps: { net: TlsC
   await checkClusterOptions(options);
   if (options.auth.policyFile !== undefined) (await openPolicy(options.auth.policyFile, { log: silentLogger })).close();
   await checkForwards(options.forward, { authType: clientScheme(options.auth), isAuthenticatedAgain: false });
-  await checkProxyTls(options, { ...deps, acme: await openAcme(options.acme, stateDirectoryOf(options, deps), true) });
+  const acme = await openAcme(options.acme, {
+    directory: stateDirectoryOf(options, deps),
+    hasHosts: hasAcmeHosts(options),
+    hasStore: options.store.type !== "none",
+  });
+  await checkProxyTls(options, { ...deps, acme });
   await checkStoreOptions(options.store);
   await checkTracingOptions(options.tracing);
+}
+
+/** Whether published names get certificates. */
+function hasAcmeHosts({ acme, forward }: ProxyOptions): boolean {
+  return acme.published || forward.some((record) => record.acme);
 }
 
 /** What the proxy tells agents about itself. */

@@ -46,7 +46,8 @@ export async function openProxyTls(options: ProxyOptions, deps: ProxyTlsDeps): P
   const selfSigned = needsSelfSigned(options)
     ? await openSelfSigned(AGENT_CERTIFICATE, stateDirectoryOf(options, deps), deps.log)
     : undefined;
-  return { ...await openAll(options, deps, selfSigned), selfSigned: deps.acme ? undefined : selfSigned };
+  const isForGood = hasNoFiles(options.agentServer.tls) && deps.acme?.certificateFile === undefined;
+  return { ...await openAll(options, deps, selfSigned), selfSigned: isForGood ? selfSigned : undefined };
 }
 
 /**
@@ -73,8 +74,9 @@ export function logPin({ pin, file }: SelfSigned, { addresses, doubt }: PublicAd
 }
 
 /** Whether a listener may need it: for good, or until the authority has issued a certificate. */
-function needsSelfSigned({ agentServer, httpProxy, acme }: ProxyOptions): boolean {
-  return hasNoFiles(agentServer.tls) || (acme.domain.length > 0 && httpProxy.tls.enable && hasNoFiles(httpProxy.tls));
+function needsSelfSigned({ agentServer, httpProxy, acme, forward }: ProxyOptions): boolean {
+  return hasNoFiles(agentServer.tls) || (acme.domain.length > 0 && httpProxy.tls.enable && hasNoFiles(httpProxy.tls)) ||
+    forward.some((record) => record.acme);
 }
 
 function hasNoFiles({ file: { key, cert } }: ServerTlsOptions): boolean {
@@ -88,7 +90,8 @@ async function openAll(
   selfSigned: CertifiedKey | undefined,
 ): Promise<Omit<ProxyTls, "selfSigned">> {
   const { agentServer, httpProxy, forward } = options;
-  if (acme && !hasNoFiles(agentServer.tls) && !(httpProxy.tls.enable && hasNoFiles(httpProxy.tls))) {
+  const managedFile = acme?.certificateFile;
+  if (managedFile !== undefined && !hasNoFiles(agentServer.tls) && !(httpProxy.tls.enable && hasNoFiles(httpProxy.tls))) {
     throw new ConfigError("Cannot use --acme.domain: agents and clients get the certificates of --agent-server.tls and --http-proxy.tls");
   }
   if (acme && options.acme.challenge === "tls-alpn-01" && !httpProxy.tls.enable && forward.every(({ network }) => network !== "https")) {
@@ -96,9 +99,8 @@ async function openAll(
       "Cannot use --acme.challenge tls-alpn-01: there is no TLS port to answer at; set --http-proxy.tls.enable, or a --forward with network=https",
     );
   }
-  const managedFile = acme?.certificateFile;
-  const clients = await openClientTls(options, { ...deps, managedFile, selfSigned: acme && selfSigned });
-  const forwards = await openForwardTls(forward, clients, deps);
+  const clients = await openClientTls(options, { ...deps, managedFile, selfSigned: managedFile === undefined ? undefined : selfSigned });
+  const forwards = await openForwardTls(forward, clients, { ...deps, selfSigned });
   return { agents: await openAgentTls(options, { ...deps, managedFile, selfSigned }), clients, forwards };
 }
 

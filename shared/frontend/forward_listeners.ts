@@ -7,14 +7,14 @@ import type { ClientListener } from "../net/listener.ts";
 import type { ServerTls } from "../net/tls.ts";
 import type { Change } from "../service/change.ts";
 import { type NamedPart, NamedTls } from "../tls/named_tls.ts";
-import { openServerTls, type Reloadable, type TlsCheck, type TlsGroup } from "../tls/reloadable_tls.ts";
+import { type CertifiedKey, openServerTls, type Reloadable, type TlsCheck, type TlsGroup } from "../tls/reloadable_tls.ts";
 import { warnOfOpenForward } from "./exposure.ts";
 import { readToken } from "./forward_credentials.ts";
 import { type Forward, type ForwardGroup, groupForwards } from "./forwards.ts";
 import type { HostCertificates } from "./host_certificates.ts";
 import { createVirtualHosts } from "./http_virtual_host.ts";
 import type { ServiceFrontend } from "./service_frontend.ts";
-import { patternsOf } from "./server_names.ts";
+import { normalizeName, patternsOf } from "./server_names.ts";
 import { createStaticForward } from "./static_forward.ts";
 import { VirtualHosts } from "./virtual_hosts.ts";
 
@@ -61,21 +61,24 @@ export interface ForwardTls {
 /**
  * Reads the certificates of forwards that end TLS.
  * @param clients that of the clients' port, for records that name none
+ * @param deps with what other names get of listeners whose certificates are ordered
  * @throws {ConfigError}
  */
 export async function openForwardTls(
   forwards: readonly Forward[],
   clients: Reloadable<ServerTls> | undefined,
-  deps: { readonly log: Logger; readonly net: TlsCheck },
+  deps: { readonly log: Logger; readonly net: TlsCheck; readonly selfSigned?: CertifiedKey },
 ): Promise<ForwardTls> {
   const listeners = new Map<string, Reloadable<ServerTls>>();
   for (const group of groupForwards(forwards)) {
     if (group.network !== "https") continue;
     const { listen, certificates } = group;
     if (certificates.fallback.cert !== undefined) listeners.set(listen, await openHostTls(certificates, deps));
-    else if (clients === undefined) {
+    else if (clients === undefined && deps.selfSigned && group.forwards.some(({ acme }) => acme)) {
+      listeners.set(listen, await openServerTls(TLS_OPTIONS, { file: {} }, deps)); // names get their own, all others this
+    } else if (clients === undefined) {
       throw new ConfigError(
-        `Cannot use --forward listen=${listen}: network=https needs cert-file and key-file, or --http-proxy.tls.enable`,
+        `Cannot use --forward listen=${listen}: network=https needs cert-file and key-file, acme, or --http-proxy.tls.enable`,
       );
     }
     const tls = listeners.get(listen) ?? clients;
@@ -127,6 +130,8 @@ export interface ForwardListenersOptions {
   readonly tls: ForwardTls;
   /** Of the service in Proxy-Status. */
   readonly name: Intermediary;
+  /** Called with the hosts that need certificates by ACME when they may have changed. Default: nobody orders any. */
+  readonly onHosts?: (configured: readonly string[], published: readonly string[]) => void;
 }
 
 /** A listener, and its forwards at the moment. */
@@ -164,6 +169,17 @@ export class ForwardListeners {
       }
     }
     this.#configured = forwards;
+    this.#reportHosts();
+  }
+
+  #reportHosts(): void {
+    const configured = new Set(this.#configured);
+    const all = [...this.#open.values()].flatMap(({ group: { network, forwards } }) => network === "https" ? forwards : []);
+    const hostsOf = (forwards: readonly Forward[]) => [...new Set(forwards.flatMap(({ host }) => host.map(normalizeName)))];
+    this.#options.onHosts?.(
+      hostsOf(all.filter((forward) => forward.acme === true)),
+      hostsOf(all.filter((forward) => !configured.has(forward))),
+    );
   }
 
   /** The bound addresses of the forwards of the options, in their order. */
@@ -199,6 +215,7 @@ export class ForwardListeners {
     }
     change.onCommit(() => {
       this.#configured = wanted;
+      this.#reportHosts();
       for (const forward of added) this.#announce(forward, this.#open.get(keyOf(forward))!.listener.address);
     });
   }
@@ -273,7 +290,10 @@ export class ForwardListeners {
   async add(forward: Forward): Promise<void> {
     const open = this.#open.get(keyOf(forward));
     const [group] = groupForwards([...open?.group.forwards ?? [], forward]) as [Group];
-    if (open === undefined) return this.#announce(forward, await this.#listen(group));
+    if (open === undefined) {
+      this.#announce(forward, await this.#listen(group));
+      return this.#reportHosts();
+    }
     // what is read of a connection first is decided when the listener is opened
     if (preambleOf(group) !== preambleOf(open.group)) {
       throw new RangeError(`only some of the records that listen on ${forward.listen} have sni`);
@@ -281,6 +301,7 @@ export class ForwardListeners {
     this.#checkCertificates(forward);
     open.group = group;
     this.#announce(forward, open.listener.address);
+    this.#reportHosts();
   }
 
   /** @throws {ConfigError} if the forward knows clients by certificates, and its listener asks for none */
@@ -295,9 +316,12 @@ export class ForwardListeners {
     const open = this.#open.get(keyOf(forward));
     if (open === undefined) return;
     const rest = open.group.forwards.filter((other) => other !== forward);
-    if (rest.length > 0) return void ([open.group] = groupForwards(rest) as [Group]);
-    this.#open.delete(keyOf(forward));
-    this.#clients.close(open.listener);
+    if (rest.length > 0) [open.group] = groupForwards(rest) as [Group];
+    else {
+      this.#open.delete(keyOf(forward));
+      this.#clients.close(open.listener);
+    }
+    this.#reportHosts();
   }
 
   async #listen(group: Group): Promise<string> {

@@ -81,6 +81,12 @@ export const forwardOptions = defineOptions({
           "with the same listen. By default that of http-proxy.tls.",
       },
       "key-file": { kind: "file", optional: true, description: "Private key of cert-file, PEM." },
+      "acme": {
+        kind: "boolean",
+        optional: true,
+        description:
+          "Obtain a certificate for each of the hosts by ACME, with the options acme.*, for https; *.zone needs acme.dns-command.",
+      },
       "client-ca-file": {
         kind: "file",
         optional: true,
@@ -181,6 +187,7 @@ const NETWORKS_OF: readonly (readonly [key: string, networks: readonly Forward["
   ["auth", ["http", "https"], ({ auth }) => auth !== "none"],
   ["auth=mtls", ["https"], ({ auth }) => auth === "mtls"],
   ["cert-file", ["https"], ({ certFile }) => certFile !== undefined],
+  ["acme", ["https"], ({ acme }) => acme === true],
   ["key-file", ["https"], ({ keyFile }) => keyFile !== undefined],
   ["client-ca-file", ["https"], ({ clientCaFile }) => clientCaFile !== undefined],
 ];
@@ -190,6 +197,8 @@ function checkKeys(forward: Forward): void {
   const { listen, network, auth, tokenFile } = forward;
   const unfit = NETWORKS_OF.find(([, networks, isSet]) => isSet(forward) && !networks.includes(network));
   if (unfit) throw new RangeError(`the record that listens on ${listen} has ${unfit[0]} and network=${network}`);
+  if (forward.acme && forward.certFile !== undefined) throw new RangeError(`the record that listens on ${listen} has acme and cert-file`);
+  if (forward.acme && forward.host.length === 0) throw new RangeError(`the record that listens on ${listen} has acme and no host`);
   if (auth === "token" && tokenFile !== undefined) {
     throw new RangeError(`the record that listens on ${listen} has token-file and auth=token: clients show tokens of their own`);
   }

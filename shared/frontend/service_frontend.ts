@@ -112,6 +112,8 @@ export class ServiceFrontend {
   #frontend?: Frontend;
   /** Certificates that answer challenges at all TLS ports. */
   #challenges: readonly HostTls[] = [];
+  /** Certificates of published names, at all TLS ports. */
+  #hosts: readonly HostTls[] = [];
 
   constructor(runtime: ServiceRuntime, options: ServiceFrontendOptions, deps: ServiceFrontendDeps) {
     const { net, log, limitReporter: reports } = runtime;
@@ -155,7 +157,7 @@ export class ServiceFrontend {
 
   #settingsOf({ tls, links }: Pick<ListenOptions, "tls" | "links">): TcpSettings {
     return {
-      tls: tls && { ...tls.current, challenges: this.#challenges },
+      tls: tls && this.#complete(tls.current),
       links,
       maxPendingHeads: this.limits.pendingRequests,
       pendingHeadsPerAddress: this.limits.pendingRequestsPerAddress,
@@ -183,7 +185,23 @@ export class ServiceFrontend {
   /** Sets the certificates with which all TLS ports answer the challenges of an ACME authority. */
   setChallenges(challenges: readonly HostTls[]): void {
     this.#challenges = challenges;
-    for (const { tls, tcp } of this.#listeners) if (tls) tcp?.setTls({ ...tls.current, challenges });
+    this.#completeAll();
+  }
+
+  /** Sets the certificates of published names. Everything else is that of the port, and names with files of their own keep them. */
+  setHosts(hosts: readonly HostTls[]): void {
+    this.#hosts = hosts;
+    this.#completeAll();
+  }
+
+  #completeAll(): void {
+    for (const { tls, tcp } of this.#listeners) if (tls) tcp?.setTls(this.#complete(tls.current));
+  }
+
+  #complete(tls: ServerTls): ServerTls {
+    const { hosts = [], ...others } = tls;
+    const published = this.#hosts.map(({ names, tls: { cert, key } }) => ({ names, tls: { ...others, cert, key } }));
+    return { ...others, hosts: [...published, ...hosts], challenges: this.#challenges };
   }
 
   /** Closes a listener and frees its address at once. Its clients are served to their end. */
@@ -393,7 +411,7 @@ export class ServiceFrontend {
 
   /** Applies settings of `tls` to the listeners that use it. */
   useTls(tls: Reloadable<ServerTls>, settings: ServerTls): void {
-    for (const open of this.#listeners) if (open.tls === tls) open.tcp?.setTls({ ...settings, challenges: this.#challenges });
+    for (const open of this.#listeners) if (open.tls === tls) open.tcp?.setTls(this.#complete(settings));
   }
 
   #warnOfExposure({ listener, option, tls }: OpenListener): void {

@@ -1,86 +1,238 @@
-// The certificate of a service that an ACME authority issues: opens what ordering it needs, and answers challenges.
+// Certificates of a service that an ACME authority issues: opens what ordering them needs, and answers challenges.
 import { ConfigError } from "../config/option.ts";
 import type { StateDirectory } from "../files/state_directory.ts";
-import { type AcmeOptions, checkAcmeOptions } from "../tls/acme/options.ts";
-import { Orderer } from "../tls/acme/orderer.ts";
-import { checkCommand, createCommandSolver, HttpSolver, type SharedStore } from "../tls/acme/solvers.ts";
 import type { Solver } from "../tls/acme/client.ts";
-import { type TlsAlpnOptions, TlsAlpnSolver } from "../tls/acme/tls_alpn.ts";
+import { Lease } from "../tls/acme/lease.ts";
+import { type AcmeOptions, checkAcmeOptions } from "../tls/acme/options.ts";
+import { type Authority, Orderer } from "../tls/acme/orderer.ts";
+import { SealedStore, StoreSecrets } from "../tls/acme/sealed_store.ts";
+import { checkCommand, createCommandSolver, HttpSolver, type SharedStore } from "../tls/acme/solvers.ts";
 import { AcmeState } from "../tls/acme/state.ts";
+import { StateSharing } from "../tls/acme/state_sharing.ts";
+import { type TlsAlpnOptions, TlsAlpnSolver } from "../tls/acme/tls_alpn.ts";
+import { messageOf } from "../log/error_message.ts";
+import { type Logger, silentLogger } from "../log/logger.ts";
 import { readCertificates } from "../tls/pem.ts";
 import { readPemFile } from "../tls/reloadable_tls.ts";
+import { HostOrders, type HostOrdersOptions } from "./acme_hosts.ts";
 import { serveTcp } from "./http_server.ts";
 import type { ServiceRuntime } from "./runtime.ts";
 
 /** Limit on waiting requests at the port for challenges. */
 const MAX_PENDING = 256;
+/** The longest interval in milliseconds at which proxies exchange certificates. */
+const SYNC_MS = 3_000;
 
-/** The certificate of a service. */
+/** What ordering needs of the service. */
+export interface AcmeStart {
+  /** Sets the certificates with which the service's TLS ports answer challenges. */
+  readonly useChallenges: TlsAlpnOptions["use"];
+  /** Sets the certificates of published names. */
+  readonly useHosts: HostOrdersOptions["use"];
+  /** With those who answer each other's challenges. Default: none. */
+  readonly shared?: SharedStore;
+}
+
+/** The certificates of a service. */
 export interface Acme {
-  /** The file with the chain and its key. It may not exist yet. */
-  readonly certificateFile: string;
+  /** The file with the chain of the service's own names, and its key; `undefined` if it has none. The file may not exist yet. */
+  readonly certificateFile?: string;
   /**
-   * Listens for challenges, and orders certificates until the service closes. `shared` is for proxies that answer each other's challenges.
-   * @param useChallenges sets the certificates with which the service's TLS ports answer challenges
+   * Listens for challenges, and orders certificates until the service closes or another process takes over.
    * @throws {NetError} as `listenTcp` of the network
    */
-  start(runtime: ServiceRuntime, useChallenges: TlsAlpnOptions["use"], shared?: SharedStore): Promise<void>;
+  start(runtime: ServiceRuntime, start: AcmeStart): Promise<void>;
+  /** Sets the published names that need a certificate: those of the options, and those that agents ask for. */
+  want(configured: readonly string[], published: readonly string[]): void;
+  /** Orders nothing more: another process does. */
+  release(): Promise<void>;
+}
+
+/** What the options say, read and checked. */
+interface Opened {
+  readonly options: AcmeOptions;
+  readonly path: string;
+  readonly authorities: readonly [Authority, ...Authority[]];
+  readonly accounts: readonly AcmeState[];
+  readonly state: AcmeState;
+  readonly secrets?: StoreSecrets;
+  readonly publishedNames: number;
+}
+
+export interface OpenAcme {
+  readonly directory: StateDirectory;
+  /** Whether published names get certificates. */
+  readonly hasHosts: boolean;
+  readonly hasStore: boolean;
+  /** How many of them may be names of agents. Default: none. */
+  readonly publishedNames?: number;
+  /** Default: it is only a check, and nothing is written. */
+  readonly log?: Logger;
 }
 
 /**
- * Reads what the options name and prepares the state directory; `undefined` if they name no domain.
- * @param isCheck whether nothing is written
+ * Reads what the options name and prepares the state directory; `undefined` if nothing needs a certificate.
  * @throws {ConfigError}
  */
-export async function openAcme(options: AcmeOptions, { path }: StateDirectory, isCheck = false): Promise<Acme | undefined> {
-  checkAcmeOptions(options);
-  if (options.domain.length === 0) return undefined;
+export async function openAcme(
+  options: AcmeOptions,
+  { directory: { path }, hasHosts, hasStore, publishedNames = 0, log }: OpenAcme,
+): Promise<Acme | undefined> {
+  checkAcmeOptions(options, hasHosts);
+  const { domain, directory, profile, eab, file, fallback, dnsCommand, storeKeyFile } = options;
+  if (domain.length === 0 && !hasHosts) return undefined;
   if (path === undefined) throw new ConfigError("Cannot use --acme.domain: there is no state directory; set --state-dir");
-  const { rootCa } = options.file;
-  const ca = rootCa && readCertificates(await readPemFile("acme.file.root-ca", rootCa), "authorities").text;
-  if (options.dnsCommand !== undefined) {
-    await checkCommand(options.dnsCommand).catch((cause: Error) => {
-      throw new ConfigError(`Cannot use --acme.dns-command ${options.dnsCommand}: ${cause.message}`, { cause });
+  if (storeKeyFile !== undefined && !hasStore) throw new ConfigError("Cannot use --acme.store-key-file: there is no store");
+  if (dnsCommand !== undefined) {
+    await checkCommand(dnsCommand).catch((cause: Error) => {
+      throw new ConfigError(`Cannot use --acme.dns-command ${dnsCommand}: ${cause.message}`, { cause });
     });
   }
-  const state = new AcmeState(path, options.directory);
-  if (!isCheck) await state.open();
-  return {
-    certificateFile: state.certificateFile,
-    async start(runtime, use, shared) {
-      const { log, health, metrics } = runtime;
-      const stopping = new AbortController();
-      const { signal } = stopping;
-      const { domain: names, challenge, dnsCommand, httpListenAddress } = options;
-      let solver: Solver;
-      if (dnsCommand !== undefined) solver = createCommandSolver(dnsCommand, log, signal);
-      else if (challenge === "http-01") solver = await listenForChallenges(runtime, httpListenAddress, new HttpSolver(log, shared));
-      else {
-        const answering = solver = new TlsAlpnSolver({ names, use, shared, log, signal });
-        const polling = answering.run(); // never rejects
-        runtime.defer(() => polling);
-      }
-      const orderer = new Orderer({
-        options,
-        ca,
+  const authorityOf = async (directory: string, group: string, { rootCa }: { readonly rootCa?: string }, account: AcmeOptions["eab"]) => {
+    const { keyId, hmacKey } = account;
+    return {
+      directory,
+      ca: rootCa && readCertificates(await readPemFile(`${group}.file.root-ca`, rootCa), "authorities").text,
+      external: keyId === undefined || hmacKey === undefined ? undefined : { keyId, hmacKey },
+      state: new AcmeState(path, directory),
+    };
+  };
+  const first = await authorityOf(directory, "acme", file, eab);
+  const others = fallback.directory === undefined
+    ? []
+    : [await authorityOf(fallback.directory, "acme.fallback", fallback.file, fallback.eab)];
+  const secrets = storeKeyFile === undefined ? undefined : await StoreSecrets.open(storeKeyFile, log ?? silentLogger);
+  const accounts = [first, ...others].map(({ state }) => state);
+  if (log) { for (const state of accounts) await state.open(); }
+  return new ServiceAcme({
+    options,
+    path,
+    authorities: [{ ...first, profile }, ...others],
+    accounts,
+    state: first.state,
+    secrets,
+    publishedNames,
+  });
+}
+
+class ServiceAcme implements Acme {
+  readonly #opened: Opened;
+  readonly #stopping = new AbortController();
+  readonly #running: Promise<void>[] = [];
+  #hosts?: HostOrders;
+  #wanted: readonly [configured: readonly string[], published: readonly string[]] = [[], []];
+
+  constructor(opened: Opened) {
+    this.#opened = opened;
+  }
+
+  get certificateFile(): string | undefined {
+    const { options: { domain }, state } = this.#opened;
+    return domain.length === 0 ? undefined : state.certificateFile;
+  }
+
+  async start(runtime: ServiceRuntime, { useChallenges, useHosts, shared }: AcmeStart): Promise<void> {
+    const { options, path, authorities, accounts, state, secrets, publishedNames } = this.#opened;
+    const { domain, email } = options;
+    const { log, health, metrics, net, certificates, handover: { predecessor } } = runtime;
+    const { signal } = this.#stopping;
+    const solver = await this.#openSolver(runtime, useChallenges, shared);
+    const sealed = secrets && shared && new SealedStore(shared, secrets);
+    const accountSharing = sealed && new StateSharing(sealed, accounts);
+    const common = {
+      email,
+      authorities,
+      solver,
+      lease: new Lease(state.authority, log, shared),
+      allowed: predecessor?.settled,
+      log,
+      signal,
+      onOrder: metrics.outcomes("reverse_http_acme_orders_total", "Orders of certificates by ACME: issued or failed."),
+    };
+    /** Exchanges a certificate with the others who share the store. */
+    const share = (state: AcmeState, names: readonly string[], onChange: () => Promise<void>) => {
+      const sharing = sealed && new StateSharing(sealed, [], { state, names });
+      return sharing && (async () => {
+        try {
+          await accountSharing?.sync();
+          if (!await sharing.sync()) return;
+          log.info("certificate received from another proxy", { names: names.join(",") });
+          await onChange();
+        } catch (error) {
+          log.debug("certificates cannot be shared", { reason: messageOf(error) });
+        }
+      });
+    };
+    runtime.defer(() => this.release());
+    this.#hosts = new HostOrders({
+      ...common,
+      path,
+      directory: authorities[0].directory,
+      share,
+      use: useHosts,
+      net,
+      certificates,
+      options,
+      publishedNames,
+    });
+    this.#hosts.want(...this.#wanted);
+    const syncs: (() => Promise<void>)[] = [() => this.#hosts!.sync()];
+    if (domain.length > 0) {
+      const orderer: Orderer = new Orderer({
+        ...common,
+        names: domain,
         state,
-        solver,
-        shared,
-        log,
-        signal,
+        sync: share(state, domain, () => certificates.reload()),
         onState: (problem) => problem === undefined ? health.setReady("certificate") : health.setUnready("certificate", problem),
-        onOrder: metrics.outcomes("reverse_http_acme_orders_total", "Orders of certificates by ACME: issued or failed."),
-        onCertificate: () => runtime.certificates.reload(),
+        onCertificate: () => certificates.reload(),
       });
       health.setUnready("certificate", "the certificate has not been checked yet");
-      const running = orderer.run(); // never rejects
-      runtime.defer(async () => {
-        stopping.abort();
-        await running;
+      const sync = share(state, domain, async () => {
+        await certificates.reload();
+        orderer.wake();
       });
+      if (sync) syncs.unshift(sync);
+      this.#running.push((async () => {
+        await sync?.(); // the others may have a certificate
+        await orderer.run();
+      })());
       runtime.onReload(() => orderer.retry());
-    },
-  };
+    }
+    runtime.onReload(() => this.#hosts?.retry());
+    if (sealed === undefined || shared === undefined) return;
+    let isSyncing = false;
+    const timer = setInterval(() => {
+      if (isSyncing) return;
+      isSyncing = true;
+      void (async () => {
+        for (const sync of syncs) await sync(); // never rejects
+        isSyncing = false;
+      })();
+    }, Math.min(shared.ttlMs / 3, SYNC_MS));
+    runtime.defer(() => clearInterval(timer));
+  }
+
+  want(configured: readonly string[], published: readonly string[]): void {
+    this.#wanted = [configured, published];
+    this.#hosts?.want(configured, published);
+  }
+
+  async release(): Promise<void> {
+    this.#stopping.abort();
+    await Promise.all([...this.#running, this.#hosts?.done]);
+  }
+
+  async #openSolver(runtime: ServiceRuntime, use: TlsAlpnOptions["use"], shared: SharedStore | undefined): Promise<Solver> {
+    const { log } = runtime;
+    const { signal } = this.#stopping;
+    const { domain, challenge, dnsCommand, httpListenAddress } = this.#opened.options;
+    if (dnsCommand !== undefined) return createCommandSolver(dnsCommand, log, signal);
+    if (challenge === "http-01") return await listenForChallenges(runtime, httpListenAddress, new HttpSolver(log, shared));
+    const names = () => [...domain, ...this.#hosts?.names ?? []];
+    const solver = new TlsAlpnSolver({ names, use, shared, log, signal });
+    this.#running.push(solver.run()); // never rejects
+    return solver;
+  }
 }
 
 /** Answers the challenges of `solver` at `address`, and returns it. */

@@ -70,7 +70,7 @@ async function use<T extends object>({ check, start }: Service<T>, options: T): 
 }
 
 async function run(): Promise<void> {
-  if (service === "lb") return await use(lbCommand(createNet), withDefaults(lbOptions, { ...common, store }));
+  if (service === "lb") return await use(lbCommand(createNet, undefined), withDefaults(lbOptions, { ...common, store }));
   if (service === "proxy") {
     const agentServer = { listenAddress: "127.0.0.1:4242" };
     return await use(proxyCommand(createNet, undefined), withDefaults(proxyOptions, { ...common, store, agentServer }));

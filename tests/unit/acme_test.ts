@@ -12,10 +12,11 @@ import { createMemoryStore } from "../../shared/store/memory.ts";
 import { ConfigError } from "../../shared/config/option.ts";
 import { covers, idOf, renewalTime } from "../../shared/tls/acme/certificate.ts";
 import { type AcmeOptions, acmeOptions, checkAcmeOptions } from "../../shared/tls/acme/options.ts";
-import { Orderer } from "../../shared/tls/acme/orderer.ts";
+import { type Authority, Orderer, type OrdererOptions } from "../../shared/tls/acme/orderer.ts";
 import { checkCommand, createCommandSolver, HttpSolver, type SharedStore } from "../../shared/tls/acme/solvers.ts";
-import { dnsValueOf, type Solver } from "../../shared/tls/acme/client.ts";
+import { dnsValueOf, type ExternalAccount, type Solver } from "../../shared/tls/acme/client.ts";
 import { openAcme } from "../../shared/service/acme.ts";
+import { Lease } from "../../shared/tls/acme/lease.ts";
 import { AcmeState } from "../../shared/tls/acme/state.ts";
 import { type AcmeBehaviour, AcmeServer } from "../../testing/acme_server.ts";
 import { ask, LogBook, withNet } from "../../testing/network.ts";
@@ -25,17 +26,14 @@ const DAY_MS = 86_400_000;
 const MINUTE_MS = 60_000;
 const FAILED = "certificate cannot be obtained";
 
-const NONE: AcmeOptions = {
-  domain: [],
-  email: undefined,
-  directory: "https://authority.example/directory",
-  profile: undefined,
-  challenge: "http-01",
-  httpListenAddress: ":80",
-  dnsCommand: undefined,
-  file: { rootCa: undefined },
-  eab: { keyId: undefined, hmacKey: undefined },
-};
+const NONE: AcmeOptions = withDefaults(proxyOptions, { acme: { directory: "https://authority.example/directory" } }).acme;
+
+interface StartOptions extends Partial<Pick<OrdererOptions, "names" | "email" | "sync" | "allowed">> {
+  readonly profile?: string;
+  readonly external?: ExternalAccount;
+  /** Further authorities. */
+  readonly others?: readonly Authority[];
+}
 
 /** An orderer, its authority, and a clock that the test sets. */
 class Setting {
@@ -68,26 +66,19 @@ class Setting {
     return setting;
   }
 
-  start(options: Partial<AcmeOptions> = {}, solver: Solver = this.http): void {
+  start(options: StartOptions = {}, solver: Solver = this.http): void {
+    const { names = ["proxy.example"], email, profile, external, others = [], ...rest } = options;
     this.#stopping = new AbortController();
+    const { directory, ca } = this.server;
     this.#orderer = new Orderer({
-      options: {
-        domain: ["proxy.example"],
-        email: undefined,
-        directory: this.server.directory,
-        profile: undefined,
-        challenge: "http-01",
-        httpListenAddress: ":80",
-        dnsCommand: undefined,
-        file: { rootCa: undefined },
-        eab: { keyId: undefined, hmacKey: undefined },
-        ...options,
-      },
-      ca: this.server.ca,
+      names,
+      email,
+      authorities: [{ directory, ca, profile, external, state: this.state }, ...others],
       state: this.state,
       solver,
-      shared: this.shared,
+      lease: new Lease(this.state.authority, this.log, this.shared),
       log: this.log,
+      ...rest,
       signal: this.#stopping.signal,
       onState: (problem) => void this.problems.push(problem),
       onOrder: (outcome) => void this.outcomes.push(outcome),
@@ -102,7 +93,7 @@ class Setting {
   }
 
   /** Starts again at the same time. */
-  async restart(options?: Partial<AcmeOptions>): Promise<void> {
+  async restart(options?: StartOptions): Promise<void> {
     await this.stop();
     this.start(options);
   }
@@ -128,7 +119,7 @@ const issued = (setting: Setting, count = 1) => setting.log.waitFor("certificate
 describe("a certificate by ACME", () => {
   it("is ordered with an account, stored for this user only, and used again after a restart", async () => {
     await using setting = await Setting.open();
-    setting.start({ email: "ops@example.com", profile: "shortlived", domain: ["proxy.example", "www.proxy.example"] });
+    setting.start({ email: "ops@example.com", profile: "shortlived", names: ["proxy.example", "www.proxy.example"] });
     await issued(setting);
     const { certificate, server, state } = setting;
     assert.ok(covers(certificate, ["proxy.example", "www.proxy.example"]));
@@ -139,7 +130,7 @@ describe("a certificate by ACME", () => {
     const folder = join(state.certificateFile, "..");
     for (const file of readdirSync(folder)) assert.equal(statSync(join(folder, file)).mode & 0o777, 0o600, file);
     assert.equal(statSync(folder).mode & 0o777, 0o700);
-    await setting.restart({ domain: ["proxy.example", "www.proxy.example"] });
+    await setting.restart({ names: ["proxy.example", "www.proxy.example"] });
     await setting.stop();
     assert.equal(server.orders.length, 1);
     assert.deepEqual(setting.problems.at(-1), undefined);
@@ -277,7 +268,7 @@ describe("a certificate by ACME", () => {
     await using setting = await Setting.open();
     setting.start();
     await issued(setting);
-    await setting.restart({ domain: ["other.example"] });
+    await setting.restart({ names: ["other.example"] });
     await issued(setting, 2);
     assert.ok(covers(setting.certificate, ["other.example"]));
     await setting.stop();
@@ -289,9 +280,72 @@ describe("a certificate by ACME", () => {
   it("is ordered with an external account", async () => {
     const key = Buffer.from("0123456789abcdef0123456789abcdef").toString("base64url");
     await using setting = await Setting.open({ externalKey: key });
-    setting.start({ eab: { keyId: "kid-1", hmacKey: key } });
+    setting.start({ external: { keyId: "kid-1", hmacKey: key } });
     await issued(setting);
     assert.ok(setting.server.accounts[0]!.payload.externalAccountBinding);
+  });
+
+  it("comes from the second authority if the first one fails again, and from the first one when that is back", async () => {
+    await using setting = await Setting.open();
+    const look = ({ token }: { token: string }) => setting.http.answer(`/.well-known/acme-challenge/${token}`);
+    await using second = await AcmeServer.start({ look, validity: setting.server.behaviour.validity });
+    const others = [{ directory: second.directory, ca: second.ca, state: setting.state }];
+    setting.start({ others });
+    await issued(setting);
+    await setting.stop();
+    setting.server.behaviour.refuse = { status: 503, type: "serverInternal", retryAfter: 60 };
+    setting.now += 61 * DAY_MS;
+    setting.start({ others });
+    await setting.log.waitFor(FAILED);
+    await setting.stop();
+    assert.equal(second.orders.length, 0); // it may be a short outage
+    setting.now += 16 * MINUTE_MS;
+    setting.start({ others });
+    await issued(setting, 2);
+    assert.deepEqual([second.orders.length, second.orders[0]!.payload.replaces], [1, undefined]);
+    await setting.stop();
+    setting.server.behaviour.refuse = undefined;
+    setting.now += 61 * DAY_MS;
+    setting.start({ others });
+    await issued(setting, 3);
+    assert.deepEqual([setting.server.orders.length, setting.server.orders.at(-1)!.payload.replaces, second.orders.length], [
+      2,
+      undefined,
+      1,
+    ]);
+  });
+
+  it("comes from the second authority at once if there is none in use", async () => {
+    await using setting = await Setting.open();
+    const look = ({ token }: { token: string }) => setting.http.answer(`/.well-known/acme-challenge/${token}`);
+    await using second = await AcmeServer.start({ look, validity: setting.server.behaviour.validity });
+    setting.server.behaviour.refuse = { status: 503, type: "serverInternal", retryAfter: 60 };
+    setting.start({ others: [{ directory: second.directory, ca: second.ca, state: setting.state }] });
+    await issued(setting);
+    assert.deepEqual(setting.outcomes, ["failed", "issued"]);
+  });
+
+  it("is not ordered while another process may order, and then without the delay of an order that this interrupts", async () => {
+    await using setting = await Setting.open();
+    const asked = Promise.withResolvers<void>();
+    setting.server.behaviour.look = async () => {
+      asked.resolve();
+      await new Promise((resolve) => setTimeout(resolve, 50)); // the order is in progress when it is stopped
+      return undefined;
+    };
+    setting.start();
+    await asked.promise;
+    await setting.stop(); // it hands over
+    assert.equal((await setting.state.attempts()).failures, 0);
+    setting.server.behaviour.look = ({ token }) => setting.http.answer(`/.well-known/acme-challenge/${token}`);
+    const { promise: allowed, resolve: allow } = Promise.withResolvers<void>();
+    const seen = setting.problems.length;
+    setting.start({ allowed });
+    await eventually(() => setting.problems.length > seen, () => "It has taken no step");
+    assert.equal(setting.server.orders.length, 1);
+    allow();
+    await issued(setting);
+    assert.equal(setting.server.orders.length, 2);
   });
 
   it("is proved in DNS by a command, which cleans up", async () => {
@@ -304,7 +358,7 @@ describe("a certificate by ACME", () => {
       look: ({ type }) =>
         Promise.resolve(type === "dns-01" ? readFileSync(calls, "utf8").trim().split("\n").at(-1)!.split(" ")[2] : undefined),
     });
-    setting.start({ domain: ["*.proxy.example"] }, createCommandSolver(command, setting.log, new AbortController().signal));
+    setting.start({ names: ["*.proxy.example"] }, createCommandSolver(command, setting.log, new AbortController().signal));
     await issued(setting);
     const [present, cleanup] = readFileSync(calls, "utf8").trim().split("\n").map((line) => line.split(" "));
     assert.deepEqual(present!.slice(0, 2), ["present", "_acme-challenge.proxy.example."]);
@@ -336,7 +390,11 @@ describe("a command for DNS", () => {
     ] as const;
     for (const [command, message] of refused) await assert.rejects(checkCommand(command), { message });
     const open = (dnsCommand: string) =>
-      openAcme({ ...NONE, domain: ["a.example"], dnsCommand }, { path: folder.path, required: true }, true);
+      openAcme({ ...NONE, domain: ["a.example"], dnsCommand }, {
+        directory: { path: folder.path, required: true },
+        hasHosts: false,
+        hasStore: false,
+      });
     await open(program);
     await assert.rejects(open(folder.path), /^ConfigError: Cannot use --acme\.dns-command \S+: it is a directory$/);
   });
@@ -389,7 +447,7 @@ describe("proxies that share a store", () => {
     await using setting = await Setting.open({}, shared);
     const other = new HttpSolver(new LogBook(), shared);
     setting.server.behaviour.look = ({ token }) => other.answer(`/.well-known/acme-challenge/${token}`);
-    await store.set("acme lease proxy.example", "another proxy");
+    await store.set(`acme lease ${setting.state.authority}`, "another proxy");
     setting.start();
     await setting.stop();
     assert.equal(setting.server.orders.length, 0);

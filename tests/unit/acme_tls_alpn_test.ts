@@ -31,7 +31,7 @@ interface Process extends AsyncDisposable {
 
 function start(shared?: SharedStore): Process {
   const [used, stopping] = [new Queue<readonly HostTls[]>(), new AbortController()];
-  const names = ["proxy.example"];
+  const names = () => ["proxy.example"];
   const solver = new TlsAlpnSolver({ names, use: (all) => used.push(all), shared, log: new LogBook(), signal: stopping.signal });
   const running = solver.run();
   return {

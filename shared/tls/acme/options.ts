@@ -11,7 +11,7 @@ export const acmeOptions = defineOptions({
     description:
       "Names of this proxy for which it obtains a certificate by ACME (RFC 8555) and renews it, for agents and, with http-proxy.tls.enable, for " +
       "clients, where no certificate file is set. Setting it agrees to the authority's terms of service.",
-    check: (names) => names.map(nameProblem).find((problem) => problem !== undefined),
+    check: (names) => names.map(acmeNameProblem).find((problem) => problem !== undefined),
   },
   "acme.email": {
     restart: IN_PROGRESS,
@@ -24,7 +24,7 @@ export const acmeOptions = defineOptions({
     kind: "string",
     default: "https://acme-v02.api.letsencrypt.org/directory",
     description: "URL of the authority's directory; by default Let's Encrypt.",
-    check: (url) => URL.parse(url)?.protocol === "https:" ? undefined : `${JSON.stringify(url)} is not an https URL`,
+    check: directoryProblem,
   },
   "acme.profile": {
     restart: IN_PROGRESS,
@@ -65,24 +65,81 @@ export const acmeOptions = defineOptions({
     kind: "string",
     secret: true,
     description: "Key of the external account, base64url.",
-    check: (key) => /^[\w-]+=*$/.test(key) ? undefined : "it is not base64url",
+    check: hmacKeyProblem,
+  },
+  "acme.fallback.directory": {
+    restart: IN_PROGRESS,
+    kind: "string",
+    description:
+      "URL of the directory of another authority, which is asked when the first one has failed twice, or at once if no certificate is in use.",
+    check: directoryProblem,
+  },
+  "acme.fallback.file.root-ca": {
+    restart: IN_PROGRESS,
+    kind: "file",
+    description: "Authorities to trust for that URL, PEM; by default the runtime's.",
+  },
+  "acme.fallback.eab.key-id": { restart: IN_PROGRESS, kind: "string", description: "Key id of an external account there." },
+  "acme.fallback.eab.hmac-key": {
+    restart: IN_PROGRESS,
+    kind: "string",
+    secret: true,
+    description: "Key of that account, base64url.",
+    check: hmacKeyProblem,
+  },
+  "acme.store-key-file": {
+    restart: IN_PROGRESS,
+    kind: "file",
+    description:
+      "File with a secret of at least 32 characters that all proxies and lbs of the store share: they have one account and one certificate, " +
+      "sealed with it in the store. Several lines replace a secret: the first one seals. By default each orders its own.",
+  },
+});
+
+/** Where agents publish. */
+export const publishedAcmeOptions = defineOptions({
+  "acme.published": {
+    restart: IN_PROGRESS,
+    kind: "boolean",
+    default: "false",
+    description:
+      "Obtain certificates for the hosts that agents publish with network=https, as their tokens allow: one for each exact name, at most 20 new " +
+      "ones in an hour.",
+  },
+  "acme.published-names": {
+    restart: IN_PROGRESS,
+    kind: "integer",
+    default: "100",
+    description: "Names of agents that get certificates at once.",
+    check: (count) => count >= 1 && count <= 10_000 ? undefined : `${count} is not 1 to 10000`,
   },
 });
 
 /** As on the command line: `--acme.domain` is `domain`. */
 export type AcmeOptions = ValuesOf<typeof acmeOptions>["acme"];
 
-function nameProblem(name: string): string | undefined {
+function directoryProblem(url: string): string | undefined {
+  return URL.parse(url)?.protocol === "https:" ? undefined : `${JSON.stringify(url)} is not an https URL`;
+}
+
+function hmacKeyProblem(key: string): string | undefined {
+  return /^[\w-]+=*$/.test(key) ? undefined : "it is not base64url";
+}
+
+/** Why an authority could issue no certificate for a name, or `undefined`. */
+export function acmeNameProblem(name: string): string | undefined {
   if (isIP(name) || /^(?:\*\.)?(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z0-9-]{2,63}$/i.test(name)) return undefined;
   return `${JSON.stringify(name)} is neither a name such as proxy.example, *.proxy.example, nor an address`;
 }
 
 /**
  * Checks options that depend on each other.
+ * @param hasHosts whether published names get certificates
  * @throws {ConfigError}
  */
-export function checkAcmeOptions({ domain, email, profile, challenge, dnsCommand, file, eab }: AcmeOptions): void {
-  if (domain.length === 0) {
+export function checkAcmeOptions(options: AcmeOptions, hasHosts = false): void {
+  const { domain, email, profile, challenge, dnsCommand, file, eab, fallback, storeKeyFile } = options;
+  if (domain.length === 0 && !hasHosts) {
     const given = {
       email,
       profile,
@@ -91,6 +148,8 @@ export function checkAcmeOptions({ domain, email, profile, challenge, dnsCommand
       "file.root-ca": file.rootCa,
       "eab.key-id": eab.keyId,
       "eab.hmac-key": eab.hmacKey,
+      "fallback.directory": fallback.directory,
+      "store-key-file": storeKeyFile,
     };
     const [name] = Object.entries(given).find(([, value]) => value !== undefined) ?? [];
     if (name !== undefined) throw new ConfigError(`Cannot use --acme.${name}: --acme.domain is not set`);
@@ -109,8 +168,16 @@ export function checkAcmeOptions({ domain, email, profile, challenge, dnsCommand
   if (challenge === "tls-alpn-01" && address !== undefined) {
     throw new ConfigError(`Cannot use --acme.domain ${address}: addresses are validated by HTTP only; leave out --acme.challenge`);
   }
-  if ((eab.keyId === undefined) !== (eab.hmacKey === undefined)) {
-    const [given, missing] = eab.keyId === undefined ? ["hmac-key", "key-id"] : ["key-id", "hmac-key"];
-    throw new ConfigError(`Cannot use --acme.eab.${given}: --acme.eab.${missing} is required too`);
+  for (const [group, { keyId, hmacKey }] of [["acme", eab], ["acme.fallback", fallback.eab]] as const) {
+    if ((keyId === undefined) === (hmacKey === undefined)) continue;
+    const [given, missing] = keyId === undefined ? ["hmac-key", "key-id"] : ["key-id", "hmac-key"];
+    throw new ConfigError(`Cannot use --${group}.eab.${given}: --${group}.eab.${missing} is required too`);
+  }
+  if (fallback.directory === options.directory) {
+    throw new ConfigError("Cannot use --acme.fallback.directory: it is that of --acme.directory");
+  }
+  const unused = fallback.file.rootCa !== undefined ? "file.root-ca" : fallback.eab.keyId !== undefined ? "eab.key-id" : undefined;
+  if (fallback.directory === undefined && unused !== undefined) {
+    throw new ConfigError(`Cannot use --acme.fallback.${unused}: --acme.fallback.directory is not set`);
   }
 }

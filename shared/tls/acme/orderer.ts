@@ -1,25 +1,42 @@
-// Orders the certificate for the names of a service, and decides when: if there is none, after a part of its lifetime, or when the authority
-// says so. A certificate that cannot be renewed stays in use.
-import { randomUUID, type X509Certificate } from "node:crypto";
+// Orders one certificate, and decides when: if there is none, after a part of its lifetime, or when the authority says so. A certificate that
+// cannot be renewed stays in use.
+import type { X509Certificate } from "node:crypto";
 import { setTimeout as sleep } from "node:timers/promises";
 import { generatePrivateKey } from "../../auth/keys.ts";
 import { messageOf } from "../../log/error_message.ts";
 import type { Logger } from "../../log/logger.ts";
 import { readCertificates, readPrivateKey } from "../pem.ts";
 import { covers, createRequest, idOf, renewalTime, timeWithin } from "./certificate.ts";
-import { AcmeClient, AcmeError, MAX_RETRY_AFTER_MS, type Solver } from "./client.ts";
-import type { AcmeOptions } from "./options.ts";
-import type { SharedStore } from "./solvers.ts";
+import { AcmeClient, AcmeError, type ExternalAccount, MAX_RETRY_AFTER_MS, type Solver } from "./client.ts";
+import type { Lease } from "./lease.ts";
 import type { AcmeState, Attempts } from "./state.ts";
 
-export interface OrdererOptions {
-  readonly options: AcmeOptions;
+/** A certificate authority, and the account there. */
+export interface Authority {
+  /** URL of the directory. */
+  readonly directory: string;
   /** Authorities to trust for the directory, PEM. Default: the runtime's. */
   readonly ca?: string;
+  /** Default: the authority's. */
+  readonly profile?: string;
+  readonly external?: ExternalAccount;
+  /** Has the account. */
+  readonly state: Pick<AcmeState, "accountKey">;
+}
+
+export interface OrdererOptions {
+  /** What the certificate is for. */
+  readonly names: readonly string[];
+  readonly email?: string;
+  /** The second one is asked if the first one fails again, or if there is no certificate in use. */
+  readonly authorities: readonly [Authority, ...Authority[]];
   readonly state: AcmeState;
   readonly solver: Solver;
-  /** Of several proxies that share a store, one orders at a time. */
-  readonly shared?: SharedStore;
+  readonly lease: Lease;
+  /** Exchanges the state with those who share it, before and after an order. Never rejects. Default: nobody does. */
+  readonly sync?: () => Promise<void>;
+  /** Nothing is ordered before. Default: at once. */
+  readonly allowed?: Promise<void>;
   readonly log: Logger;
   readonly signal: AbortSignal;
   /** Called with why there is no certificate of the authority, or with `undefined` if there is one. */
@@ -64,8 +81,7 @@ interface Renewal {
 export class Orderer {
   readonly #given: OrdererOptions;
   readonly #now: () => number;
-  readonly #lease: string;
-  readonly #instance = randomUUID();
+  #isAllowed: boolean;
   #renewal?: Renewal;
   #isForced = false;
   #wake = new AbortController();
@@ -75,8 +91,11 @@ export class Orderer {
   constructor(given: OrdererOptions) {
     this.#given = given;
     this.#now = given.now ?? Date.now;
-    // no agent has such an id, because it contains a space
-    this.#lease = `acme lease ${given.options.domain.join(",")}`;
+    this.#isAllowed = given.allowed === undefined;
+    void given.allowed?.then(() => {
+      this.#isAllowed = true;
+      this.wake();
+    });
   }
 
   /** Runs until the signal aborts. Never rejects. */
@@ -96,17 +115,22 @@ export class Orderer {
   /** Orders a certificate that is due, without the delay after a failure. */
   retry(): void {
     this.#isForced = true;
+    this.wake();
+  }
+
+  /** Looks at the certificate again. */
+  wake(): void {
     this.#wake.abort();
   }
 
   /** Orders if it is time. Returns the milliseconds until the next step. */
   async #step(): Promise<number> {
-    const { options: { domain }, state, onState } = this.#given;
+    const { names, state, lease, sync, onState } = this.#given;
     const [text, attempts] = [await state.certificate(), await state.attempts()];
     const current = this.#parse(text);
-    const isComplete = current !== undefined && covers(current.leaf, domain);
+    const isComplete = current !== undefined && covers(current.leaf, names);
     onState(current && Date.parse(current.leaf.validTo) > this.#now() ? undefined : "the authority has not issued a certificate yet");
-    const dueAt = isComplete ? await this.#dueAt(current) : 0;
+    const dueAt = isComplete ? await this.#dueAt(current, attempts) : 0;
     // for other names, a certificate is ordered at once
     const earliest = this.#isForced || (!isComplete && attempts.failures === 0) ? 0 : attempts.earliest;
     this.#isForced = false;
@@ -118,11 +142,16 @@ export class Orderer {
       if (dueAt < this.#now()) this.#logDelay(at, attempts);
       return Math.min(waitMs, (this.#renewal?.askAt ?? Infinity) - this.#now());
     }
-    const release = await this.#takeLease();
+    if (!this.#isAllowed) return CHECK_MS;
+    const release = await lease.take();
     if (release === undefined) return LEASE_RETRY_MS;
     try {
-      // the proxy that had the lease may use the same directory
-      if (await state.certificate() === text) await this.#order(current, attempts);
+      if (this.#given.signal.aborted) return 0;
+      await sync?.();
+      // the one that had the lease may share the state
+      const isSame = await state.certificate() === text && (await state.attempts()).at === attempts.at;
+      if (isSame) await this.#order(current, attempts);
+      await sync?.();
     } finally {
       release();
     }
@@ -143,17 +172,19 @@ export class Orderer {
   }
 
   /** When to renew a certificate, in milliseconds since 1970. */
-  async #dueAt({ leaf }: Current): Promise<number> {
+  async #dueAt({ leaf }: Current, { issuer }: Attempts): Promise<number> {
     const id = await idOf(leaf);
     if (id === undefined) return renewalTime(leaf);
-    if (this.#renewal?.id !== id || this.#renewal.askAt <= this.#now()) this.#renewal = await this.#askWhen(id, leaf);
+    if (this.#renewal?.id !== id || this.#renewal.askAt <= this.#now()) {
+      this.#renewal = await this.#askWhen(id, leaf, this.#authorityOf(issuer));
+    }
     return this.#renewal.at ?? renewalTime(leaf);
   }
 
-  async #askWhen(id: string, leaf: X509Certificate): Promise<Renewal> {
+  async #askWhen(id: string, leaf: X509Certificate, authority: Authority): Promise<Renewal> {
     const next = (ms: number) => this.#now() + Math.min(Math.max(ms, RENEWAL_INFO_MS.least), RENEWAL_INFO_MS.most);
     try {
-      const info = await (await this.#connect()).renewalInfo(id);
+      const info = await (await this.#connect(authority)).renewalInfo(id);
       const at = info && timeWithin(info, leaf, Math.random());
       // of an unchanged window, the moment stays
       const before = this.#renewal?.id === id ? this.#renewal.at : undefined;
@@ -165,81 +196,78 @@ export class Orderer {
     }
   }
 
-  async #connect(): Promise<AcmeClient> {
-    const { options: { directory }, ca, state, signal } = this.#given;
-    return new AcmeClient({ directory, ca, accountKey: await state.accountKey(), signal });
+  #authorityOf(issuer: string | undefined): Authority {
+    const { authorities } = this.#given;
+    return authorities.find(({ directory }) => directory === issuer) ?? authorities[0];
   }
 
-  async #order(current: Current | undefined, { failures }: Attempts): Promise<void> {
-    const { state, log, signal, options: { domain, directory }, onOrder, onCertificate, onState } = this.#given;
-    const names = domain.join(",");
+  async #connect({ directory, ca, state }: Authority): Promise<AcmeClient> {
+    return new AcmeClient({ directory, ca, accountKey: await state.accountKey(), signal: this.#given.signal });
+  }
+
+  async #order(current: Current | undefined, before: Attempts): Promise<void> {
+    const { state, log, signal, names, authorities, onOrder, onCertificate, onState } = this.#given;
+    const { failures, issuer } = before;
     const earliest = this.#now() + Math.min(BACKOFF_MS.first * 2 ** Math.min(failures, 20), BACKOFF_MS.last);
+    const isInUse = current !== undefined && Date.parse(current.leaf.validTo) > this.#now();
+    // one failure may be a short outage
+    const [first, ...others] = authorities;
+    const asked = isInUse && failures === 0 ? [first] : [first, ...others];
     // before the order: a program that crashes and starts again must not order each time
-    await state.writeAttempts({ failures: failures + 1, earliest, retryAfter: 0 });
-    try {
-      const leaf = await this.#request(current, failures);
-      await state.writeAttempts({ failures: 0, earliest: this.#now() + PAUSE_MS, retryAfter: 0 });
-      onOrder("issued");
-      await onCertificate();
-      onState(undefined);
-      log.info("certificate issued", { names, until: new Date(leaf.validTo).toISOString() });
-    } catch (error) {
-      if (signal.aborted) return;
-      const retryAfter = this.#now() + ((error instanceof AcmeError ? error.retryAfterMs : undefined) ?? 0);
-      await state.writeAttempts({ failures: failures + 1, earliest, retryAfter });
-      onOrder("failed");
-      log.warn("certificate cannot be obtained", {
-        names,
-        authority: new URL(directory).host,
-        reason: messageOf(error),
-        inUse: current && `the previous one, until ${new Date(current.leaf.validTo).toISOString()}`,
-        nextOrder: new Date(Math.max(earliest, retryAfter)).toISOString(),
-      });
+    await state.writeAttempts({ failures: failures + 1, earliest, retryAfter: 0, at: this.#now(), issuer });
+    const retryAfters: number[] = [];
+    for (const [i, authority] of asked.entries()) {
+      const { host } = new URL(authority.directory);
+      try {
+        const leaf = await this.#request(authority, current, before);
+        const next = { failures: 0, earliest: this.#now() + PAUSE_MS, retryAfter: 0, at: this.#now() };
+        await state.writeAttempts({ ...next, issuer: authority.directory });
+        onOrder("issued");
+        await onCertificate();
+        onState(undefined);
+        const until = new Date(leaf.validTo).toISOString();
+        return log.info("certificate issued", { names: names.join(","), authority: host, until });
+      } catch (error) {
+        // not the authority's fault: whoever orders next need not wait
+        if (signal.aborted) return await state.writeAttempts({ ...before, at: this.#now() });
+        retryAfters.push(this.#now() + ((error instanceof AcmeError ? error.retryAfterMs : undefined) ?? 0));
+        onOrder("failed");
+        const isLast = i === asked.length - 1;
+        const retryAfter = Math.min(...retryAfters);
+        if (isLast) await state.writeAttempts({ failures: failures + 1, earliest, retryAfter, at: this.#now(), issuer });
+        log.warn("certificate cannot be obtained", {
+          names: names.join(","),
+          authority: host,
+          reason: messageOf(error),
+          inUse: current && `the previous one, until ${new Date(current.leaf.validTo).toISOString()}`,
+          nextOrder: isLast ? new Date(Math.max(earliest, retryAfter)).toISOString() : "now, from the next authority",
+        });
+      }
     }
   }
 
   /** Orders and stores a certificate. The key stays, and with it what clients have stored of it. */
-  async #request(current: Current | undefined, failures: number): Promise<X509Certificate> {
-    const { options: { domain, email, profile, eab, directory }, state, solver, log } = this.#given;
-    const client = await this.#connect();
+  async #request(authority: Authority, current: Current | undefined, { failures, issuer }: Attempts): Promise<X509Certificate> {
+    const { names, email, state, solver, log } = this.#given;
+    const { directory, profile, external } = authority;
+    const client = await this.#connect(authority);
     log.info("ordering a certificate", {
-      names: domain.join(","),
+      names: names.join(","),
       authority: new URL(directory).host,
       challenge: solver.type,
       agreedTerms: await client.terms(),
     });
-    const external = eab.keyId === undefined || eab.hmacKey === undefined ? undefined : { keyId: eab.keyId, hmacKey: eab.hmacKey };
     await client.register({ email, external });
     const key = current?.key ?? generatePrivateKey("ES256");
-    const text = await client.order({
-      names: domain,
-      csr: await createRequest(domain, key),
-      solver,
-      profile,
-      replaces: current && failures < MAX_REPLACING ? await idOf(current.leaf) : undefined,
-    });
+    const replaces = current && failures < MAX_REPLACING && this.#authorityOf(issuer) === authority ? await idOf(current.leaf) : undefined;
+    const text = await client.order({ names, csr: await createRequest(names, key), solver, profile, replaces });
     const pem = { option: "acme.domain", file: "(issued)", text };
     const { all: [leaf], text: chain } = readCertificates(pem, "chain");
-    if (!leaf!.checkPrivateKey(readPrivateKey({ ...pem, text: key })) || !covers(leaf!, domain)) {
+    if (!leaf!.checkPrivateKey(readPrivateKey({ ...pem, text: key })) || !covers(leaf!, names)) {
       throw new AcmeError("the authority has issued a certificate for another key or other names");
     }
     await state.writeCertificate(chain, key);
     return leaf!;
-  }
-
-  /** Returns what gives the lease back; `undefined` if another proxy has it. */
-  async #takeLease(): Promise<(() => void) | undefined> {
-    const { shared, log } = this.#given;
-    if (shared === undefined) return () => {};
-    const renew = () => shared.store.renew(this.#lease, this.#instance);
-    try {
-      await renew();
-      if (await shared.store.lookup(this.#lease) !== this.#instance) return undefined;
-    } catch (error) {
-      log.debug("a certificate is ordered without asking the other proxies", { reason: messageOf(error) });
-    }
-    const timer = setInterval(() => void renew().catch(() => {}), shared.ttlMs / 3); // the store reports it
-    return () => clearInterval(timer); // the entry expires
   }
 
   /** A delay is logged once. */

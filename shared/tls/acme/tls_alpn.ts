@@ -15,12 +15,14 @@ const crypto = webcrypto as unknown as Crypto;
 const ACME_IDENTIFIER = "1.3.6.1.5.5.7.1.31";
 const DAY_MS = 86_400_000;
 
+/** Of the challenge in the store: no agent has such an id, because it contains a space. */
+const KEY = "acme tls-alpn";
 /** Interval in milliseconds at which a proxy looks for the challenges of others. */
 const POLL_MS = 1_000;
 
 export interface TlsAlpnOptions {
   /** The names of the service, for which others may have challenges. */
-  readonly names: readonly string[];
+  readonly names: () => readonly string[];
   /** Sets the certificates that answer challenges from now on. */
   readonly use: (challenges: readonly HostTls[]) => void;
   /** With the proxies that answer for each other. Default: none. */
@@ -49,18 +51,17 @@ export class TlsAlpnSolver implements Solver {
   }
 
   async remove({ name }: Challenge): Promise<void> {
-    const { shared } = this.#given;
     this.#answers.delete(name);
     this.#use();
-    if (shared) await this.#publish(name, "");
+    if (this.#given.shared) await this.#publish(name, "");
   }
 
-  /** Looks for the challenges of other proxies, and renews its own in the store, until the signal aborts. Never rejects. */
+  /** Looks for the challenge of another proxy, and renews its own in the store, until the signal aborts. Never rejects. */
   async run(): Promise<void> {
-    const { names, shared, signal, log } = this.#given;
+    const { shared, signal, log } = this.#given;
     while (shared !== undefined && !signal.aborted) {
       try {
-        for (const name of names) await this.#look(name, shared);
+        await this.#look(shared);
       } catch (error) {
         log.debug("challenges of other proxies cannot be read", { reason: messageOf(error) });
       }
@@ -68,19 +69,22 @@ export class TlsAlpnSolver implements Solver {
     }
   }
 
-  async #look(name: string, { store }: SharedStore): Promise<void> {
+  /** There is one challenge at a time: that of the proxy that has the lease. */
+  async #look({ store }: SharedStore): Promise<void> {
+    for (const [name, { keyAuthorization, isOwn }] of this.#answers) if (isOwn) return await this.#publish(name, keyAuthorization);
+    const [name = "", keyAuthorization = ""] = (await store.lookup(KEY) ?? "").split(" ");
+    const isAsked = keyAuthorization !== "" && this.#given.names().some((own) => own.replace("*.", "").toLowerCase() === name);
     const known = this.#answers.get(name);
-    if (known?.isOwn) return await this.#publish(name, known.keyAuthorization);
-    const found = await store.lookup(keyOf(name)) || undefined;
-    if (found === known?.keyAuthorization || this.#answers.get(name)?.isOwn) return;
-    if (found !== undefined) return await this.#add(name, found, false);
-    this.#answers.delete(name);
-    this.#use();
+    if (known?.isOwn || (isAsked && known?.keyAuthorization === keyAuthorization)) return;
+    if (isAsked) return await this.#add(name, keyAuthorization, false);
+    const before = this.#answers.size;
+    for (const [other, { isOwn }] of this.#answers) if (!isOwn) this.#answers.delete(other);
+    if (this.#answers.size < before) this.#use();
   }
 
   async #publish(name: string, keyAuthorization: string): Promise<void> {
     const { shared, log } = this.#given;
-    await shared?.store.set(keyOf(name), keyAuthorization).catch((error) => {
+    await shared?.store.set(KEY, `${name.toLowerCase()} ${keyAuthorization}`).catch((error) => {
       log.debug("the challenge cannot be stored for other proxies", { reason: messageOf(error) });
     });
   }
@@ -93,11 +97,6 @@ export class TlsAlpnSolver implements Solver {
   #use(): void {
     this.#given.use([...this.#answers].map(([name, { tls }]) => ({ names: [name], tls })));
   }
-}
-
-/** No agent has such an id, because it contains a space. */
-function keyOf(name: string): string {
-  return `acme tls-alpn ${name.toLowerCase()}`;
 }
 
 /** Creates the certificate that answers a challenge (RFC 8737 §3), with a key of its own. */
