@@ -22,6 +22,8 @@ export interface ProxyOptions {
         key?: string;
         /** `--agent-server.tls.file.cert`: The server's certificate chain, PEM. */
         cert?: string;
+        /** `--agent-server.tls.file.next-cert`: Certificate, PEM, that will replace cert: agents that know the proxy by a pin are told that of its public key, and store it. */
+        nextCert?: string;
         /** `--agent-server.tls.file.client-ca`: Require certificates of these authorities from agents, PEM. */
         clientCa?: string;
         /** `--agent-server.tls.file.client-crl`: Reject certificates on these revocation lists, PEM; needs client-ca. */
@@ -520,7 +522,7 @@ export interface AgentOptions {
       agentIdClaim?: string;
     };
   };
-  /** `--state-dir`: Directory in which the agent remembers across restarts where QUIC does not work; by default the system's or the user's state directory. */
+  /** `--state-dir`: Directory in which the agent remembers across restarts where QUIC does not work, and which keys a pinned proxy has announced; by default the system's or the user's state directory. */
   stateDir?: string;
   /** `--limits.*` */
   limits?: {

@@ -11,7 +11,7 @@ import type { Fetch } from "../shared/auth/fetch.ts";
 import { parseAuthority } from "../shared/address/authority.ts";
 import { Backoff } from "../shared/async/backoff.ts";
 import { isolateHook } from "../shared/log/isolate.ts";
-import { DATAGRAMS_FEATURE, type Hello, TRACE_FEATURE, UDP_FEATURE } from "../shared/link/message.ts";
+import { DATAGRAMS_FEATURE, type Hello, PINS_FEATURE, TRACE_FEATURE, UDP_FEATURE } from "../shared/link/message.ts";
 import { unlimitedIfZero } from "../shared/limits/limit.ts";
 import { reportDescriptors, withinDescriptors } from "../shared/limits/resources.ts";
 import { TunnelLimits } from "../shared/limits/tunnels.ts";
@@ -31,6 +31,7 @@ import { clientAdvice } from "./client_advice.ts";
 import { describeClose } from "./connection_errors.ts";
 import { StoredTransports } from "./transport/stored_transports.ts";
 import type { TransportChange } from "./transport/opener.ts";
+import { LearnedPins } from "./learned_pins.ts";
 import { type AgentOptions, checkTransport, parseLabels } from "./options.ts";
 import { type Environment, type OutboundRoute, readOutboundRoute } from "./outbound_proxy.ts";
 import { checkTracingOptions } from "../shared/tracing/otlp.ts";
@@ -133,6 +134,7 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
   const resolve: Resolve = deps.resolve ?? ((host, options) => net.resolve(host, options));
   const secrets = new SecretFiles(log);
   const memory = runtime.adopt(await StoredTransports.open(stateDirectoryOf(options, deps), log), (memory) => memory.close());
+  const pins = runtime.adopt(await LearnedPins.open(options.stateDir || deps.stateDirectory, log), (pins) => pins.close());
   const sessions = new Set<Session>();
   const { tunnelMetrics, countChange } = registerMetrics(metrics, sessions);
   runtime.certificates.watch("proxies", () => tls.current.cert);
@@ -172,7 +174,7 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
     instance,
     host: hostname(),
     labels: parseLabels(labels),
-    features: [UDP_FEATURE, DATAGRAMS_FEATURE, TRACE_FEATURE],
+    features: [UDP_FEATURE, DATAGRAMS_FEATURE, TRACE_FEATURE, PINS_FEATURE],
     publish: publish.map(publishRequest),
   });
   runtime.describe = () => {
@@ -221,6 +223,7 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
       credentials,
       environment,
       memory,
+      pins,
       secrets,
       hello: helloOf(next),
       tunnels,

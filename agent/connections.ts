@@ -13,6 +13,7 @@ import type { Credentials, CredentialsSource } from "./credentials.ts";
 import { IssuedCredentials } from "./issued_credentials.ts";
 import { CredentialsWatch } from "./credentials_watch.ts";
 import { describeConnectError } from "./connection_errors.ts";
+import type { LearnedPins } from "./learned_pins.ts";
 import type { AgentOptions } from "./options.ts";
 import { type Environment, type OutboundRoute, readOutboundRoute, viaOf } from "./outbound_proxy.ts";
 import { type ProxyEndpoint, ProxyEndpoints, type Resolve } from "./proxy_endpoints.ts";
@@ -37,6 +38,7 @@ export interface ConnectionsOptions {
   readonly outbound: OutboundRoute;
   readonly environment: Environment;
   readonly memory: StoredTransports;
+  readonly pins: LearnedPins;
   readonly secrets: SecretFiles;
   readonly hello: Hello;
   readonly tunnels: TunnelOptions;
@@ -90,6 +92,7 @@ export class Connections {
         random,
       }),
       access: () => this.#readAccess(),
+      pins: given.pins,
       transport: agentTransport(given.maxTunnels, keepAlive),
       congestion: congestionControl,
       session: { hello: given.hello, tunnels: given.tunnels },

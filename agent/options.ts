@@ -208,7 +208,8 @@ export const agentOptions = defineOptions({
     restart: "its files are in use while the agent runs",
     kind: "file",
     description:
-      "Directory in which the agent remembers across restarts where QUIC does not work; by default the system's or the user's state directory.",
+      "Directory in which the agent remembers across restarts where QUIC does not work, and which keys a pinned proxy has announced; by default " +
+      "the system's or the user's state directory.",
   },
   ...agentTunnelLimitOptions,
   ...drainOptions,

@@ -15,6 +15,8 @@ export interface SessionOptions {
   credentials: Uint8Array;
   hello: Hello;
   tunnels: TunnelOptions;
+  /** The proxy has announced pins. Default: they are ignored. */
+  onPins?: (pins: readonly string[]) => void;
 }
 
 /** The proxy's request to connect elsewhere. */
@@ -87,7 +89,12 @@ export class Session {
     if (control) {
       this.#control = new Control(connection, control);
       const onViolation = (reason: string) => options.log.warn("proxy violated the protocol", { proxy: this.remote, reason });
-      void this.#control.run(controlFrames(control), { onGoaway: goaway.resolve, onHello: proxy.resolve, onViolation }); // never rejects
+      void this.#control.run(controlFrames(control), {
+        onGoaway: goaway.resolve,
+        onHello: proxy.resolve,
+        onPins: options.onPins,
+        onViolation,
+      }); // never rejects
     }
     this.closed = this.#serve();
   }

@@ -8,14 +8,14 @@ import { generatePrivateKey, parsePrivateKey, parsePublicKeys, publicKeyOf, type
 import { signToken } from "../shared/auth/token.ts";
 import { PRIVATE_KEY_FILE, readKey, writeOutput } from "../shared/cli/auth_files.ts";
 import type { Subcommand, Terminal } from "../shared/cli/command.ts";
-import { checkPatterns, LIST_WORDS } from "../shared/config/common_options.ts";
+import { checkPatterns, LIST_WORDS, PIN_OF_KEY } from "../shared/config/common_options.ts";
 import { formatJoin, type Invitation } from "../shared/config/join.ts";
 import { ConfigError, defineOptions, type ValuesOf } from "../shared/config/option.ts";
 import { describeFileError, readText } from "../shared/files/read.ts";
 import { silentLogger } from "../shared/log/logger.ts";
 import { readCertificates } from "../shared/tls/pem.ts";
 import { AGENT_CERTIFICATE, openSelfSigned } from "../shared/tls/self_signed.ts";
-import { pinFor } from "../shared/tls/trust.ts";
+import { keyPinOfChain, pinFor } from "../shared/tls/trust.ts";
 import { proxyOptions } from "./options.ts";
 import { agentAddresses, clientAddresses, type PublicAddresses } from "./public_address.ts";
 
@@ -48,9 +48,13 @@ const ownOptions = defineOptions({
   },
   "pin-sha256": {
     kind: "string",
-    description: "SHA-256 of the proxy's certificate, where its file is not; system: its authority is one that systems trust.",
+    description:
+      "SHA-256 of the proxy's public key, sha256/ and base64, or of its certificate, where its file is not; system: its authority is one that " +
+      "systems trust.",
     check: (pin) =>
-      pin === SYSTEM || /^[0-9a-f]{64}$/i.test(pin) ? undefined : `${JSON.stringify(pin)} is neither 64 hexadecimal digits nor ${SYSTEM}`,
+      pin === SYSTEM || PIN_OF_KEY.test(pin) || /^[0-9a-f]{64}$/i.test(pin)
+        ? undefined
+        : `${JSON.stringify(pin)} is neither sha256/ and 44 characters of base64, nor 64 hexadecimal digits, nor ${SYSTEM}`,
   },
   "out": { kind: "file", short: "o", default: "-", description: "File for the string; - is standard output." },
   "force": { kind: "boolean", short: "f", description: "Replace an existing file." },
@@ -154,7 +158,10 @@ async function trustOf(
   { report }: Terminal,
 ): Promise<{ pin?: string; trust: string }> {
   if (pinSha256 === SYSTEM) return { trust: "its certificate is verified by the system's authorities" };
-  if (pinSha256 !== undefined) return { pin: pinSha256.toLowerCase(), trust: `its certificate has the pin ${pinSha256.toLowerCase()}` };
+  if (pinSha256 !== undefined) {
+    const pin = PIN_OF_KEY.test(pinSha256) ? pinSha256 : pinSha256.toLowerCase();
+    return { pin, trust: `it has the pin ${pin}` };
+  }
   const option = client ? "http-proxy.tls.file.cert" : "agent-server.tls.file.cert";
   const file = client ? httpProxy.tls.file.cert : agentServer.tls.file.cert;
   if (file === undefined && acme.domain.length > 0) {
@@ -165,8 +172,9 @@ async function trustOf(
     const path = stateDir || stateDirectory;
     if (path === undefined) throw new ConfigError("Cannot find the proxy's certificate: set --state-dir, or --pin-sha256");
     const isNew = !existsSync(join(path, `${AGENT_CERTIFICATE}.pem`));
-    const { pin, file } = await openSelfSigned(AGENT_CERTIFICATE, { path, required: true }, silentLogger);
+    const { cert, file } = await openSelfSigned(AGENT_CERTIFICATE, { path, required: true }, silentLogger);
     if (isNew) report(`created the certificate ${file}: the proxy must be started by this user, or with --state-dir=${path}`);
+    const pin = keyPinOfChain(cert);
     return { pin, trust: `its certificate is ${file}, with the pin ${pin}` };
   }
   let text;
@@ -175,9 +183,10 @@ async function trustOf(
   } catch (cause) {
     throw new ConfigError(`Cannot read --${option} ${JSON.stringify(file)}: ${describeFileError(cause)}`, { cause });
   }
-  const pin = pinFor(readCertificates({ option, file, text }, "chain").text);
-  if (pin === undefined) return { trust: "its certificate is verified by the system's authorities" };
-  return { pin, trust: `its certificate is ${file}, with the pin ${pin}: invite again when another one replaces it` };
+  const chain = readCertificates({ option, file, text }, "chain").text;
+  if (pinFor(chain) === undefined) return { trust: "its certificate is verified by the system's authorities" };
+  const pin = keyPinOfChain(chain);
+  return { pin, trust: `its certificate is ${file}, whose key has the pin ${pin}: invite again when another key replaces it` };
 }
 
 /** Longest file of certificates, in bytes. */

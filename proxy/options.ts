@@ -68,6 +68,12 @@ export const proxyOptions = defineOptions({
       "The server's private key, PEM; without key and certificate the proxy obtains them as acme.domain says, or makes its own and keeps them.",
   },
   "agent-server.tls.file.cert": { reload: "new connections", kind: "file", description: "The server's certificate chain, PEM." },
+  "agent-server.tls.file.next-cert": {
+    reload: "at once",
+    kind: "file",
+    description:
+      "Certificate, PEM, that will replace cert: agents that know the proxy by a pin are told that of its public key, and store it.",
+  },
   "agent-server.tls.file.client-ca": {
     reload: "new connections",
     guards: NOT_GIVEN,

@@ -41,7 +41,7 @@ import { dialAgent } from "./dial.ts";
 import { registerProxyMetrics } from "./metrics.ts";
 import type { ProxyOptions } from "./options.ts";
 import { agentAddresses, clientAddresses, isEvery } from "./public_address.ts";
-import { checkProxyTls, logPin, openProxyTls, type ProxyTls, stateDirectoryOf } from "./tls.ts";
+import { checkProxyTls, logPin, openProxyTls, pinsOf, type ProxyTls, stateDirectoryOf } from "./tls.ts";
 import { pinFor } from "../shared/tls/trust.ts";
 import { VERSION } from "../shared/version.ts";
 import type { Hello } from "../shared/link/message.ts";
@@ -177,6 +177,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       new PublishedForwards(forwards, log, claimsIn(store, options.store)),
       (published) => published.close(),
     );
+    let pins = pinsOf(tls);
     const server = startAgentServer({
       onArrival: (agentId) => arrivals?.connected(agentId), // never before this function goes on
       onAgentConnected: deps.onAgentConnected,
@@ -188,6 +189,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       authenticator: bindToCertificate(authenticator, () => current.agentServer.tls.agentIdFrom, log),
       multiple: options.agentServer.agent.multiple,
       hello: () => hello(),
+      pins: () => pins,
       onConflict: options.agentServer.agent.onConflict,
       limiter,
       onResult: countAgents,
@@ -213,7 +215,14 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     const frontend = clients.serve({ authenticator, allowList, policy, labelsOf, whenExpected, dial, audit, tracer });
     const useAgentTls = (renewed: ServerTls) => {
       for (const listener of listeners.all) listener.setTls(renewed);
+      queueMicrotask(announcePins); // it is in force then
     };
+    const announcePins = () => {
+      const before = pins.join();
+      pins = pinsOf(tls);
+      if (pins.join() !== before) server.announcePins();
+    };
+    runtime.certificates.refresh(tls.nextPin, () => current.agentServer.tls.refresh, () => queueMicrotask(announcePins));
     runtime.certificates.refresh(tls.agents, () => current.agentServer.tls.refresh, useAgentTls);
     const shared = store && { store, ttlMs: options.store.ttl };
     await acme?.start(runtime, {
@@ -268,6 +277,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       const clientsTls = opened.clients && (tls.clients ?? opened.clients);
       change.onCommit(() => {
         void tls.agents.replaceBy(opened.agents, useAgentTls); // never rejects
+        void tls.nextPin.replaceBy(opened.nextPin, () => queueMicrotask(announcePins));
         if (tls.clients && opened.clients) void tls.clients.replaceBy(opened.clients, (renewed) => clients.useTls(clientsTls!, renewed));
         tls.clients = clientsTls;
       });

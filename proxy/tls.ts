@@ -7,6 +7,7 @@ import type { Acme } from "../shared/service/acme.ts";
 import {
   type CertifiedKey,
   type DefaultIdentity,
+  openNextPin,
   openServerTls,
   refuseWithoutTls,
   type ReloadableTls,
@@ -15,11 +16,14 @@ import {
 } from "../shared/tls/reloadable_tls.ts";
 import type { StateDirectory } from "../shared/files/state_directory.ts";
 import { AGENT_CERTIFICATE, checkSelfSigned, openSelfSigned, type SelfSigned } from "../shared/tls/self_signed.ts";
+import { keyPinOfChain } from "../shared/tls/trust.ts";
 import type { ProxyOptions } from "./options.ts";
 import type { PublicAddresses } from "./public_address.ts";
 
 export interface ProxyTls {
   readonly agents: ReloadableTls<ServerTls>;
+  /** Pin of the key that agents will see. */
+  readonly nextPin: ReloadableTls<string | undefined>;
   /** Missing for plain HTTP from clients. */
   clients?: ReloadableTls<ServerTls>;
   readonly forwards: ForwardTls;
@@ -64,6 +68,12 @@ export function stateDirectoryOf({ stateDir }: ProxyOptions, { stateDirectory }:
   return { path: stateDir || stateDirectory, required: Boolean(stateDir) };
 }
 
+/** Pins of the agents' port: that of the key in use, and of the next one. */
+export function pinsOf({ agents, nextPin }: ProxyTls): string[] {
+  const { current: next } = nextPin;
+  return [...new Set([keyPinOfChain(agents.current.cert), ...next === undefined ? [] : [next]])];
+}
+
 /** Logs the options with which an agent trusts the self-signed certificate. */
 export function logPin({ pin, file }: SelfSigned, { addresses, doubt }: PublicAddresses, log: Logger): void {
   log.info("using a self-signed certificate, which agents trust with these options", {
@@ -101,7 +111,8 @@ async function openAll(
   }
   const clients = await openClientTls(options, { ...deps, managedFile, selfSigned: managedFile === undefined ? undefined : selfSigned });
   const forwards = await openForwardTls(forward, clients, { ...deps, selfSigned });
-  return { agents: await openAgentTls(options, { ...deps, managedFile, selfSigned }), clients, forwards };
+  const nextPin = await openNextPin("agent-server.tls", agentServer.tls.file.nextCert, deps.log);
+  return { agents: await openAgentTls(options, { ...deps, managedFile, selfSigned }), nextPin, clients, forwards };
 }
 
 async function openAgentTls(

@@ -5,6 +5,7 @@ import { connectHedged } from "./hedge.ts";
 import { type OutboundRoute, RejectedCredentials, viaOf } from "../outbound_proxy.ts";
 import type { ProxyEndpoint } from "../proxy_endpoints.ts";
 import { Session, type SessionOptions } from "../session.ts";
+import type { LearnedPins } from "../learned_pins.ts";
 import { ALPN, TLS_ALPN } from "../../shared/link/link.ts";
 import { PROBE_ALPN, runProbe } from "../../shared/link/probe.ts";
 import type { Logger } from "../../shared/log/logger.ts";
@@ -44,6 +45,7 @@ export interface SessionOpenerOptions {
   readonly webSocket?: WebSocketUrl;
   /** Reads certificates, credentials and the way out. */
   readonly access: () => Promise<Access>;
+  readonly pins: LearnedPins;
   readonly transport: SessionTransport;
   readonly congestion: QuicTransport["congestion"];
   readonly session: Pick<SessionOptions, "hello" | "tunnels">;
@@ -137,9 +139,10 @@ export class SessionOpener {
     });
   }
 
-  async #authenticate(connection: AgentSession, target: ProxyEndpoint, { credentials, outbound }: Access): Promise<Session> {
-    const { log, session: options } = this.#options;
-    const session = await Session.open(connection, { ...options, log, credentials });
+  async #authenticate(connection: AgentSession, target: ProxyEndpoint, { tls, credentials, outbound }: Access): Promise<Session> {
+    const { log, pins, session: options } = this.#options;
+    const onPins = (announced: readonly string[]) => pins.learn(target.address, tls, announced);
+    const session = await Session.open(connection, { ...options, log, credentials, onPins });
     const { transport } = session;
     if (transport !== "quic") session.via = viaOf(outbound.proxyFor(routeTo(target, transport, this.#options.webSocket).server));
     return session;
@@ -190,9 +193,9 @@ export class SessionOpener {
     timeoutMs: number,
     signal: AbortSignal,
   ): Promise<AgentSession> {
-    const { net, transport, congestion } = this.#options;
+    const { net, pins, transport, congestion } = this.#options;
     const { host, port, serverName } = target;
-    const common = { host, port, serverName, tls, alpn, timeoutMs, signal };
+    const common = { host, port, serverName, tls: pins.extend(target.address, tls), alpn, timeoutMs, signal };
     if (kind === "quic") return await net.connectQuic({ ...common, transport: { ...transport, congestion } });
     const { server, webSocket } = routeTo(target, kind, this.#options.webSocket);
     const outboundProxy = outbound.proxyFor(server);

@@ -13,7 +13,7 @@ import {
   receiveHello,
   REPLACED_REASON,
 } from "../../shared/link/link.ts";
-import type { Hello } from "../../shared/link/message.ts";
+import { type Hello, PINS_FEATURE } from "../../shared/link/message.ts";
 import { PROBE_ALPN, serveProbe } from "../../shared/link/probe.ts";
 import type { Logger } from "../../shared/log/logger.ts";
 import { NetError } from "../../shared/net/errors.ts";
@@ -58,6 +58,8 @@ export interface AgentServerOptions extends AgentEvents {
   presence?: () => PresencePublisher | undefined;
   /** Returns the proxy's description of itself for each agent. Default: none is sent. */
   hello?: () => Hello;
+  /** Returns the pins that agents are told, the one in use first. Default: none. */
+  pins?: () => readonly string[];
   /** Called for each connection that has completed its handshake. */
   onResult?: (outcome: "accepted" | "refused" | "failed") => void;
   /** An agent has replaced another one with its id. */
@@ -80,6 +82,8 @@ export interface AgentServer {
   add(listener: SessionListener): void;
   /** Accepts no more agents of a listener, and closes it when the last one that it has has gone. */
   retire(listener: SessionListener): void;
+  /** Tells all agents the pins, which have changed. */
+  announcePins(): void;
   /** Changes which agents may share an id, from now on. */
   update(rules: Pick<AgentServerOptions, "multiple" | "onConflict">): void;
   /**
@@ -145,6 +149,11 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
     for (const other of agents.others(agent)) void closeIfUnresponsive(other); // never rejects
   };
 
+  const announcePins = ({ hello, control }: ConnectedAgent): void => {
+    const pins = options.pins?.() ?? [];
+    if (pins.length > 0 && hello?.features?.includes(PINS_FEATURE)) void control?.pins(pins); // never rejects
+  };
+
   const events: AdmissionEvents = {
     onGoaway: (agent) => {
       const { identity, connection: { remote } } = agent;
@@ -168,6 +177,7 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
 
   const serveAgent = async ({ agent, serveControl }: Admitted): Promise<void> => {
     const { agentId: id, tokenId: jti } = agent.identity;
+    announcePins(agent);
     const { version, host, labels } = agent.hello ?? {};
     const { remote, transport: link } = agent.connection;
     log.info("agent connected", { agent: id, jti, remote, link, version, host, labels: labels && formatLabels(labels) });
@@ -240,6 +250,9 @@ export function startAgentServer(options: AgentServerOptions): AgentServer {
     retire(listener) {
       listener.stopAccepting();
       void listeners.get(listener)?.then(() => listener.close(CloseCode.shutdown, "")).then(() => listeners.delete(listener)); // never rejects
+    },
+    announcePins() {
+      for (const agent of agents) announcePins(agent);
     },
     update({ multiple, onConflict }) {
       agents.multiple = multiple;

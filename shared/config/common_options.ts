@@ -125,7 +125,7 @@ export const socksOptions = defineOptions({
 });
 
 /** The pin of a public key. */
-const PIN_OF_KEY = /^sha256\/[A-Za-z0-9+/]{43}=$/;
+export const PIN_OF_KEY = /^sha256\/[A-Za-z0-9+/]{43}=$/;
 
 /** A `check` for lists of pins. */
 export function checkPins(pins: string[]): string | undefined {

@@ -15,7 +15,10 @@ export interface Invitation {
   readonly agentId: string;
   /** Whether the proxy is reached over TLS. Always for an agent. */
   readonly tls: boolean;
-  /** SHA-256 of the proxy's certificate, 64 hexadecimal digits. Default: it is verified by the system's authorities. */
+  /**
+   * SHA-256 of the proxy's public key, `sha256/` and base64, or of its certificate, 64 hexadecimal digits. Default: it is verified by the
+   * system's authorities.
+   */
   readonly pin?: string;
   /** Default: the proxy does not authenticate. */
   readonly token?: string;
@@ -33,7 +36,7 @@ const MAX_JOIN = 24 * 1024;
  */
 export function formatJoin({ role, servers, agentId, tls, pin, token = "" }: Invitation): string {
   if (!/^[\w.~-]*$/.test(token)) throw new RangeError("the token has other characters than a JWT");
-  const settings = { role, servers, id: agentId, tls, pin: pin && Buffer.from(pin, "hex").toString("base64url") };
+  const settings = { role, servers, id: agentId, tls, ...formatPin(pin) };
   const content = `${Buffer.from(JSON.stringify(settings)).toString("base64url")}.${token}.`;
   const fixed = FORMAT.length + 2 + content.length + CHECKSUM_LENGTH;
   let length = "";
@@ -119,12 +122,24 @@ function readSettings(encoded: string, token: string): Invitation | undefined {
     return undefined;
   }
   if (typeof value !== "object" || value === null) return undefined;
-  const { role, servers, id, tls, pin } = value;
+  const { role, servers, id, tls, pin, key } = value;
   if (role !== "agent" && role !== "client") return undefined;
   if (!Array.isArray(servers) || servers.length === 0 || (role === "client" && servers.length > 1)) return undefined;
   if (!servers.every((server) => typeof server === "string" && checkRemote(server) === undefined)) return undefined;
   if (typeof id !== "string" || id === "" || typeof tls !== "boolean") return undefined;
-  const digest = pin === undefined ? undefined : typeof pin === "string" ? Buffer.from(pin, "base64url") : Buffer.alloc(0);
-  if (digest !== undefined && digest.length !== 32) return undefined;
-  return { role, servers, agentId: id, tls, pin: digest?.toString("hex"), token: token === "" ? undefined : token };
+  const digest = pin ?? key;
+  const bytes = digest === undefined ? undefined : typeof digest === "string" ? Buffer.from(digest, "base64url") : Buffer.alloc(0);
+  if (bytes !== undefined && bytes.length !== 32) return undefined;
+  const known = bytes && (pin === undefined ? `${KEY_PIN}${bytes.toString("base64")}` : bytes.toString("hex"));
+  return { role, servers, agentId: id, tls, pin: known, token: token === "" ? undefined : token };
+}
+
+/** What a pin of a public key begins with. */
+const KEY_PIN = "sha256/";
+
+/** `pin` is of a certificate, `key` of a public key. */
+function formatPin(pin: string | undefined): { readonly pin?: string; readonly key?: string } {
+  if (pin === undefined) return {};
+  if (!pin.startsWith(KEY_PIN)) return { pin: Buffer.from(pin, "hex").toString("base64url") };
+  return { key: Buffer.from(pin.slice(KEY_PIN.length), "base64").toString("base64url") };
 }

@@ -22,6 +22,7 @@ export interface ControlEvents {
   onMoved?: (found: boolean) => void;
   onHello?: (hello: Hello) => void;
   onCredentials?: (credentials: Uint8Array) => void;
+  onPins?: (pins: readonly string[]) => void;
   /** The peer has violated the protocol, and its connection was closed. */
   onViolation?: (reason: string) => void;
 }
@@ -90,6 +91,8 @@ export class Control {
         return events.onHello?.(message.hello);
       case "credentials":
         return events.onCredentials?.(message.credentials);
+      case "pins":
+        return events.onPins?.(message.pins);
     }
   }
 
@@ -134,6 +137,11 @@ export class Control {
   /** Shows the peer newer credentials of at most 16,383 bytes. */
   async credentials(credentials: Uint8Array): Promise<void> {
     await this.#send({ type: "credentials", credentials });
+  }
+
+  /** Announces the pins of public keys that the peer should accept, at most 8. */
+  async pins(pins: readonly string[]): Promise<void> {
+    await this.#send({ type: "pins", pins });
   }
 
   async moved(found: boolean): Promise<void> {

@@ -1,5 +1,6 @@
 // Encodes and decodes the messages of the control stream (version 2 of the agent link), described in docs/protocol.md. Knows no streams.
 import { splitHostPort } from "../address/host_port.ts";
+import { PIN_OF_KEY } from "../config/common_options.ts";
 
 /** How clients reach the proxy, for a command that can be pasted. */
 export interface ClientAccess {
@@ -21,7 +22,7 @@ export interface Hello {
   /** Host name; may be empty. */
   readonly host: string;
   readonly labels: Readonly<Record<string, string>>;
-  /** What it can do besides TCP tunnels: {@link UDP_FEATURE}, {@link DATAGRAMS_FEATURE}, {@link TRACE_FEATURE}. Default: nothing. */
+  /** What it can do besides TCP tunnels: {@link UDP_FEATURE}, {@link DATAGRAMS_FEATURE}, {@link TRACE_FEATURE}, {@link PINS_FEATURE}. Default: nothing. */
   readonly features?: readonly string[];
   /** Of a proxy. Default: it does not say. */
   readonly clients?: ClientAccess;
@@ -40,6 +41,9 @@ export const DATAGRAMS_FEATURE = "udp-datagrams";
 /** The agent takes the place of a tunnel in a trace (W3C Trace Context) from its request. */
 export const TRACE_FEATURE = "trace-context";
 
+/** The agent stores the pins that a proxy announces. */
+export const PINS_FEATURE = "pins";
+
 /** One message. */
 export type Message =
   /** From the agent, its first. From the proxy, at most for advice. */
@@ -50,7 +54,9 @@ export type Message =
   /** From the agent, after a goaway: the proxy need not wait for it any longer, because it has found another proxy or there is none. */
   | { readonly type: "moved"; readonly found: boolean }
   /** From the agent: newer credentials, in the form of its first frame. */
-  | { readonly type: "credentials"; readonly credentials: Uint8Array };
+  | { readonly type: "credentials"; readonly credentials: Uint8Array }
+  /** From the proxy: pins of its public keys, `sha256/` and base64, the one in use first, and then those that will be. */
+  | { readonly type: "pins"; readonly pins: readonly string[] };
 
 /** Longest message in bytes, including its type. */
 export const MAX_MESSAGE = 16 * 1024;
@@ -68,6 +74,8 @@ const MAX_LABEL = 255;
 const MAX_FEATURES = 32;
 /** Forwards that one agent may ask for. */
 export const MAX_PUBLISHED = 16;
+/** Pins that a proxy may announce. */
+export const MAX_PINS = 8;
 const FEATURE = /^[a-z0-9-]{1,32}$/;
 
 /** An invalid message. */
@@ -75,7 +83,7 @@ export class MessageError extends Error {
   override readonly name = "MessageError";
 }
 
-const TYPES = { hello: 0, goaway: 1, ping: 2, pong: 3, moved: 4, credentials: 5 } as const;
+const TYPES = { hello: 0, goaway: 1, ping: 2, pong: 3, moved: 4, credentials: 5, pins: 6 } as const;
 
 /** Encodes a message as a frame's payload: one byte of type, then the body. */
 export function encodeMessage(message: Message): Uint8Array {
@@ -99,6 +107,8 @@ function encodeBody(message: Message): Uint8Array {
       return message.found ? new Uint8Array(0) : Uint8Array.of(NOWHERE);
     case "credentials":
       return message.credentials;
+    case "pins":
+      return encodeJson({ pins: message.pins });
   }
 }
 
@@ -125,6 +135,11 @@ export function decodeMessage(payload: Uint8Array): Message | undefined {
       return { type: "moved", found: body.length !== 1 || body[0] !== NOWHERE };
     case TYPES.credentials:
       return { type: "credentials", credentials: body.slice() };
+    case TYPES.pins: {
+      const { pins } = decodeJson(body, "list of pins");
+      if (!isPins(pins)) throw new MessageError(`A list of pins has not 1 to ${MAX_PINS} of public keys`);
+      return { type: "pins", pins };
+    }
     default:
       return undefined;
   }
@@ -193,6 +208,11 @@ function isFeatures(value: unknown): value is string[] {
 
 function isPublish(value: unknown): value is PublishRequest[] {
   return Array.isArray(value) && value.length <= MAX_PUBLISHED && value.every(isRecord);
+}
+
+function isPins(value: unknown): value is string[] {
+  if (!Array.isArray(value) || value.length === 0 || value.length > MAX_PINS) return false;
+  return value.every((pin) => typeof pin === "string" && PIN_OF_KEY.test(pin));
 }
 
 function isRecord(value: unknown): value is Record<string, unknown> {

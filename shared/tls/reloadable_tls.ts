@@ -12,6 +12,7 @@ import type { ClientTls, ServerTls } from "../net/tls.ts";
 import { SecretFiles } from "../files/secret_files.ts";
 import { checkIdentity, type PemFile, readCertificates, readPrivateKey, readRevocationLists, type Side, unusable } from "./pem.ts";
 import { checkRevocationLists } from "./revocation.ts";
+import { keyPinOf } from "./trust.ts";
 import { messageOf } from "../log/error_message.ts";
 
 /** Values of a server's options `--*.tls.*`. */
@@ -167,6 +168,16 @@ export async function openClientTls(
     });
   }
   return opened;
+}
+
+/**
+ * The pin of the public key in a certificate that is not used yet; `undefined` without a file.
+ * @throws {ConfigError} for a missing or invalid file
+ */
+export async function openNextPin(name: string, file: string | undefined, log: Logger): Promise<ReloadableTls<string | undefined>> {
+  const check = ({ "next-cert": pem }: Pems): Promise<Checked<string | undefined>> =>
+    Promise.resolve({ tls: pem && keyPinOf(readCertificates(pem, "chain").all[0]!), warnings: [] });
+  return await ReloadableTls.open({ group: groupOf(name), files: { "next-cert": file } }, check, log);
 }
 
 /** Runs a check of the network and reports its error, which names the variable, as one of the configuration. */

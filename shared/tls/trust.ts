@@ -1,11 +1,21 @@
 // How the clients of a server recognize its certificate: by an authority that systems trust, or by a pin.
-import { X509Certificate } from "node:crypto";
+import { createHash, X509Certificate } from "node:crypto";
 import { rootCertificates } from "node:tls";
 import { readPem } from "../net/pem.ts";
 
 /** SHA-256 of a certificate, 64 hexadecimal digits. */
 export function pinOf({ fingerprint256 }: X509Certificate): string {
   return fingerprint256.replaceAll(":", "").toLowerCase();
+}
+
+/** SHA-256 of a certificate's public key (SubjectPublicKeyInfo) as RFC 7469 §2.4 writes it: `sha256/` and base64. */
+export function keyPinOf({ publicKey }: X509Certificate): string {
+  return `sha256/${createHash("sha256").update(publicKey.export({ type: "spki", format: "der" })).digest("base64")}`;
+}
+
+/** The same of the first certificate of a chain in PEM. */
+export function keyPinOfChain(chain: string): string {
+  return keyPinOf(new X509Certificate(readPem(chain, "chain")[0]!.text));
 }
 
 /**
