@@ -24,6 +24,7 @@ import { eventually, Folder } from "../../testing/programs.ts";
 
 const DAY_MS = 86_400_000;
 const MINUTE_MS = 60_000;
+const HOUR_MS = 60 * MINUTE_MS;
 const FAILED = "certificate cannot be obtained";
 
 const NONE: AcmeOptions = withDefaults(proxyOptions, { acme: { directory: "https://authority.example/directory" } }).acme;
@@ -212,6 +213,35 @@ describe("a certificate by ACME", () => {
     setting.retry();
     await issued(setting, 2);
     assert.deepEqual(setting.outcomes, ["issued", "failed", "failed", "issued"]);
+  });
+
+  it("that is short-lived is renewed after half of its lifetime, and more often tried when little is left", async () => {
+    await using setting = await Setting.open();
+    setting.lifetimeMs = 160 * HOUR_MS;
+    setting.start();
+    await issued(setting);
+    await setting.stop();
+    const seen = setting.problems.length;
+    setting.now += 79 * HOUR_MS;
+    setting.start();
+    await eventually(() => setting.problems.length > seen, () => "It has taken no step");
+    await setting.stop();
+    assert.equal(setting.server.orders.length, 1);
+    setting.now += 2 * HOUR_MS;
+    setting.start();
+    await issued(setting, 2);
+    await setting.stop();
+    setting.server.behaviour.refuse = { status: 503, type: "serverInternal", retryAfter: 0 };
+    setting.now += 150 * HOUR_MS;
+    await setting.state.writeAttempts({ failures: 6, earliest: 0, retryAfter: 0, at: 0 });
+    setting.start();
+    const { nextOrder } = await setting.log.waitFor(FAILED);
+    assert.equal(Math.round((Date.parse(String(nextOrder)) - setting.now) / MINUTE_MS), 150); // a quarter of 10 hours
+    await setting.stop();
+    setting.now += 11 * HOUR_MS;
+    setting.start();
+    const { nextOrder: afterItsEnd } = await setting.log.waitFor(FAILED, {}, 2);
+    assert.equal(Math.round((Date.parse(String(afterItsEnd)) - setting.now) / MINUTE_MS), 60);
   });
 
   it("is not ordered before the time that the authority names, not even on request", async () => {

@@ -208,7 +208,7 @@ export class Orderer {
   async #order(current: Current | undefined, before: Attempts): Promise<void> {
     const { state, log, signal, names, authorities, onOrder, onCertificate, onState } = this.#given;
     const { failures, issuer } = before;
-    const earliest = this.#now() + Math.min(BACKOFF_MS.first * 2 ** Math.min(failures, 20), BACKOFF_MS.last);
+    const earliest = this.#now() + Math.min(BACKOFF_MS.first * 2 ** Math.min(failures, 20), this.#longestDelay(current));
     const isInUse = current !== undefined && Date.parse(current.leaf.validTo) > this.#now();
     // one failure may be a short outage
     const [first, ...others] = authorities;
@@ -244,6 +244,13 @@ export class Orderer {
         });
       }
     }
+  }
+
+  /** In milliseconds. Several attempts fit into what is left of a certificate in use, and one that has expired is urgent. */
+  #longestDelay(current: Current | undefined): number {
+    if (current === undefined) return BACKOFF_MS.last;
+    const quarter = (Date.parse(current.leaf.validTo) - this.#now()) / 4;
+    return quarter <= 0 ? HOUR_MS : Math.min(Math.max(quarter, BACKOFF_MS.first), BACKOFF_MS.last);
   }
 
   /** Orders and stores a certificate. The key stays, and with it what clients have stored of it. */
