@@ -172,7 +172,9 @@ export interface ProxyOptions {
       url?: string;
       /** `--auth.webhook.token-file`: File with a secret that is sent to the webhook as a Bearer token, read for each request. By default none is sent. */
       tokenFile?: string;
-      /** `--auth.webhook.timeout`: Timeout for an answer of the webhook, from the connection to the last byte. In milliseconds. Default: `5000`. */
+      /** `--auth.webhook.connect-timeout`: Timeout for a connection to the webhook, with its name and TLS; auth.webhook.timeout holds as well. In milliseconds. Default: `2000`. */
+      connectTimeout?: number;
+      /** `--auth.webhook.timeout`: Timeout for an answer of the webhook, from the question to the last byte, with the wait for a turn and the connection. In milliseconds. Default: `5000`. */
       timeout?: number;
       /** `--auth.webhook.concurrency`: Requests to the webhook at once; 256 more wait, and others get 503. Default: `32`. */
       concurrency?: number;
@@ -773,7 +775,9 @@ export interface LoadBalancerOptions {
       url?: string;
       /** `--auth.webhook.token-file`: File with a secret that is sent to the webhook as a Bearer token, read for each request. By default none is sent. */
       tokenFile?: string;
-      /** `--auth.webhook.timeout`: Timeout for an answer of the webhook, from the connection to the last byte. In milliseconds. Default: `5000`. */
+      /** `--auth.webhook.connect-timeout`: Timeout for a connection to the webhook, with its name and TLS; auth.webhook.timeout holds as well. In milliseconds. Default: `2000`. */
+      connectTimeout?: number;
+      /** `--auth.webhook.timeout`: Timeout for an answer of the webhook, from the question to the last byte, with the wait for a turn and the connection. In milliseconds. Default: `5000`. */
       timeout?: number;
       /** `--auth.webhook.concurrency`: Requests to the webhook at once; 256 more wait, and others get 503. Default: `32`. */
       concurrency?: number;

@@ -5,6 +5,7 @@ import { Gate, GateFull } from "../async/gate.ts";
 import { ConfigError } from "../config/option.ts";
 import { describeFileError, readText } from "../files/read.ts";
 import { RecentKeys } from "../limits/counters.ts";
+import { LogLimit } from "../log/limit.ts";
 import type { Logger } from "../log/logger.ts";
 import { messageOf } from "../log/error_message.ts";
 import { printable } from "../net/printable.ts";
@@ -18,6 +19,7 @@ import {
   isToken,
   type TunnelTarget,
 } from "./authenticator.ts";
+import { createConnectingFetch } from "./connecting_fetch.ts";
 import { type Fetch, fetchText, parseObject } from "./fetch.ts";
 import { agentNamedBy, type ClientProvider, splitUser } from "./providers.ts";
 
@@ -26,7 +28,9 @@ export interface WebhookOptions {
   readonly url?: string;
   /** File with a secret that is sent to the webhook as a Bearer token. Default: none is sent. */
   readonly tokenFile?: string;
-  /** Time in milliseconds for one answer, with the connection. */
+  /** Time in milliseconds for a connection: name, TCP and TLS. */
+  readonly connectTimeout: number;
+  /** Time in milliseconds for one answer, with the connection, and the wait for a turn. */
   readonly timeout: number;
   /** Requests at once. */
   readonly concurrency: number;
@@ -38,7 +42,7 @@ export interface WebhookDeps {
   readonly log: Logger;
   /** Monotonic clock in milliseconds. Default `performance.now`. */
   readonly now?: () => number;
-  /** Default: the runtime's. */
+  /** Default: one of its own, with the timeout for a connection. */
   readonly fetch?: Fetch;
 }
 
@@ -74,16 +78,21 @@ interface Question {
  * @throws {ConfigError} without a URL
  */
 export function createWebhookProvider(options: WebhookOptions, deps: WebhookDeps): ClientProvider {
-  const { log, now = () => performance.now(), fetch = globalThis.fetch } = deps;
-  const { url, tokenFile, timeout: timeoutMs, concurrency, maxStale } = options;
+  const { log, now = () => performance.now() } = deps;
+  const { url, tokenFile, connectTimeout: connectTimeoutMs, timeout, concurrency, maxStale } = options;
   if (url === undefined) throw new ConfigError("Cannot use --auth.clients: webhook needs --auth.webhook.url");
+  const connecting = deps.fetch ? undefined : createConnectingFetch({ connectTimeoutMs, maxIdle: concurrency });
+  const fetch = deps.fetch ?? connecting!.fetch;
+  const warnings = new LogLimit({ log });
   const gate = new Gate(concurrency, MAX_WAITING);
   const answers = new RecentKeys<Answer>();
   const asking = new Map<string, Promise<Answer>>();
   const closing = new AbortController();
   const key = randomBytes(32);
 
-  const request = async (body: string): Promise<Answer> => {
+  const request = async (body: string, deadline: number): Promise<Answer> => {
+    const timeoutMs = deadline - now();
+    if (timeoutMs <= 0) throw new Error(`no turn within ${timeout} ms: too many requests wait for it`);
     const secret = tokenFile === undefined ? undefined : await readSecret(tokenFile).catch((cause: Error) => {
       throw new Error(`the file of its token cannot be used: ${cause.message}`, { cause });
     });
@@ -95,7 +104,8 @@ export function createWebhookProvider(options: WebhookOptions, deps: WebhookDeps
 
   /** The same question is asked once at a time, however many clients wait for the answer. */
   const ask = async ({ key, body }: Question): Promise<Answer> => {
-    const pending = asking.get(key) ?? gate.run(() => request(body)).finally(() => asking.delete(key));
+    const deadline = now() + timeout;
+    const pending = asking.get(key) ?? gate.run(() => request(body, deadline)).finally(() => asking.delete(key));
     asking.set(key, pending);
     const answer = await pending;
     answers.set(key, answer);
@@ -111,7 +121,7 @@ export function createWebhookProvider(options: WebhookOptions, deps: WebhookDeps
     } catch (error) {
       const reason = error instanceof GateFull ? "too many requests wait for it" : messageOf(error);
       if (before !== undefined && age < before.maxAgeMs + maxStale) {
-        log.warn("webhook gives no answer; its last one still counts", { reason });
+        warnings.warn("webhook gives no answer; its last one still counts", { reason });
         return before;
       }
       throw new AuthenticationError("unavailable", `The webhook gives no answer: ${reason}`);
@@ -134,7 +144,11 @@ export function createWebhookProvider(options: WebhookOptions, deps: WebhookDeps
       const who = identity.subject ?? user;
       return { ...identity, agentId: agentId || identity.agentId, user, client: who === "" ? undefined : `webhook ${who}`, authorize };
     },
-    close: () => closing.abort(),
+    close() {
+      closing.abort();
+      connecting?.close();
+      warnings.close();
+    },
   };
 }
 

@@ -320,11 +320,18 @@ export const providerOptions = defineOptions({
     kind: "file",
     description: "File with a secret that is sent to the webhook as a Bearer token, read for each request. By default none is sent.",
   },
+  "auth.webhook.connect-timeout": {
+    reload: "at once",
+    kind: "duration",
+    default: "2s",
+    description: "Timeout for a connection to the webhook, with its name and TLS; auth.webhook.timeout holds as well.",
+    check: (ms) => ms > 0 ? undefined : "it must be more than zero",
+  },
   "auth.webhook.timeout": {
     reload: "at once",
     kind: "duration",
     default: "5s",
-    description: "Timeout for an answer of the webhook, from the connection to the last byte.",
+    description: "Timeout for an answer of the webhook, from the question to the last byte, with the wait for a turn and the connection.",
     check: (ms) => ms > 0 ? undefined : "it must be more than zero",
   },
   "auth.webhook.concurrency": {

@@ -1,13 +1,17 @@
 // Authentication by a webhook: what it is asked, its answers and how long they count, and what happens when it gives none.
 import assert from "node:assert/strict";
+import { createServer } from "node:http";
+import type { AddressInfo, Socket } from "node:net";
+import process from "node:process";
 import { describe, it } from "node:test";
 import { AuthenticationError, type ClientCredentials, identifyClient, type Identity } from "../../shared/auth/authenticator.ts";
 import { createWebhookProvider, type WebhookOptions } from "../../shared/auth/webhook.ts";
 import { silentLogger } from "../../shared/log/logger.ts";
 import { Folder } from "../../testing/programs.ts";
 import { within } from "../conformance/support.ts";
+import { SilentPort } from "../support/silent_port.ts";
 
-const OPTIONS: WebhookOptions = { url: "https://hook.example/auth", timeout: 5_000, concurrency: 2, maxStale: 0 };
+const OPTIONS: WebhookOptions = { url: "https://hook.example/auth", connectTimeout: 1_000, timeout: 5_000, concurrency: 2, maxStale: 0 };
 const ALICE: ClientCredentials = { scheme: "basic", username: "alice", password: "pw" };
 
 /** A webhook without a network: it records what it is asked. */
@@ -173,5 +177,54 @@ describe("a webhook", () => {
     await Promise.all(same);
     const kinds = await Promise.all(others);
     assert.deepEqual([kinds.filter((kind) => kind === "unavailable").length, hook.asked.length], [300 - 1 - 256, 2 + 256]);
+  });
+
+  it("that is slow keeps no one waiting longer than the timeout, with the wait for a turn", async () => {
+    const hook = new Hook({ concurrency: 1 });
+    let release = () => {};
+    hook.answer = () => new Promise((resolve) => release = () => resolve(Response.json({})));
+    const [first, second] = ["a", "b"].map((username) => hook.as({ ...ALICE, username }));
+    hook.now = 5_000;
+    await within((async () => {
+      while (hook.asked.length === 0) await new Promise((resolve) => setTimeout(resolve));
+    })());
+    release();
+    await first;
+    await assert.rejects(second!, refused("unavailable", /no turn within 5000 ms/));
+    assert.equal(hook.asked.length, 1);
+  });
+});
+
+describe("the connection to a webhook", () => {
+  const providerFor = (url: string, connectTimeout: number) =>
+    createWebhookProvider({ ...OPTIONS, url, connectTimeout, timeout: 20_000 }, { log: silentLogger });
+  const as = (provider: ReturnType<typeof providerFor>, username = "alice") =>
+    identifyClient(provider, { ...ALICE, username }, { address: "192.0.2.1", requestId: "r-1" }, silentLogger);
+
+  it("is kept, and may be closed by the webhook in between; an answer may take longer than a connection", async () => {
+    const sockets = new Set<Socket>();
+    let requests = 0;
+    const server = createServer(async (_, response) => {
+      if (++requests === 1) await new Promise((resolve) => setTimeout(resolve, 600)); // longer than the connection may take
+      response.end(JSON.stringify({ subject: `u-${requests}` }));
+    });
+    server.on("connection", (socket) => sockets.add(socket));
+    await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+    const provider = providerFor(`http://127.0.0.1:${(server.address() as AddressInfo).port}/`, 500);
+    assert.equal((await as(provider)).subject, "u-1");
+    assert.equal((await as(provider)).subject, "u-2");
+    assert.equal(sockets.size, 1);
+    for (const socket of sockets) socket.destroy();
+    assert.equal((await as(provider)).subject, "u-3");
+    provider.close!();
+    server.closeAllConnections();
+    await new Promise((resolve) => server.close(resolve));
+  });
+
+  it("times out by itself", { skip: process.platform !== "linux" }, async () => {
+    await using silent = await SilentPort.start();
+    const provider = providerFor(`http://${silent.authority}/`, 50);
+    await within(assert.rejects(as(provider), refused("unavailable", /no connection within 50 ms/)), "it took longer", 10_000);
+    provider.close!();
   });
 });
