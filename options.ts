@@ -356,6 +356,18 @@ export interface ProxyOptions {
   admin?: {
     /** `--admin.listen-address`: TCP address for /healthz, /readyz, /metrics, /agents and the API; without a host, on loopback only. Off by default. */
     listenAddress?: string;
+    /** `--admin.tls.*` */
+    tls?: {
+      /** `--admin.tls.file.*` */
+      file?: {
+        /** `--admin.tls.file.key`: Private key, PEM: with it and a certificate, admin.listen-address speaks HTTPS. Reloaded when it changes. */
+        key?: string;
+        /** `--admin.tls.file.cert`: Certificate chain, PEM. */
+        cert?: string;
+      };
+      /** `--admin.tls.key-password`: Password of the private key, if it is encrypted. */
+      keyPassword?: string;
+    };
     /** `--admin.socket`: Unix socket for the same, which only the user of the service and root can open; they need no token. For reverse-http status, agents, tunnels and top. Off by default. */
     socket?: string;
     /** `--admin.token-file`: File with the tokens of the API on admin.listen-address, one ROLE NAME TOKEN per line, with the role viewer or operator; reloaded when it changes. Without it the API is served on admin.socket only. */
@@ -566,6 +578,18 @@ export interface AgentOptions {
   admin?: {
     /** `--admin.listen-address`: TCP address for /healthz, /readyz, /metrics, /agents and the API; without a host, on loopback only. Off by default. */
     listenAddress?: string;
+    /** `--admin.tls.*` */
+    tls?: {
+      /** `--admin.tls.file.*` */
+      file?: {
+        /** `--admin.tls.file.key`: Private key, PEM: with it and a certificate, admin.listen-address speaks HTTPS. Reloaded when it changes. */
+        key?: string;
+        /** `--admin.tls.file.cert`: Certificate chain, PEM. */
+        cert?: string;
+      };
+      /** `--admin.tls.key-password`: Password of the private key, if it is encrypted. */
+      keyPassword?: string;
+    };
     /** `--admin.socket`: Unix socket for the same, which only the user of the service and root can open; they need no token. For reverse-http status, agents, tunnels and top. Off by default. */
     socket?: string;
     /** `--admin.token-file`: File with the tokens of the API on admin.listen-address, one ROLE NAME TOKEN per line, with the role viewer or operator; reloaded when it changes. Without it the API is served on admin.socket only. */
@@ -941,6 +965,18 @@ export interface LoadBalancerOptions {
   admin?: {
     /** `--admin.listen-address`: TCP address for /healthz, /readyz, /metrics, /agents and the API; without a host, on loopback only. Off by default. */
     listenAddress?: string;
+    /** `--admin.tls.*` */
+    tls?: {
+      /** `--admin.tls.file.*` */
+      file?: {
+        /** `--admin.tls.file.key`: Private key, PEM: with it and a certificate, admin.listen-address speaks HTTPS. Reloaded when it changes. */
+        key?: string;
+        /** `--admin.tls.file.cert`: Certificate chain, PEM. */
+        cert?: string;
+      };
+      /** `--admin.tls.key-password`: Password of the private key, if it is encrypted. */
+      keyPassword?: string;
+    };
     /** `--admin.socket`: Unix socket for the same, which only the user of the service and root can open; they need no token. For reverse-http status, agents, tunnels and top. Off by default. */
     socket?: string;
     /** `--admin.token-file`: File with the tokens of the API on admin.listen-address, one ROLE NAME TOKEN per line, with the role viewer or operator; reloaded when it changes. Without it the API is served on admin.socket only. */

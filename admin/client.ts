@@ -2,11 +2,13 @@
 // and in how they treat http_proxy.
 import { Buffer } from "node:buffer";
 import { existsSync } from "node:fs";
-import { connect, type Socket } from "node:net";
+import { connect, isIP, type Socket } from "node:net";
 import { connect as connectTls } from "node:tls";
 import { ConfigError } from "../shared/config/option.ts";
 import { describeFileError, readText } from "../shared/files/read.ts";
 import { parseResponseHead } from "../shared/http/head.ts";
+import { readCertificates } from "../shared/tls/pem.ts";
+import { readPemFile } from "../shared/tls/reloadable_tls.ts";
 import type { OperatorOptions } from "./options.ts";
 
 /** Timeout of a request in milliseconds, and longest response in bytes. */
@@ -15,6 +17,15 @@ const MAX_RESPONSE = 32 << 20;
 const MAX_TOKEN = 4_096;
 /** Where the services of the packages listen. */
 const SOCKETS = ["proxy", "agent", "lb"].map((service) => `/run/reverse-http-${service}/admin.sock`);
+
+/** Where a service is asked, and how. */
+interface Target {
+  readonly socket?: string;
+  readonly url?: URL;
+  readonly token?: string;
+  /** PEM. */
+  readonly ca?: string;
+}
 
 /** The service has refused the request. */
 export class ApiError extends Error {
@@ -30,14 +41,16 @@ export class AdminClient {
   readonly #socket?: string;
   readonly #url?: URL;
   readonly #token?: string;
+  readonly #ca?: string;
   readonly #isWide: boolean;
 
-  private constructor(name: string, isWide: boolean, { socket, url, token }: { socket?: string; url?: URL; token?: string }) {
+  private constructor(name: string, isWide: boolean, { socket, url, token, ca }: Target) {
     this.name = name;
     this.#isWide = isWide;
     this.#socket = socket;
     this.#url = url;
     this.#token = token;
+    this.#ca = ca;
   }
 
   /**
@@ -45,7 +58,7 @@ export class AdminClient {
    * @throws {ConfigError}
    */
   static async create(
-    { admin = findSocket(), adminToken, cluster = false }: OperatorOptions & { cluster?: boolean },
+    { admin = findSocket(), adminToken, adminRootCa, cluster = false }: Partial<OperatorOptions> & { cluster?: boolean },
   ): Promise<AdminClient> {
     const isUrl = /^[a-z]+:\/\//i.test(admin);
     if (!isUrl && (admin.includes("/") || !admin.includes(":"))) return new AdminClient(admin, cluster, { socket: admin });
@@ -54,7 +67,8 @@ export class AdminClient {
     if (url === undefined || !/^https?:$/.test(url.protocol)) {
       throw new ConfigError(`Cannot use --admin ${JSON.stringify(admin)}: it is neither a socket's path nor an http:// or https:// URL`);
     }
-    return new AdminClient(admin, cluster, { url, token: adminToken && await readToken(adminToken) });
+    const ca = adminRootCa && await readAuthorities(adminRootCa);
+    return new AdminClient(admin, cluster, { url, token: adminToken && await readToken(adminToken), ca });
   }
 
   /** @throws {ApiError | Error} */
@@ -97,7 +111,7 @@ export class AdminClient {
     const { protocol, hostname, port } = this.#url!;
     const host = hostname.replace(/^\[|\]$/g, "");
     if (protocol === "http:") return connect({ host, port: Number(port || 80), signal });
-    const socket = connectTls({ host, port: Number(port || 443), servername: host });
+    const socket = connectTls({ host, port: Number(port || 443), servername: isIP(host) > 0 ? undefined : host, ca: this.#ca });
     signal.addEventListener("abort", () => socket.destroy(new Error("no response in time")), { once: true });
     return socket;
   }
@@ -132,6 +146,12 @@ function parseJson(text: string): unknown {
 }
 
 /** @throws {ConfigError} */
+async function readAuthorities(file: string): Promise<string> {
+  const pem = await readPemFile("admin-root-ca", file);
+  return readCertificates(pem, "authorities").text;
+}
+
+/** @throws {ConfigError} */
 async function readToken(given: string): Promise<string> {
   if (!given.startsWith("file:")) return given;
   const file = given.slice("file:".length);
@@ -159,8 +179,16 @@ function findSocket(): string {
 function describe(error: unknown): string {
   const { code, message, name } = error as NodeJS.ErrnoException;
   if (name === "AbortError" || name === "TimeoutError") return "no response in time";
+  if (UNKNOWN_ISSUERS.has(code ?? "")) return `${message}; set --admin-root-ca to a file with the certificate of its authority`;
   return REASONS[code ?? ""] ?? message;
 }
+
+const UNKNOWN_ISSUERS: ReadonlySet<string> = new Set([
+  "DEPTH_ZERO_SELF_SIGNED_CERT",
+  "SELF_SIGNED_CERT_IN_CHAIN",
+  "UNABLE_TO_GET_ISSUER_CERT_LOCALLY",
+  "UNABLE_TO_VERIFY_LEAF_SIGNATURE",
+]);
 
 const REASONS: Readonly<Record<string, string>> = {
   ECONNREFUSED: "no service listens there",

@@ -7,8 +7,13 @@ export const operatorOptions = defineOptions({
     kind: "string",
     env: `${CLIENT_ENV_PREFIX}ADMIN`,
     description:
-      "The service: the path of its unix socket, or the URL of its admin address, such as http://127.0.0.1:9090. By default the socket of the " +
+      "The service: the path of its unix socket, or the URL of its admin address, such as https://proxy.example:9090. By default the socket of the " +
       "service of the packages that runs on this machine, such as /run/reverse-http-proxy/admin.sock.",
+  },
+  "admin-root-ca": {
+    kind: "file",
+    env: `${CLIENT_ENV_PREFIX}ADMIN_ROOT_CA`,
+    description: "Certificates to trust for an https URL, PEM: of authorities, or the service's own. By default the system's authorities.",
   },
   "admin-token": {
     kind: "string",

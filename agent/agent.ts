@@ -385,7 +385,7 @@ export async function checkAgentOptions(
   { net, environment = {} }: { net: TlsCheck; environment?: Environment },
 ): Promise<{ tls: ClientTls; credentials?: Credentials; outbound: OutboundRoute }> {
   checkTransport(options);
-  await checkAdminOptions(options.admin, silentLogger);
+  await checkAdminOptions(options.admin, net);
   const tls = await openClientTls("agent-client.tls", options.agentClient.tls, { log: silentLogger, net });
   const outbound = await readOutboundRoute(options.agentClient, environment);
   await checkTracingOptions(options.tracing);

@@ -263,7 +263,7 @@ export async function checkLoadBalancerOptions(
   await checkAuthOptions(options.auth);
   checkClientCertificates(options);
   checkLogout(options);
-  await checkAdminOptions(options.admin, silentLogger);
+  await checkAdminOptions(options.admin, net);
   await checkClusterOptions(options);
   await checkForwards(options.forward, { authType: clientScheme(options.auth), isAuthenticatedAgain: true });
   await checkPublished(options);

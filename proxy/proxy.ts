@@ -413,7 +413,7 @@ export async function checkProxyOptions(options: ProxyOptions, deps: { net: TlsC
   await checkAuthOptions(options.auth);
   checkClientCertificates(options);
   checkLogout(options);
-  await checkAdminOptions(options.admin, silentLogger);
+  await checkAdminOptions(options.admin, deps.net);
   await checkClusterOptions(options);
   if (options.auth.policyFile !== undefined) (await openPolicy(options.auth.policyFile, { log: silentLogger })).close();
   await checkForwards(options.forward, { authType: clientScheme(options.auth), isAuthenticatedAgain: false });

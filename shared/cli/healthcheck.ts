@@ -1,6 +1,7 @@
 // The command `healthcheck`: asks a running service (another process) for its health, for container engines and supervisors.
 import { Buffer } from "node:buffer";
 import { connect } from "node:net";
+import { connect as connectTls } from "node:tls";
 import { parseResponseHead } from "../http/head.ts";
 import { formatHostPort, type HostPort, splitHostPort } from "../address/host_port.ts";
 import type { Subcommand } from "./command.ts";
@@ -12,7 +13,10 @@ const TIMEOUT_MS = 5_000;
 /** Bounds the response of any other program at that address, in bytes. */
 const MAX_RESPONSE = 10_000;
 
-const service = defineOptions({ "admin.listen-address": adminOptions["admin.listen-address"] });
+const service = defineOptions({
+  "admin.listen-address": adminOptions["admin.listen-address"],
+  "admin.tls.file.cert": adminOptions["admin.tls.file.cert"],
+});
 
 const options = defineOptions({
   "ready": { kind: "boolean", description: "Check readiness (may it receive traffic?) instead of health." },
@@ -23,12 +27,13 @@ export const healthcheckCommand: Subcommand<ValuesOf<typeof service & typeof opt
   description: "Check the health of the service at --admin.listen-address: exit code 0 if it is healthy, 1 if not.",
   options,
   service,
-  async run({ admin: { listenAddress }, ready }, { write }) {
+  async run({ admin: { listenAddress, tls }, ready }, { write }) {
     if (!listenAddress) throw new ConfigError("Cannot check health: --admin.listen-address is required; use the value of the service");
     const address = dialable(listenAddress);
     const path = ready ? "/readyz" : "/healthz";
-    const { status, text } = await ask(address, path);
-    if (status !== 200) throw new Error(`http://${formatHostPort(address)}${path} returned ${status}: ${text}`);
+    const url = `${tls.file.cert ? "https" : "http"}://${formatHostPort(address)}${path}`;
+    const { status, text } = await ask(address, url);
+    if (status !== 200) throw new Error(`${url} returned ${status}: ${text}`);
     write(`${text}\n`);
   },
 };
@@ -42,12 +47,15 @@ function dialable(address: string): HostPort {
 /**
  * Uses a plain socket, because the runtimes' HTTP clients differ in how they treat http_proxy, and that proxy cannot reach this service.
  */
-async function ask(address: HostPort, path: string): Promise<{ status: number; text: string }> {
-  const host = formatHostPort(address);
-  const socket = connect({ ...address, signal: AbortSignal.timeout(TIMEOUT_MS) });
+async function ask(address: HostPort, url: string): Promise<{ status: number; text: string }> {
+  const { protocol, host, pathname } = new URL(url);
+  const signal = AbortSignal.timeout(TIMEOUT_MS);
+  // it asks this machine, sends no secret, and the certificate need not name the address
+  const socket = protocol === "https:" ? connectTls({ ...address, rejectUnauthorized: false }) : connect(address);
+  signal.addEventListener("abort", () => socket.destroy(new Error("no response in time")), { once: true });
   try {
     // HTTP/1.0: no chunked body, and the response ends with the connection
-    socket.write(`GET ${path} HTTP/1.0\r\nHost: ${host}\r\n\r\n`);
+    socket.write(`GET ${pathname} HTTP/1.0\r\nHost: ${host}\r\n\r\n`);
     let response = "";
     socket.setEncoding("latin1");
     for await (const part of socket) {
@@ -59,7 +67,7 @@ async function ask(address: HostPort, path: string): Promise<{ status: number; t
     const { status } = parseResponseHead(response.slice(0, end));
     return { status, text: Buffer.from(response.slice(end), "latin1").toString("utf8").trim() };
   } catch (error) {
-    throw new Error(`Cannot check http://${host}${path}: ${error instanceof Error ? error.message : error}`, { cause: error });
+    throw new Error(`Cannot check ${url}: ${error instanceof Error ? error.message : error}`, { cause: error });
   } finally {
     socket.destroy();
   }

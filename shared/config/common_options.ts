@@ -412,6 +412,18 @@ export const adminOptions = defineOptions({
     kind: "address",
     description: "TCP address for /healthz, /readyz, /metrics, /agents and the API; without a host, on loopback only. Off by default.",
   },
+  "admin.tls.file.key": {
+    reload: "new connections",
+    kind: "file",
+    description: "Private key, PEM: with it and a certificate, admin.listen-address speaks HTTPS. Reloaded when it changes.",
+  },
+  "admin.tls.file.cert": { reload: "new connections", kind: "file", description: "Certificate chain, PEM." },
+  "admin.tls.key-password": {
+    reload: "new connections",
+    kind: "string",
+    secret: true,
+    description: "Password of the private key, if it is encrypted.",
+  },
   "admin.socket": {
     reload: "at once",
     kind: "file",

@@ -3,8 +3,11 @@
 import type { AdminOptions } from "../config/common_options.ts";
 import { ConfigError } from "../config/option.ts";
 import { isLoopback } from "../address/host_port.ts";
-import type { Logger } from "../log/logger.ts";
+import { type Logger, silentLogger } from "../log/logger.ts";
 import type { Net } from "../net/net.ts";
+import type { ServerTls } from "../net/tls.ts";
+import { openServerTls, type ReloadableTls, type TlsCheck } from "../tls/reloadable_tls.ts";
+import { keyPinOfChain } from "../tls/trust.ts";
 import { createAdminHandler } from "./admin_routes.ts";
 import type { Operations } from "./api/operations.ts";
 import { createApi } from "./api/routes.ts";
@@ -24,13 +27,18 @@ export interface AdminServices extends Operations {
 export class Admin {
   readonly #hosts: readonly string[];
   readonly #operators?: Operators;
+  /** The certificate of the TCP address; `undefined` for plain HTTP. */
+  readonly tls?: ReloadableTls<ServerTls>;
+  #pin?: string;
   private tcp?: TcpSocket;
   private unix?: AdminSocket;
   #logout?: BackChannelLogout;
 
-  private constructor(hosts: readonly string[], operators: Operators | undefined) {
+  private constructor(hosts: readonly string[], { operators, tls }: Opened) {
     this.#hosts = hosts;
     this.#operators = operators;
+    this.tls = tls;
+    this.#pin = tls && keyPinOfChain(tls.current.cert);
   }
 
   /**
@@ -47,12 +55,13 @@ export class Admin {
     { previous, hasPredecessor = false }: { readonly previous?: Admin; readonly hasPredecessor?: boolean } = {},
   ): Promise<Admin | undefined> {
     const { listenAddress, socket, hosts } = options;
-    const operators = await openOperators(options, log);
+    const opened = await openFiles(options, { log, net });
     if (!listenAddress && !socket) return undefined;
-    const { login } = operators ?? {};
-    const admin = new Admin(login === undefined ? hosts : [...hosts, login.url.host], operators);
+    const { login } = opened.operators ?? {};
+    const admin = new Admin(login === undefined ? hosts : [...hosts, login.url.host], opened);
     try {
-      if (listenAddress) admin.tcp = previous?.tcp?.name === listenAddress ? previous.tcp : await openTcp(listenAddress, net, log);
+      const tls = opened.tls?.current;
+      if (listenAddress) admin.tcp = previous?.tcp?.name === listenAddress ? previous.tcp : await openTcp(listenAddress, tls, net, log);
       if (socket) admin.unix = previous?.unix?.name === socket ? previous.unix : await openUnix(socket, hasPredecessor);
     } catch (error) {
       await admin.close(previous);
@@ -71,6 +80,20 @@ export class Admin {
     return this.tcp?.address;
   }
 
+  /** The pin of the key with which the TCP address speaks TLS. */
+  get pin(): string | undefined {
+    return this.#pin;
+  }
+
+  /**
+   * Uses another certificate from now on.
+   * @throws {NetError} `tls`
+   */
+  useTls(tls: ServerTls): void {
+    this.tcp?.use(tls);
+    this.#pin = keyPinOfChain(tls.cert);
+  }
+
   /** Whether the TCP address is the one of the option. */
   listensAt(name: string | undefined): boolean {
     return this.tcp?.name === name;
@@ -87,6 +110,7 @@ export class Admin {
     const logout = this.#logout = new BackChannelLogout(services);
     const login = operators?.login;
     const handle = createAdminHandler({ health, metrics, agents: () => services.agents(), api, login, hosts, logout, log });
+    this.tcp?.use(this.tls?.current);
     for (const socket of [this.tcp, this.unix]) socket?.serve(handle);
   }
 
@@ -112,24 +136,35 @@ interface AdminSocket {
 
 interface TcpSocket extends AdminSocket {
   readonly address: string;
+  /**
+   * Speaks TLS with these settings from now on; without any plain HTTP.
+   * @throws {NetError} `tls`
+   */
+  use(tls: ServerTls | undefined): void;
 }
 
 /** @throws {NetError} as `listenTcp` of the network */
-async function openTcp(name: string, net: Net, log: Logger): Promise<TcpSocket> {
+async function openTcp(name: string, tls: ServerTls | undefined, net: Net, log: Logger): Promise<TcpSocket> {
+  const settings = { maxPendingHeads: 64 };
   // reachable from other hosts only on request: 0.0.0.0:9090
-  const listener = await net.listenTcp({ address: name.replace(/^:/, "127.0.0.1:"), maxPendingHeads: 64 });
+  const listener = await net.listenTcp({ ...settings, address: name.replace(/^:/, "127.0.0.1:"), tls });
   const { address } = listener;
-  if (!isLoopback(address)) {
+  if (!isLoopback(address) && tls === undefined) {
     log.warn("admin address is reachable from other machines, without TLS", {
       address,
-      remedy: "use --admin.listen-address=127.0.0.1:PORT, or let a firewall protect it",
+      remedy: "use --admin.tls.file.cert and --admin.tls.file.key, or --admin.listen-address=127.0.0.1:PORT",
     });
   }
+  let used = tls;
   let current: Handler;
   let running: Promise<void> | undefined;
   return {
     name,
     address,
+    use(tls) {
+      if (tls !== used) listener.configure({ ...settings, tls });
+      used = tls;
+    },
     serve(handle) {
       current = handle;
       running ??= serveTcp(listener, (request, origin) => current(request, origin));
@@ -168,21 +203,35 @@ async function openUnix(name: string, hasPredecessor: boolean): Promise<AdminSoc
  * Checks the options, and the files that they refer to.
  * @throws {ConfigError}
  */
-export async function checkAdminOptions(options: AdminOptions & OperatorOptions, log: Logger): Promise<void> {
-  (await openOperators(options, log))?.close();
+export async function checkAdminOptions(options: AdminOptions & OperatorOptions, net: TlsCheck): Promise<void> {
+  (await openFiles(options, { log: silentLogger, net })).operators?.close();
+}
+
+/** What the options name besides addresses. */
+interface Opened {
+  readonly operators?: Operators;
+  readonly tls?: ReloadableTls<ServerTls>;
 }
 
 /** @throws {ConfigError} */
-async function openOperators(options: AdminOptions & OperatorOptions, log: Logger): Promise<Operators | undefined> {
-  const { listenAddress, tokenFile, hosts, jwt, oidc } = options;
+async function openFiles(options: AdminOptions & OperatorOptions, { log, net }: { log: Logger; net: TlsCheck }): Promise<Opened> {
+  const { listenAddress, tokenFile, hosts, jwt, oidc, tls } = options;
+  const { file: { key, cert }, keyPassword } = tls;
   const [given] = [
     ["token-file", tokenFile !== undefined],
     ["hosts", hosts.length > 0],
     ["jwt.public-key", jwt.publicKey.length > 0],
     ["oidc.issuer", oidc.issuer !== undefined],
+    ["tls.file.key", Boolean(key)],
+    ["tls.file.cert", Boolean(cert)],
+    ["tls.key-password", keyPassword !== undefined],
   ].filter(([, isGiven]) => isGiven).map(([name]) => name);
   if (given !== undefined && !listenAddress) {
     throw new ConfigError(`Cannot use --admin.${given}: it is for --admin.listen-address, which is not set`);
   }
-  return await Operators.open(options, tokenFile === undefined ? undefined : await TokenFile.open(tokenFile, log), log);
+  const isTls = key || cert || keyPassword !== undefined;
+  return {
+    tls: isTls ? await openServerTls("admin.tls", tls, { log, net }) : undefined,
+    operators: await Operators.open(options, tokenFile === undefined ? undefined : await TokenFile.open(tokenFile, log), log),
+  };
 }

@@ -2,6 +2,7 @@
 // after the response, which bounds what a client can hold.
 import { encodeHead, type Fields, HeadError, parseRequestHead, type RequestHead, values } from "../http/head.ts";
 import { reasonOf } from "../http/status.ts";
+import type { NetError } from "../net/errors.ts";
 import type { Duplex } from "../net/stream.ts";
 import type { TcpListener } from "../net/tcp.ts";
 
@@ -25,6 +26,8 @@ export type Handler = (request: Request, origin: RequestOrigin) => Response | Pr
 export interface Connection {
   readonly stream: Pick<Duplex, "remote" | "read" | "write" | "close" | "reset">;
   readonly head?: string;
+  /** Why there is no head. */
+  readonly error?: NetError;
 }
 
 /** Longest body of a request in bytes, and the time for it in milliseconds. */
@@ -33,13 +36,14 @@ const BODY_TIMEOUT_MS = 10_000;
 
 /** Serves one request. Never rejects. */
 export async function serveRequest(
-  { stream, head = "" }: Connection,
+  { stream, head = "", error }: Connection,
   { isLocal, listening }: Pick<RequestOrigin, "isLocal" | "listening">,
   handle: Handler,
 ): Promise<void> {
   let isHead = false;
   let response;
   try {
+    if (error?.code === "not-tls") throw new RequestError(400, "this port speaks HTTPS");
     const request = parseRequestHead(head);
     isHead = request.method === "HEAD";
     const [host, origin] = [values(request.fields, "host")[0], values(request.fields, "origin").join(", ") || undefined];

@@ -148,7 +148,7 @@ export class ServiceRuntime implements ServiceContext {
       drain: (finish) => this.drain({ fields: { reason: "another process has taken over" }, delayMs: 0, finish }),
     });
     this.access = new AccessControl(this);
-    this.admin = new ServiceAdmin(this, this.handover);
+    this.admin = new ServiceAdmin(this, this.handover, this.certificates);
     this.store = new ServiceStore(this, this.admin);
     this.audit = new ServiceAudit(this, this.handover);
   }

@@ -9,19 +9,23 @@ import type { Change } from "./change.ts";
 import { type Cluster, openCluster } from "./cluster/cluster.ts";
 import type { ServiceContext } from "./context.ts";
 import type { OperatorOptions } from "./operators/options.ts";
+import type { ServiceCertificates } from "./service_certificates.ts";
 import type { ServiceHandover } from "./service_handover.ts";
 
 /** The access of operators to a service. */
 export class ServiceAdmin {
   readonly #service: ServiceContext;
   readonly #handover: ServiceHandover;
+  readonly #certificates: ServiceCertificates;
   #admin?: Admin;
+  #stopRenewal?: () => void;
   #cluster?: Cluster;
   #services?: AdminServices;
 
-  constructor(service: ServiceContext, handover: ServiceHandover) {
+  constructor(service: ServiceContext, handover: ServiceHandover, certificates: ServiceCertificates) {
     this.#service = service;
     this.#handover = handover;
+    this.#certificates = certificates;
   }
 
   /** The address bound for operators. */
@@ -41,6 +45,26 @@ export class ServiceAdmin {
       await this.#admin?.close();
     });
     this.#admin = await Admin.open(options, net, log, { hasPredecessor: this.#handover.predecessor !== undefined });
+    this.#renewCertificate();
+  }
+
+  /** Renews the certificate of the admin server, and no longer that of the one before. */
+  #renewCertificate(): void {
+    this.#stopRenewal?.();
+    this.#stopRenewal = undefined;
+    const admin = this.#admin;
+    const { tls } = admin ?? {};
+    if (admin === undefined || tls === undefined) return;
+    const stops = [
+      this.#certificates.watch("admin", () => tls.current.cert),
+      this.#certificates.refresh(tls, () => 0, (renewed) => {
+        admin.useTls(renewed);
+        void this.#cluster?.announce(); // never rejects
+      }),
+    ];
+    this.#stopRenewal = () => {
+      for (const stop of stops) stop();
+    };
   }
 
   /**
@@ -57,6 +81,8 @@ export class ServiceAdmin {
     change.onCommit(() => {
       this.#admin = next;
       if (this.#services) next?.serve(this.#services);
+      this.#renewCertificate();
+      void this.#cluster?.announce(); // never rejects
       previous?.close(next).catch((error) => log.error("admin server cannot be closed", { reason: messageOf(error) }));
     });
   }
@@ -69,7 +95,7 @@ export class ServiceAdmin {
   async joinCluster(options: ClusterOptions, store: Store | undefined, ttlMs: number): Promise<void> {
     const { net, log, name: service } = this.#service;
     if (service === "agent") throw new Error("agents know no store");
-    const cluster = await openCluster(options, { net, store, ttlMs, log, service, bound: this.address });
+    const cluster = await openCluster(options, { net, store, ttlMs, log, service, bound: this.address, pin: () => this.#admin?.pin });
     if (cluster) this.#cluster = this.#service.adopt(cluster, (own) => own.close());
   }
 

@@ -124,8 +124,9 @@ export function isExpectedHost({ host, listening }: RequestOrigin, hosts: readon
   if (host === undefined) return false;
   if (hosts.some((name) => name.toLowerCase() === host.toLowerCase())) return true;
   try {
-    const { host: name, port } = splitHostPort(host, 80);
-    return port === splitHostPort(listening).port && (name.toLowerCase() === "localhost" || isIP(name) > 0);
+    const { port: own } = splitHostPort(listening);
+    const { host: name, port } = splitHostPort(host, own === 443 ? 443 : 80);
+    return port === own && (name.toLowerCase() === "localhost" || isIP(name) > 0);
   } catch {
     return false;
   }

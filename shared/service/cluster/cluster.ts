@@ -61,6 +61,8 @@ export interface ClusterDeps {
   readonly service: Member["service"];
   /** The admin address as bound. */
   readonly bound: string;
+  /** The pin of its key; `undefined` for plain HTTP. */
+  pin(): string | undefined;
 }
 
 export class Cluster {
@@ -82,7 +84,8 @@ export class Cluster {
 
   /** This process. */
   get self(): Member {
-    return { address: this.#address, service: this.#deps.service, host: hostname() };
+    const pin = this.#deps.pin();
+    return { address: this.#address, service: this.#deps.service, host: hostname(), ...pin !== undefined && { pin } };
   }
 
   start(): void {
@@ -95,6 +98,11 @@ export class Cluster {
       });
     }
     this.#directory.start();
+  }
+
+  /** Tells the others that {@link self} has changed. Never rejects. */
+  async announce(): Promise<void> {
+    await this.#directory.announce();
   }
 
   /** The other members. */

@@ -47,9 +47,18 @@ export class Directory {
 
   /** Keeps the entry of this process until {@link close}. */
   start(): void {
-    const renew = () => this.#renewing ??= this.renew().finally(() => this.#renewing = undefined);
-    this.#timer = setInterval(() => void renew(), this.#options.ttlMs / 3); // never rejects
-    void renew();
+    this.#timer = setInterval(() => void this.#renewSoon(), this.#options.ttlMs / 3); // never rejects
+    void this.#renewSoon();
+  }
+
+  /** Writes the entry after what it says of this process has changed. Never rejects. */
+  async announce(): Promise<void> {
+    await this.#renewing;
+    await this.#renewSoon();
+  }
+
+  #renewSoon(): Promise<void> {
+    return this.#renewing ??= this.renew().finally(() => this.#renewing = undefined);
   }
 
   /** Renews the entry, and reads those of others. Never rejects: the store's failures are reported by the store. */
