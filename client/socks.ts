@@ -6,7 +6,7 @@ import { createNoAuth } from "../shared/auth/authenticator.ts";
 import type { Terminal } from "../shared/cli/command.ts";
 import { ConfigError } from "../shared/config/option.ts";
 import { createHttpProxy } from "../shared/frontend/http_proxy.ts";
-import { startFrontend } from "../shared/frontend/server.ts";
+import { Frontend } from "../shared/frontend/server.ts";
 import { createSocks5Proxy } from "../shared/frontend/socks5.ts";
 import type { LogLimit } from "../shared/log/limit.ts";
 import { ignoreLine, type Logger } from "../shared/log/logger.ts";
@@ -65,7 +65,7 @@ export async function serveSocks(
   const connections = new ProxyConnections(net);
   const limit = limitErrors(terminal.report);
   const log = createReporter(terminal, limit);
-  const frontend = startFrontend({
+  const frontend = new Frontend({
     net,
     log,
     listeners: [{

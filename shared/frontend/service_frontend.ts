@@ -16,7 +16,7 @@ import type { Reloadable } from "../tls/reloadable_tls.ts";
 import { TrustedProxies } from "./client_address.ts";
 import type { ClientProtocol } from "./client_protocol.ts";
 import { warnOfExposure } from "./exposure.ts";
-import { type Frontend, type FrontendOptions, type ProtocolListener, startFrontend } from "./server.ts";
+import { Frontend, type FrontendOptions, type ProtocolListener } from "./server.ts";
 import { createSocks5Proxy } from "./socks5.ts";
 import { Associations, type SocksUdpOptions } from "./socks5_udp.ts";
 
@@ -354,7 +354,7 @@ export class ServiceFrontend {
     const { auth, httpProxy: { agentSuffix, trustedProxies, proxyProtocol } } = this.#options;
     metrics.gauge("reverse_http_client_connections_active", "Connections of clients, with a tunnel or without.", () => frontend.open);
     const tunnels = metrics.tunnels(() => frontend.tunnels, () => frontend.datagramsDropped);
-    const frontend: Frontend = startFrontend({
+    const frontend = new Frontend({
       ...options,
       net,
       agentSuffix,
@@ -367,7 +367,7 @@ export class ServiceFrontend {
       onEnd: (end) => tunnels.ended(end),
       onBadClient: metrics.clientFailures(),
     });
-    this.#frontend = this.#runtime.adopt(frontend, ({ close }) => close());
+    this.#frontend = this.#runtime.adopt(frontend, () => frontend.close());
     this.#renewCertificates();
     for (const open of this.#listeners) this.#warnOfExposure(open);
     return frontend;

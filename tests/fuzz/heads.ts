@@ -5,7 +5,7 @@ import { Buffer } from "node:buffer";
 import { createAllowList } from "../../shared/address/allow_list.ts";
 import { createNoAuth } from "../../shared/auth/authenticator.ts";
 import { createHttpProxy } from "../../shared/frontend/http_proxy.ts";
-import { type Frontend, startFrontend } from "../../shared/frontend/server.ts";
+import { Frontend } from "../../shared/frontend/server.ts";
 import type { LogFields } from "../../shared/log/logger.ts";
 import type { Incoming } from "../../shared/net/listener.ts";
 import type { Net } from "../../shared/net/net.ts";
@@ -200,7 +200,7 @@ export class FuzzedFront {
     } as unknown as Net;
     const take = (message: string, fields?: LogFields) => this.#log(message, fields);
     const log = { trace() {}, warn() {}, error() {}, info: take, debug: take };
-    this.#front = startFrontend({
+    this.#front = new Frontend({
       net,
       listeners: [{ listener, protocol: createHttpProxy("reverse-http-proxy") }],
       log,

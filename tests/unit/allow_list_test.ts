@@ -7,7 +7,7 @@ import { createAllowList, createDenyList, networksOf } from "../../shared/addres
 import { createNoAuth } from "../../shared/auth/authenticator.ts";
 import { checkNetworks, checkPatterns } from "../../shared/config/common_options.ts";
 import { createHttpProxy } from "../../shared/frontend/http_proxy.ts";
-import { startFrontend } from "../../shared/frontend/server.ts";
+import { Frontend, type FrontendOptions } from "../../shared/frontend/server.ts";
 import { parseAuthority } from "../../shared/address/authority.ts";
 import { silentLogger } from "../../shared/log/logger.ts";
 import { NetError } from "../../shared/net/errors.ts";
@@ -141,7 +141,7 @@ const POLICIES: Record<string, Policy> = {
   "the frontend of proxy and lb": (patterns, body) =>
     withNet(async (net) => {
       const listener = await net.listenTcp({ address: "127.0.0.1:0" });
-      const frontend = startFrontend(
+      const frontend = new Frontend(
         {
           net,
           listeners: [{ listener, protocol: createHttpProxy("reverse-http-proxy") }],
@@ -149,7 +149,7 @@ const POLICIES: Record<string, Policy> = {
           allowList: createAllowList(patterns),
           dial: () => Promise.reject(new TunnelError("destination_unavailable", "Allowed")),
           log: silentLogger,
-        } as Parameters<typeof startFrontend>[0],
+        } as FrontendOptions,
       );
       await body(async (destination) => isAllowed((await ask(net, listener.address, connectHead(destination))).status));
       frontend.close();

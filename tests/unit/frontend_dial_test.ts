@@ -4,7 +4,7 @@ import { describe, it } from "node:test";
 import { createAllowList } from "../../shared/address/allow_list.ts";
 import { createNoAuth } from "../../shared/auth/authenticator.ts";
 import { createHttpProxy } from "../../shared/frontend/http_proxy.ts";
-import { startFrontend } from "../../shared/frontend/server.ts";
+import { Frontend } from "../../shared/frontend/server.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import type { TunnelRequest, Upstream } from "../../shared/tunnel/request.ts";
 import { bytes, within } from "../conformance/support.ts";
@@ -17,7 +17,7 @@ describe("a dialer", () => {
     it(`learns that the client of a ${method} has reset its connection`, () =>
       withNet(async (net) => {
         const [log, requests, listener] = [new LogBook(), new Queue<TunnelRequest>(), await net.listenTcp({ address: "127.0.0.1:0" })];
-        const frontend = startFrontend({
+        const frontend = new Frontend({
           net,
           listeners: [{ listener, protocol: createHttpProxy("reverse-http-proxy") }],
           log,
@@ -47,7 +47,7 @@ describe("a frontend", () => {
     withNet(async (net) => {
       const [log, listener] = [new LogBook(), await net.listenTcp({ address: "127.0.0.1:0" })];
       const dialled = new Queue<(upstream: Upstream) => void>();
-      const frontend = startFrontend({
+      const frontend = new Frontend({
         net,
         listeners: [{ listener, protocol: createHttpProxy("reverse-http-proxy") }],
         log,

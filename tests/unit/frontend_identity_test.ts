@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { createAllowList } from "../../shared/address/allow_list.ts";
 import { createHttpProxy } from "../../shared/frontend/http_proxy.ts";
-import { startFrontend } from "../../shared/frontend/server.ts";
+import { Frontend } from "../../shared/frontend/server.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import type { Net } from "../../shared/net/net.ts";
 import type { Duplex } from "../../shared/net/stream.ts";
@@ -40,7 +40,7 @@ async function withFront(body: (bench: Bench) => Promise<void>, beforeDialled?: 
       signal: ending.signal,
       release: () => void released++,
     };
-    const front = startFrontend({
+    const front = new Frontend({
       net,
       listeners: [{ listener, protocol: createHttpProxy("reverse-http-proxy") }],
       log,

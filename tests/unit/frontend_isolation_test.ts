@@ -5,7 +5,7 @@ import { startAgentServer } from "../../proxy/agents/server.ts";
 import { createAllowList } from "../../shared/address/allow_list.ts";
 import { createNoAuth } from "../../shared/auth/authenticator.ts";
 import { createHttpProxy } from "../../shared/frontend/http_proxy.ts";
-import { type FrontendOptions, startFrontend } from "../../shared/frontend/server.ts";
+import { Frontend, type FrontendOptions } from "../../shared/frontend/server.ts";
 import { ALPN, authenticate } from "../../shared/link/link.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import type { Net } from "../../shared/net/net.ts";
@@ -27,7 +27,7 @@ async function withFront(
   await withNet(async (net) => {
     const broken = { on: true };
     const [log, dialled, listener] = [new LogBook(), new Queue<Duplex>(), await net.listenTcp({ address: "127.0.0.1:0" })];
-    const front = startFrontend({
+    const front = new Frontend({
       net,
       listeners: [{ listener, protocol: createHttpProxy("reverse-http-proxy") }],
       log,

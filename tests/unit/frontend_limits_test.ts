@@ -5,7 +5,7 @@ import { createAllowList } from "../../shared/address/allow_list.ts";
 import { createNoAuth } from "../../shared/auth/authenticator.ts";
 import { withDefaults } from "../../shared/config/defaults.ts";
 import { createHttpProxy } from "../../shared/frontend/http_proxy.ts";
-import { startFrontend } from "../../shared/frontend/server.ts";
+import { Frontend } from "../../shared/frontend/server.ts";
 import { ClientLimits } from "../../shared/limits/client_limits.ts";
 import { LimitReporter } from "../../shared/limits/limit.ts";
 import { addressLimitOptions, clientLimitOptions } from "../../shared/limits/options.ts";
@@ -28,7 +28,7 @@ describe("a client that was refused", () => {
         reports,
         createRate: (options) => net.createRate(options),
       });
-      const front = startFrontend({
+      const front = new Frontend({
         net,
         listeners: [{ listener, protocol: createHttpProxy("reverse-http-proxy") }],
         log,

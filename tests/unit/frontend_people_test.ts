@@ -4,7 +4,7 @@ import { describe, it } from "node:test";
 import { ALL_AGENTS } from "../../shared/auth/agent_list.ts";
 import { AuthenticationError, type Identity, type TunnelTarget } from "../../shared/auth/authenticator.ts";
 import { createHttpProxy } from "../../shared/frontend/http_proxy.ts";
-import { type FrontendOptions, startFrontend } from "../../shared/frontend/server.ts";
+import { Frontend, type FrontendOptions } from "../../shared/frontend/server.ts";
 import { createAllowList } from "../../shared/address/allow_list.ts";
 import { TunnelError } from "../../shared/tunnel/errors.ts";
 import type { TunnelRequest } from "../../shared/tunnel/request.ts";
@@ -29,7 +29,7 @@ async function ask(
   let text = "";
   await withNet(async (net) => {
     const listener = await net.listenTcp({ address: "127.0.0.1:0" });
-    const front = startFrontend({
+    const front = new Frontend({
       ...options,
       net,
       agentSuffix: ".rhttp",

@@ -6,7 +6,7 @@ import { parseAuthority } from "../../shared/address/authority.ts";
 import { AuthenticationError, createNoAuth } from "../../shared/auth/authenticator.ts";
 import type { ClientProtocol } from "../../shared/frontend/client_protocol.ts";
 import { createHttpProxy } from "../../shared/frontend/http_proxy.ts";
-import { type Frontend, type FrontendOptions, startFrontend } from "../../shared/frontend/server.ts";
+import { Frontend, type FrontendOptions } from "../../shared/frontend/server.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import type { Net } from "../../shared/net/net.ts";
 import type { Duplex } from "../../shared/net/stream.ts";
@@ -76,7 +76,7 @@ function withBench(body: (bench: Bench) => Promise<void>, options: Partial<Front
     const [log, dialled] = [new LogBook(), new Queue<{ request: TunnelRequest; far: Duplex }>()];
     const lines = await net.listenTcp({ address: "127.0.0.1:0", preamble: protocol.preamble });
     const http = await net.listenTcp({ address: "127.0.0.1:0" });
-    const frontend = startFrontend({
+    const frontend = new Frontend({
       net,
       log,
       listeners: [{ listener: lines, protocol }, { listener: http, protocol: createHttpProxy("reverse-http-proxy") }],

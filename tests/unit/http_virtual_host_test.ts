@@ -9,7 +9,7 @@ import { withDefaults } from "../../shared/config/defaults.ts";
 import { TrustedProxies } from "../../shared/frontend/client_address.ts";
 import { forwardOptions } from "../../shared/frontend/forwards.ts";
 import { createVirtualHosts } from "../../shared/frontend/http_virtual_host.ts";
-import { type Frontend, type FrontendOptions, startFrontend } from "../../shared/frontend/server.ts";
+import { Frontend, type FrontendOptions } from "../../shared/frontend/server.ts";
 import { VirtualHosts } from "../../shared/frontend/virtual_hosts.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import type { Net } from "../../shared/net/net.ts";
@@ -50,7 +50,7 @@ function withBench(
     const listener = await net.listenTcp({ address: "127.0.0.1:0", preamble: protocol.preamble });
     const accept = listener.accept.bind(listener);
     listener.accept = async () => (await accept())?.map((incoming) => ({ ...incoming, peerCertificate: certificate })) ?? null;
-    const frontend = startFrontend({
+    const frontend = new Frontend({
       net,
       log,
       listeners: [{ listener, protocol }],

@@ -5,7 +5,7 @@ import { createAllowList } from "../../shared/address/allow_list.ts";
 import { AuthenticationError, type Authenticator, type ClientCredentials, createNoAuth } from "../../shared/auth/authenticator.ts";
 import type { ClientProtocol } from "../../shared/frontend/client_protocol.ts";
 import { createHttpProxy } from "../../shared/frontend/http_proxy.ts";
-import { type FrontendOptions, startFrontend } from "../../shared/frontend/server.ts";
+import { Frontend, type FrontendOptions } from "../../shared/frontend/server.ts";
 import { createSocks5Proxy } from "../../shared/frontend/socks5.ts";
 import type { Net } from "../../shared/net/net.ts";
 import type { Duplex } from "../../shared/net/stream.ts";
@@ -49,7 +49,7 @@ function withBench(
     const protocol = beside ?? socks;
     const preamble = beside ? "http-or-socks5" : protocol.preamble;
     const listener = await net.listenTcp({ address: "127.0.0.1:0", preamble, ...listen });
-    const frontend = startFrontend({
+    const frontend = new Frontend({
       net,
       log,
       listeners: [{ listener, protocol, socks }],

@@ -4,7 +4,7 @@ import { describe, it } from "node:test";
 import { createAllowList } from "../../shared/address/allow_list.ts";
 import { type Authenticator, createNoAuth } from "../../shared/auth/authenticator.ts";
 import { withDefaults } from "../../shared/config/defaults.ts";
-import { type FrontendOptions, startFrontend } from "../../shared/frontend/server.ts";
+import { Frontend, type FrontendOptions } from "../../shared/frontend/server.ts";
 import { createSocks5Proxy } from "../../shared/frontend/socks5.ts";
 import { Associations, type SocksUdpOptions } from "../../shared/frontend/socks5_udp.ts";
 import { ClientLimits } from "../../shared/limits/client_limits.ts";
@@ -87,7 +87,7 @@ function withBench(body: (bench: Bench) => Promise<void>, { udp, values, listenU
       reports: new LimitReporter({ log }),
       createRate: (rate) => net.createRate(rate),
     });
-    const frontend = startFrontend({
+    const frontend = new Frontend({
       net,
       log,
       limits,

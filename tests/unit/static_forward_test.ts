@@ -8,7 +8,7 @@ import { AuthenticationError, type Authenticator, type ClientCredentials, create
 import { withDefaults } from "../../shared/config/defaults.ts";
 import { ConfigError } from "../../shared/config/option.ts";
 import { type Forward, ForwardGroup, forwardOptions, groupForwards } from "../../shared/frontend/forwards.ts";
-import { type Frontend, type FrontendOptions, startFrontend } from "../../shared/frontend/server.ts";
+import { Frontend, type FrontendOptions } from "../../shared/frontend/server.ts";
 import { checkForwards } from "../../shared/frontend/forward_listeners.ts";
 import { createStaticForward } from "../../shared/frontend/static_forward.ts";
 import { ClientLimits } from "../../shared/limits/client_limits.ts";
@@ -46,7 +46,7 @@ function withBench(given: Partial<Given[number]>, options: Partial<FrontendOptio
     const group = new ForwardGroup(DATABASE.listen, "tcp", forwardsOf({ ...DATABASE, ...given }));
     const protocol = createStaticForward(() => group);
     const listener = await net.listenTcp({ address: "127.0.0.1:0", preamble: protocol.preamble });
-    const frontend = startFrontend({
+    const frontend = new Frontend({
       net,
       log,
       listeners: [{ listener, protocol }],
