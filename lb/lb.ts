@@ -9,6 +9,7 @@ import { ServiceFrontend } from "../shared/frontend/service_frontend.ts";
 import { createHttpProxy, type Endpoints } from "../shared/frontend/http_proxy.ts";
 import { prepareService } from "../shared/frontend/prepare_service.ts";
 import { autoConfigOf } from "../shared/frontend/proxy_auto_config.ts";
+import { acmeHosts } from "../shared/frontend/forwards.ts";
 import { checkForwards, ForwardListeners, type ForwardTls, openForwardTls } from "../shared/frontend/forward_listeners.ts";
 import { readToken } from "../shared/frontend/forward_credentials.ts";
 import { createHostProtocol } from "../shared/frontend/http_virtual_host.ts";
@@ -99,7 +100,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     const { net, log } = runtime;
     const acme = await openAcme(options.acme, {
       directory: stateDirectoryOf(options, deps),
-      hasHosts: hasAcmeHosts(options),
+      hosts: acmeHosts(options.forward),
       hasStore: true,
       log,
     });
@@ -180,7 +181,9 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
           { listen, network, acme, certFile, keyFile, clientCaFile },
         ) => [listen, network, acme, certFile, keyFile, clientCaFile]),
       ];
-      if (!acme && hasAcmeHosts(next)) throw new ConfigError("Cannot use acme of a --forward without a restart: nothing is ordered yet");
+      if (!acme && acmeHosts(next.forward).length > 0) {
+        throw new ConfigError("Cannot use acme of a --forward without a restart: nothing is ordered yet");
+      }
       if (!differs(tlsOf(current), tlsOf(next))) return { listeners: tls.forwards.listeners, clients: tls.clients };
       const opened = await openTls(next, { net, log, acme, directory: stateDirectoryOf(next, deps) });
       const clientsTls = opened.clients && (tls.clients ?? opened.clients);
@@ -268,7 +271,7 @@ export async function checkLoadBalancerOptions(
   await checkForwards(options.forward, { authType: clientScheme(options.auth), isAuthenticatedAgain: true });
   await checkPublished(options);
   const directory = stateDirectoryOf(options, { stateDirectory });
-  const acme = await openAcme(options.acme, { directory, hasHosts: hasAcmeHosts(options), hasStore: true });
+  const acme = await openAcme(options.acme, { directory, hosts: acmeHosts(options.forward), hasStore: true });
   await openTls(options, { log: silentLogger, net, acme, directory, isCheck: true });
   await checkStoreOptions(options.store);
   await checkTracingOptions(options.tracing);
@@ -326,11 +329,6 @@ const CLIENT_CERTIFICATE = "lb";
 
 function stateDirectoryOf({ stateDir }: LoadBalancerOptions, { stateDirectory }: { readonly stateDirectory?: string }): StateDirectory {
   return { path: stateDir || stateDirectory, required: Boolean(stateDir) };
-}
-
-/** Whether published names get certificates. */
-function hasAcmeHosts({ forward }: LoadBalancerOptions): boolean {
-  return forward.some((record) => record.acme);
 }
 
 async function openTls(

@@ -13,6 +13,7 @@ import { prepareService } from "../shared/frontend/prepare_service.ts";
 import { autoConfigOf } from "../shared/frontend/proxy_auto_config.ts";
 import type { Frontend } from "../shared/frontend/server.ts";
 import { ForwardClaims } from "../shared/frontend/published_claims.ts";
+import { acmeHosts } from "../shared/frontend/forwards.ts";
 import { checkForwards, ForwardListeners, type ForwardTls } from "../shared/frontend/forward_listeners.ts";
 import type { WebSocketEndpoint } from "../shared/frontend/web_socket.ts";
 import { ConnectionLimiter } from "../shared/limits/connection_limiter.ts";
@@ -130,8 +131,8 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     const hasStore = deps.store !== undefined || options.store.type !== "none";
     const acme = await openAcme(options.acme, {
       directory: stateDirectoryOf(options, deps),
-      hasHosts: hasAcmeHosts(options),
-      publishedNames: options.acme.publishedNames,
+      hosts: acmeHosts(options.forward),
+      publishedNames: options.acme.published ? options.acme.publishedNames : 0,
       hasStore,
       log,
     });
@@ -271,7 +272,9 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
           { listen, network, acme, certFile, keyFile, clientCaFile },
         ) => [listen, network, acme, certFile, keyFile, clientCaFile]),
       ];
-      if (!acme && hasAcmeHosts(next)) throw new ConfigError("Cannot use acme of a --forward without a restart: nothing is ordered yet");
+      if (!acme && acmeHosts(next.forward).length > 0) {
+        throw new ConfigError("Cannot use acme of a --forward without a restart: nothing is ordered yet");
+      }
       if (!differs(tlsOf(current), tlsOf(next))) return { listeners: tls.forwards.listeners, clients: tls.clients };
       const opened = await openProxyTls(next, { ...deps, log, acme });
       const clientsTls = opened.clients && (tls.clients ?? opened.clients);
@@ -419,17 +422,13 @@ export async function checkProxyOptions(options: ProxyOptions, deps: { net: TlsC
   await checkForwards(options.forward, { authType: clientScheme(options.auth), isAuthenticatedAgain: false });
   const acme = await openAcme(options.acme, {
     directory: stateDirectoryOf(options, deps),
-    hasHosts: hasAcmeHosts(options),
+    hosts: acmeHosts(options.forward),
+    publishedNames: options.acme.published ? options.acme.publishedNames : 0,
     hasStore: options.store.type !== "none",
   });
   await checkProxyTls(options, { ...deps, acme });
   await checkStoreOptions(options.store);
   await checkTracingOptions(options.tracing);
-}
-
-/** Whether published names get certificates. */
-function hasAcmeHosts({ acme, forward }: ProxyOptions): boolean {
-  return acme.published || forward.some((record) => record.acme);
 }
 
 /** What the proxy tells agents about itself. */

@@ -10,7 +10,7 @@ import { type NamedPart, NamedTls } from "../tls/named_tls.ts";
 import { type CertifiedKey, openServerTls, type Reloadable, type TlsCheck, type TlsGroup } from "../tls/reloadable_tls.ts";
 import { warnOfOpenForward } from "./exposure.ts";
 import { readToken } from "./forward_credentials.ts";
-import { type Forward, type ForwardGroup, groupForwards } from "./forwards.ts";
+import { acmeHosts, type Forward, type ForwardGroup, groupForwards } from "./forwards.ts";
 import type { HostCertificates } from "./host_certificates.ts";
 import { createVirtualHosts } from "./http_virtual_host.ts";
 import type { ServiceFrontend } from "./service_frontend.ts";
@@ -175,11 +175,8 @@ export class ForwardListeners {
   #reportHosts(): void {
     const configured = new Set(this.#configured);
     const all = [...this.#open.values()].flatMap(({ group: { network, forwards } }) => network === "https" ? forwards : []);
-    const hostsOf = (forwards: readonly Forward[]) => [...new Set(forwards.flatMap(({ host }) => host.map(normalizeName)))];
-    this.#options.onHosts?.(
-      hostsOf(all.filter((forward) => forward.acme === true)),
-      hostsOf(all.filter((forward) => !configured.has(forward))),
-    );
+    const published = all.filter((forward) => !configured.has(forward));
+    this.#options.onHosts?.(acmeHosts(all), [...new Set(published.flatMap(({ host }) => host.map(normalizeName)))]);
   }
 
   /** The bound addresses of the forwards of the options, in their order. */

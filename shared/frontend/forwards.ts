@@ -108,6 +108,11 @@ export const forwardOptions = defineOptions({
 /** One record of the option. */
 export type Forward = ValuesOf<typeof forwardOptions>["forward"][number];
 
+/** The hosts that get certificates by ACME. */
+export function acmeHosts(forwards: readonly Forward[]): string[] {
+  return [...new Set(forwards.filter(({ acme }) => acme).flatMap(({ host }) => host.map(normalizeName)))];
+}
+
 /** Which forward takes a connection, and why. */
 export interface Match {
   readonly forward: Forward;

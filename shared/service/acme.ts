@@ -3,7 +3,7 @@ import { ConfigError } from "../config/option.ts";
 import type { StateDirectory } from "../files/state_directory.ts";
 import type { Solver } from "../tls/acme/client.ts";
 import { Lease } from "../tls/acme/lease.ts";
-import { type AcmeOptions, checkAcmeOptions } from "../tls/acme/options.ts";
+import { acmeNameProblem, type AcmeOptions, checkAcmeOptions } from "../tls/acme/options.ts";
 import { type Authority, Orderer } from "../tls/acme/orderer.ts";
 import { SealedStore, StoreSecrets } from "../tls/acme/sealed_store.ts";
 import { checkCommand, createCommandSolver, HttpSolver, type SharedStore } from "../tls/acme/solvers.ts";
@@ -61,11 +61,11 @@ interface Opened {
 
 export interface OpenAcme {
   readonly directory: StateDirectory;
-  /** Whether published names get certificates. */
-  readonly hasHosts: boolean;
-  readonly hasStore: boolean;
-  /** How many of them may be names of agents. Default: none. */
+  /** Published names that get certificates. */
+  readonly hosts: readonly string[];
+  /** How many names of agents get certificates. Default: none. */
   readonly publishedNames?: number;
+  readonly hasStore: boolean;
   /** Default: it is only a check, and nothing is written. */
   readonly log?: Logger;
 }
@@ -76,9 +76,11 @@ export interface OpenAcme {
  */
 export async function openAcme(
   options: AcmeOptions,
-  { directory: { path }, hasHosts, hasStore, publishedNames = 0, log }: OpenAcme,
+  { directory: { path }, hosts, hasStore, publishedNames = 0, log }: OpenAcme,
 ): Promise<Acme | undefined> {
+  const hasHosts = hosts.length > 0 || publishedNames > 0;
   checkAcmeOptions(options, hasHosts);
+  checkHosts(hosts, options);
   const { domain, directory, profile, eab, file, fallback, dnsCommand, storeKeyFile } = options;
   if (domain.length === 0 && !hasHosts) return undefined;
   if (path === undefined) throw new ConfigError("Cannot use --acme.domain: there is no state directory; set --state-dir");
@@ -113,6 +115,18 @@ export async function openAcme(
     secrets,
     publishedNames,
   });
+}
+
+/** @throws {ConfigError} for a host for which no certificate can be obtained */
+function checkHosts(hosts: readonly string[], { dnsCommand }: AcmeOptions): void {
+  for (const host of hosts) {
+    const why = acmeNameProblem(host) !== undefined
+      ? "authorities issue certificates for public names only"
+      : host.startsWith("*.") && dnsCommand === undefined
+      ? "authorities validate wildcards by DNS only; set --acme.dns-command"
+      : undefined;
+    if (why !== undefined) throw new ConfigError(`Cannot use acme of the --forward for host=${host}: ${why}`);
+  }
 }
 
 class ServiceAcme implements Acme {

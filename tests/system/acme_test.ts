@@ -6,6 +6,7 @@ import { once } from "node:events";
 import { it } from "node:test";
 import { connect } from "node:tls";
 import { AcmeServer } from "../../testing/acme_server.ts";
+import { freeAddress } from "../../testing/nginx.ts";
 import { PROXY, runToEnd, Site } from "../../testing/programs.ts";
 
 const DAY_MS = 86_400_000;
@@ -53,4 +54,40 @@ it("the clients' port answers challenges by TLS-ALPN-01 beside clients, and gets
   assert.ok(!issued.equals(own!));
   // there is no challenge any more
   assert.deepEqual((await shown("acme-tls/1"))[1], false);
+});
+
+it("in a hand-over the old process stops ordering, and the new one orders at once, when everything has moved", async () => {
+  await using site = await Site.create();
+  const [{ promise: asked, resolve: ask }, { promise: released, resolve: release }] = [
+    Promise.withResolvers<void>(),
+    Promise.withResolvers<void>(),
+  ];
+  const challenges = await freeAddress();
+  await using server = await AcmeServer.start({
+    look: async ({ token }) => {
+      ask();
+      await released;
+      return await (await fetch(`http://${challenges}/.well-known/acme-challenge/${token}`)).text();
+    },
+    validity: () => ({ notBefore: new Date(), notAfter: new Date(Date.now() + 90 * DAY_MS) }),
+  });
+  const args = [
+    "--agent-server.listen-address=127.0.0.1:0",
+    "--http-proxy.listen-address=127.0.0.1:0",
+    "--log.format=json",
+    `--state-dir=${site.folder.path}`,
+    `--handover.socket=${site.folder.path}/proxy.sock`,
+    "--acme.domain=proxy.example",
+    `--acme.directory=${server.directory}`,
+    `--acme.file.root-ca=${site.folder.write("acme-ca.pem", server.ca)}`,
+    `--acme.http-listen-address=${challenges}`,
+  ];
+  const old = site.start(PROXY, args);
+  await asked; // its order is in progress
+  const next = site.start(PROXY, args);
+  await next.waitFor("taken over", { pid: old.pid });
+  assert.equal((await old.ended).exitCode, 0);
+  release();
+  await next.waitFor("certificate issued");
+  assert.deepEqual([server.orders.length, old.logged("ordering a certificate").length, old.logged("certificate issued")], [2, 1, []]);
 });

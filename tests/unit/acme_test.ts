@@ -422,10 +422,14 @@ describe("a command for DNS", () => {
     const open = (dnsCommand: string) =>
       openAcme({ ...NONE, domain: ["a.example"], dnsCommand }, {
         directory: { path: folder.path, required: true },
-        hasHosts: false,
+        hosts: [],
         hasStore: false,
       });
     await open(program);
+    const host = (name: string) => openAcme(NONE, { directory: { path: folder.path, required: true }, hosts: [name], hasStore: false });
+    await host("www.example");
+    await assert.rejects(host("*.example.com"), /^ConfigError: Cannot use acme of the --forward for host=\*\.example\.com: .* by DNS only/);
+    await assert.rejects(host("localhost"), /^ConfigError: Cannot use acme of the --forward for host=localhost: .* public names only$/);
     await assert.rejects(open(folder.path), /^ConfigError: Cannot use --acme\.dns-command \S+: it is a directory$/);
   });
 });
