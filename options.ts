@@ -430,6 +430,8 @@ export interface ProxyOptions {
     /** `--audit.strict`: Refuse tunnels while the audit log cannot be written; otherwise records are lost and counted. Default: `false`. */
     strict?: boolean;
   };
+  /** `--threads`: Threads that encrypt and move the bytes of tunnels, up to 64; 0: one for every two processors, 16 at most. Default: `0`. */
+  threads?: number;
   /** `--log.*` */
   log?: {
     /** `--log.format`: Log format: text for people, json for machines. Default: `"text"`. */
@@ -638,6 +640,8 @@ export interface AgentOptions {
     /** `--tracing.resource-attributes`: Attributes of the service in traces, name=value, as deployment.environment.name=test; values are percent-encoded. */
     resourceAttributes?: string[];
   };
+  /** `--threads`: Threads that encrypt and move the bytes of tunnels, up to 64; 0: one for every two processors, 16 at most. Default: `0`. */
+  threads?: number;
   /** `--log.*` */
   log?: {
     /** `--log.format`: Log format: text for people, json for machines. Default: `"text"`. */
@@ -1039,6 +1043,8 @@ export interface LoadBalancerOptions {
     /** `--audit.strict`: Refuse tunnels while the audit log cannot be written; otherwise records are lost and counted. Default: `false`. */
     strict?: boolean;
   };
+  /** `--threads`: Threads that encrypt and move the bytes of tunnels, up to 64; 0: one for every two processors, 16 at most. Default: `0`. */
+  threads?: number;
   /** `--log.*` */
   log?: {
     /** `--log.format`: Log format: text for people, json for machines. Default: `"text"`. */

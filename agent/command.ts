@@ -21,7 +21,7 @@ export function agentCommand(
     description: "Connects to a reverse-http proxy and reaches the destinations that its clients ask for.",
     options: agentOptions,
     expansion: { option: "join", expand: expandJoin },
-    check: (options) => checkWithNet(createNet, (net) => checkAgentOptions(options, { net, environment })),
+    check: (options) => checkWithNet(createNet, (net) => checkAgentOptions(options, { net, environment }), options.threads),
     diagnosis: {
       flag: "check-link",
       description:
@@ -39,7 +39,7 @@ export function agentCommand(
       },
     },
     start: async (options, log, context) => {
-      const net = createNet({ warn: (message) => log.warn(message), ownsProcess: true });
+      const net = createNet({ warn: (message) => log.warn(message), threads: options.threads, ownsProcess: true });
       const agent = await startAgent(options, { log, net, ownsNet: true, stateDirectory, environment, ...context, logLevel: log });
       let { drain } = options;
       return {

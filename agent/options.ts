@@ -13,6 +13,7 @@ import {
   NOT_GIVEN,
   providerOptions,
   reloadOptions,
+  threadOptions,
 } from "../shared/config/common_options.ts";
 import { joinProblem } from "../shared/config/join.ts";
 import { ConfigError, defineOptions, type ValuesOf } from "../shared/config/option.ts";
@@ -218,6 +219,7 @@ export const agentOptions = defineOptions({
   ...adminOptions,
   ...operatorOptions,
   ...tracingOptions,
+  ...threadOptions,
   ...logOptions,
 });
 

@@ -17,10 +17,10 @@ export function lbCommand(createNet: CreateNet, stateDirectory: string | undefin
     name: "lb",
     description: "Takes clients over HTTP and brings each to the proxy that holds its agent.",
     options: lbOptions,
-    check: (options) => checkWithNet(createNet, (net) => checkLoadBalancerOptions(options, { net, stateDirectory })),
+    check: (options) => checkWithNet(createNet, (net) => checkLoadBalancerOptions(options, { net, stateDirectory }), options.threads),
     diagnosis: routeDiagnosis,
     start: async (options, log, context) => {
-      const net = createNet({ warn: (message) => log.warn(message), ownsProcess: true });
+      const net = createNet({ warn: (message) => log.warn(message), threads: options.threads, ownsProcess: true });
       const lb = await startLoadBalancer(options, { log, net, ownsNet: true, stateDirectory, ...context, logLevel: log });
       let { drain } = options;
       return {

@@ -14,6 +14,7 @@ import {
   providerOptions,
   reloadOptions,
   socksOptions,
+  threadOptions,
 } from "../shared/config/common_options.ts";
 import { clusterOptions } from "../shared/config/cluster_options.ts";
 import { defineOptions, type ValuesOf } from "../shared/config/option.ts";
@@ -163,6 +164,7 @@ export const lbOptions = defineOptions({
   ...tracingOptions,
   ...clusterOptions,
   ...auditOptions,
+  ...threadOptions,
   ...logOptions,
 });
 

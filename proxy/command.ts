@@ -17,10 +17,10 @@ export function proxyCommand(createNet: CreateNet, stateDirectory: string | unde
     name: "proxy",
     description: "Takes agents over QUIC and clients over HTTP, and brings clients to what the agents can reach.",
     options: proxyOptions,
-    check: (options) => checkWithNet(createNet, (net) => checkProxyOptions(options, { net, stateDirectory })),
+    check: (options) => checkWithNet(createNet, (net) => checkProxyOptions(options, { net, stateDirectory }), options.threads),
     diagnosis: routeDiagnosis,
     start: async (options, log, context) => {
-      const net = createNet({ warn: (message) => log.warn(message), ownsProcess: true });
+      const net = createNet({ warn: (message) => log.warn(message), threads: options.threads, ownsProcess: true });
       const proxy = await startProxy(options, { log, net, ownsNet: true, stateDirectory, ...context, logLevel: log });
       let { drain } = options;
       return {

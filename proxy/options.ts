@@ -18,6 +18,7 @@ import {
   providerOptions,
   reloadOptions,
   socksOptions,
+  threadOptions,
 } from "../shared/config/common_options.ts";
 import { clusterOptions } from "../shared/config/cluster_options.ts";
 import { checkListenAddress, defineOptions, ValueError, type ValuesOf } from "../shared/config/option.ts";
@@ -192,6 +193,7 @@ export const proxyOptions = defineOptions({
   ...tracingOptions,
   ...clusterOptions,
   ...auditOptions,
+  ...threadOptions,
   ...logOptions,
 });
 

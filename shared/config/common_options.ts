@@ -30,6 +30,16 @@ export const logOptions = defineOptions({
   },
 });
 
+export const threadOptions = defineOptions({
+  "threads": {
+    restart: "the threads are started once",
+    kind: "integer",
+    default: "0",
+    description: "Threads that encrypt and move the bytes of tunnels, up to 64; 0: one for every two processors, 16 at most.",
+    check: (threads) => threads <= 64 ? undefined : `${threads} is not 0 to 64`,
+  },
+});
+
 /** Congestion control of the agent link, for the data that this side sends. */
 export const CONGESTION_CONTROL = {
   reload: "new connections",

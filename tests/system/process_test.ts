@@ -2,7 +2,7 @@
 // signals.
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
-import { mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { createConnection } from "node:net";
 import { join } from "node:path";
 import process from "node:process";
@@ -53,6 +53,16 @@ describe("variables of the runtime", () => {
       assert.equal((error as NodeJS.ErrnoException).code, "ECONNREFUSED", variable);
       assert.equal(readFileSync(`/proc/${agent.pid}/environ`, "utf8").includes(variable), false);
     }
+  });
+});
+
+describe("threads", () => {
+  it("that move bytes are as many as the option says", onLinux, async () => {
+    await using site = await Site.create();
+    const agent = site.start(AGENT, [...site.agentArgs({ agents: "127.0.0.1:1", clients: "" }), "--threads=3"]);
+    await agent.waitFor("connecting");
+    const names = readdirSync(`/proc/${agent.pid}/task`).map((id) => readFileSync(`/proc/${agent.pid}/task/${id}/comm`, "utf8").trim());
+    assert.equal(names.filter((name) => name === "reverse-http").length, 3);
   });
 });
 
