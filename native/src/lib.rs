@@ -25,6 +25,7 @@ pub use addon::engine::{notify_supervisor, Engine};
 pub mod fuzzing {
     pub use crate::error::{NetError, NetErrorCode};
     pub use crate::http::head::HeadScanner;
+    pub use crate::http2::body as http2_body;
     pub use crate::http2::head as http2_head;
     pub use crate::net::address::{canonical, display, interleave, to_bind};
     pub use crate::net::proxy_protocol::{parse as parse_proxy_header, Header as ProxyHeader};

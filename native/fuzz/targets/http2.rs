@@ -1,11 +1,24 @@
 //! Heads of HTTP/2 in the form of HTTP/1.1, and back.
 use bytes::Bytes;
 use http::{Method, Request};
-use reverse_http_native::fuzzing::{http2_head, HeadScanner};
+use reverse_http_native::fuzzing::{http2_body, http2_head, HeadScanner};
+
+/// The content of a chunked body, whose parts have up to `step` bytes; `None` if it is malformed or not complete.
+fn content(data: &[u8], step: usize) -> Option<(Vec<u8>, usize)> {
+    let mut body = http2_body::Body::Chunked(http2_body::Chunks::default());
+    let (mut content, mut end) = (Vec::new(), None);
+    for part in data.chunks(step) {
+        let part = body.take(Bytes::copy_from_slice(part)).ok()?;
+        content.extend_from_slice(&part.content);
+        end = part.end;
+    }
+    end.map(|trailers| (content, trailers.len()))
+}
 
 /// Lines: a method, a target, fields. Whatever the `http` crate takes for valid becomes one head, which ends where it should and nowhere else;
 /// and a response head keeps no field about a connection.
 pub fn http2_heads(data: &[u8]) {
+    assert_eq!(content(data, 1), content(data, data.len().max(1)));
     let _ = http2_head::response(data);
     let _ = http2_head::request(data);
     let mut lines = data.split(|byte| *byte == b'\n');

@@ -1,22 +1,24 @@
 //! A connection to a server, with many streams. A server that speaks HTTP/1.1 is recognized before anything is asked of it.
-use std::future::{poll_fn, Future};
+use std::future::{pending, poll_fn, Future};
 use std::io::{Error, ErrorKind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{ready, Context, Poll, Waker};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use h2::client::{self, SendRequest};
 use h2::{Ping, PingPong};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 
-use super::connection::Transport;
+use super::connection::{Transport, LAST_FRAMES};
+use super::errors::{not_http2, read_failure};
 use super::stream;
 use super::streams::{Streams, CONNECTION_WINDOW, DATA_FRAME_BUDGET, MAX_FORGOTTEN, SEND_BUFFER, STREAM_WINDOW};
 use crate::error::{NetError, NetErrorCode};
+use crate::stream::read_buffer::ReadBuffer;
 use crate::stream::reader::ReadHalf;
 use crate::stream::writer::WriteHalf;
 use crate::stream::Halves;
@@ -29,6 +31,8 @@ const MAX_FIELDS: u32 = 64 << 10;
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Time for the answer to a ping. It comes after the data that waits to be sent.
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// Bytes in each direction between a connection and the stream that carries it.
+const PIPE: usize = 64 << 10;
 /// The type of a SETTINGS frame (RFC 9113 §6.5), and where a frame has its type.
 const SETTINGS: u8 = 4;
 const TYPE_AT: usize = 3;
@@ -46,18 +50,8 @@ pub struct Client {
 pub async fn open(transport: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, limit: Duration) -> Result<Client, NetError> {
     let opening = async {
         let transport: Box<dyn Transport> = Box::new(Checked { transport, read: 0 });
-        let (requests, mut connection) = client::Builder::new()
-            .enable_push(false)
-            .initial_max_send_streams(0) // until the settings of the server are known
-            .max_header_list_size(MAX_FIELDS)
-            .initial_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_send_buffer_size(SEND_BUFFER)
-            .max_concurrent_reset_streams(MAX_FORGOTTEN)
-            .data_frame_budget(DATA_FRAME_BUDGET)
-            .handshake(transport)
-            .await
-            .map_err(|error| failure(&error))?;
+        // no streams until the settings of the server are known
+        let (requests, mut connection) = builder(0).handshake(transport).await.map_err(|error| failure(&error))?;
         let settings = poll_fn(|context| match Pin::new(&mut connection).poll(context) {
             Poll::Ready(Ok(())) => Poll::Ready(Err(not_http2())),
             Poll::Ready(Err(error)) => Poll::Ready(Err(failure(&error))),
@@ -67,23 +61,83 @@ pub async fn open(transport: impl AsyncRead + AsyncWrite + Send + Unpin + 'stati
         settings.await?;
         Ok((requests, connection))
     };
-    let (requests, connection) = timeout(limit, opening)
+    let (requests, mut connection) = timeout(limit, opening)
         .await
         .map_err(|_| NetError::remote(NetErrorCode::TimedOut, "The server did not start HTTP/2 in time"))??;
     let streams = Arc::<Streams>::default();
-    let task = tokio::spawn(run(connection, streams.clone())).abort_handle();
+    let lost = keep_alive(connection.ping_pong());
+    let task = tokio::spawn(run(connection, streams.clone(), lost)).abort_handle();
     Ok(Client { requests, streams, task })
+}
+
+/// The settings of a connection whose peer accepts `streams` before it has said how many.
+fn builder(streams: usize) -> client::Builder {
+    let mut builder = client::Builder::new();
+    builder
+        .enable_push(false)
+        .initial_max_send_streams(streams)
+        .max_header_list_size(MAX_FIELDS)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_concurrent_reset_streams(MAX_FORGOTTEN)
+        .data_frame_budget(DATA_FRAME_BUDGET);
+    builder
 }
 
 fn failure(error: &h2::Error) -> NetError {
     match error.get_io() {
-        Some(error) if matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) => not_http2(),
-        _ => NetError::remote(NetErrorCode::Reset, format!("The connection was lost: {error}")),
+        Some(error) if error.kind() == ErrorKind::UnexpectedEof => not_http2(),
+        _ => read_failure(error),
     }
 }
 
-fn not_http2() -> NetError {
-    NetError::remote(NetErrorCode::NotHttp2, "The server does not speak HTTP/2")
+/// Starts HTTP/2 on a stream whose other end is known to speak it, and returns the only stream of the connection, which ends with it. Nothing
+/// is waited for. `not-http2` when reading: the other end speaks something else. It is not pinged, which servers of gRPC take for a flood.
+pub async fn open_over(carrier: Halves) -> Result<Halves, NetError> {
+    let (near, far) = tokio::io::duplex(PIPE);
+    let transport: Box<dyn Transport> = Box::new(Checked { transport: near, read: 0 });
+    let (requests, connection) = builder(1).handshake(transport).await.map_err(|error| failure(&error))?;
+    let streams = Arc::<Streams>::default();
+    let (reader, writer) = stream::open(false, requests, streams.clone());
+    tokio::spawn(async move {
+        let (carrying, running) = (carry(carrier, far), run(connection, streams, pending()));
+        tokio::pin!(carrying, running);
+        tokio::select! {
+            () = &mut running => drop(timeout(LAST_FRAMES, carrying).await),
+            () = &mut carrying => running.await, // its stream learns of the end
+        }
+    });
+    Ok(Halves::new(ReadHalf::Http2(reader), WriteHalf::Http2(writer)))
+}
+
+/// Moves the bytes of a connection over a stream, until either ends.
+async fn carry(carrier: Halves, pipe: DuplexStream) {
+    let Halves { mut reader, mut writer } = carrier;
+    reader.on_drop().set_code(0);
+    reader.on_drop().set_finish_on_drop();
+    let (mut from, mut to) = tokio::io::split(pipe);
+    let sending = async {
+        let mut data = BytesMut::new();
+        while matches!(from.read_buf(&mut data).await, Ok(1..)) {
+            if writer.write(data.split().freeze()).await.is_err() {
+                return;
+            }
+        }
+        let _ = writer.finish().await; // if it fails, the other end has gone
+    };
+    let receiving = async {
+        let mut buffer = ReadBuffer::default();
+        while let Ok(Some(data)) = reader.read_with(&mut buffer).await {
+            if to.write_all(&data).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = sending => {}
+        () = receiving => {}
+    }
 }
 
 impl Client {
@@ -103,7 +157,7 @@ impl Client {
                 "As many streams are open as the server allows on a connection",
             ));
         }
-        let (reader, writer) = stream::open(requests, self.streams.clone());
+        let (reader, writer) = stream::open(true, requests, self.streams.clone());
         Ok(Halves::new(ReadHalf::Http2(reader), WriteHalf::Http2(writer)))
     }
 
@@ -113,10 +167,8 @@ impl Client {
     }
 }
 
-/// Runs the connection until it is lost, or until nothing uses it any more.
-async fn run(mut connection: Connection, streams: Arc<Streams>) {
-    let pings = connection.ping_pong();
-    let lost = keep_alive(pings);
+/// Runs the connection until it is lost, which `lost` may say, or until nothing uses it any more.
+async fn run(mut connection: Connection, streams: Arc<Streams>, lost: impl Future<Output = ()>) {
     tokio::pin!(lost);
     let mut window = CONNECTION_WINDOW;
     loop {
@@ -138,7 +190,7 @@ async fn run(mut connection: Connection, streams: Arc<Streams>) {
 /// Resolves when the peer does not answer.
 async fn keep_alive(pings: Option<PingPong>) {
     let Some(mut pings) = pings else {
-        return std::future::pending().await;
+        return pending().await;
     };
     loop {
         sleep(KEEP_ALIVE).await;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use h2::server::{self, SendResponse};
 use h2::{Reason, RecvStream};
-use http::{Method, Request};
+use http::Request;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout, Instant};
@@ -33,7 +33,7 @@ const IDLE: Duration = Duration::from_secs(180);
 /// The same once the listener has stopped accepting.
 const DRAINING: Duration = Duration::from_millis(500);
 /// How long the last frames may take.
-const LAST_FRAMES: Duration = Duration::from_secs(1);
+pub(super) const LAST_FRAMES: Duration = Duration::from_secs(1);
 
 pub(super) trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
@@ -180,9 +180,9 @@ impl Http2 {
     }
 
     fn push(&self, client: &Client, (request, respond): Accepted) {
-        let is_connect = request.method() == Method::CONNECT;
+        let method = request.method().clone();
         let (head, framing) = request_head(&request, !request.body().is_end_stream());
-        let (reader, writer) = stream::accept(is_connect, framing, request.into_body(), respond, self.streams.clone());
+        let (reader, writer) = stream::accept(&method, framing, request.into_body(), respond, self.streams.clone());
         let halves = Halves::new(ReadHalf::Http2(reader), WriteHalf::Http2(writer));
         let mut incoming = Incoming::new(Some(halves), client.remote.clone(), Ok(Some(head)));
         incoming.peer = client.peer.clone();

@@ -22,14 +22,16 @@ pub fn read_failure(error: &h2::Error) -> NetError {
 }
 
 fn lost(error: &h2::Error) -> NetError {
-    let is_closed = error
-        .get_io()
-        .is_some_and(|error| matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::BrokenPipe));
-    let message = match is_closed {
-        true => "The connection was closed before the stream had ended".to_owned(),
-        false => format!("The connection was lost: {error}"),
+    let message = match error.get_io().map(std::io::Error::kind) {
+        Some(ErrorKind::InvalidData) => return not_http2(), // what the client checks first
+        Some(ErrorKind::UnexpectedEof | ErrorKind::BrokenPipe) => "The connection was closed before the stream had ended".to_owned(),
+        _ => format!("The connection was lost: {error}"),
     };
     NetError::remote(NetErrorCode::Reset, message)
+}
+
+pub fn not_http2() -> NetError {
+    NetError::remote(NetErrorCode::NotHttp2, "The server does not speak HTTP/2")
 }
 
 /// As [`read_failure`], of a request without a response. `closed`: the server has not processed it.
@@ -39,7 +41,7 @@ pub fn request_failure(error: &h2::Error) -> NetError {
         false => true, // the connection is lost, or closed without this stream (RFC 9113 §6.8)
     };
     let error = read_failure(error);
-    match is_unprocessed {
+    match is_unprocessed && error.code == NetErrorCode::Reset {
         true => NetError::remote(NetErrorCode::Closed, error.message),
         false => error,
     }

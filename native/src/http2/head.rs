@@ -4,6 +4,8 @@ use h2::ext::Protocol;
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 
+use super::body::{Body, Chunks};
+
 /// Fields about a connection of HTTP/1.1, which a message of HTTP/2 must not have (RFC 9113 §8.2.2).
 const CONNECTION_FIELDS: [HeaderName; 5] = [
     header::CONNECTION,
@@ -13,7 +15,7 @@ const CONNECTION_FIELDS: [HeaderName; 5] = [
     HeaderName::from_static("proxy-connection"),
 ];
 
-/// How the body of a request is read.
+/// How a body that is received is read.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Framing {
     /// As it is: the bytes of a tunnel, or a body whose length the head has.
@@ -91,60 +93,107 @@ fn put_field(name: &HeaderName, value: &[u8], head: &mut BytesMut) {
     head.put_slice(b"\r\n");
 }
 
-/// Parses a response head of HTTP/1.1, written by this program, without the fields that HTTP/2 does not have. `None` if it is none. The
-/// response to an upgrade is 200 (RFC 8441 §5).
-pub fn response(head: &[u8]) -> Option<Response<()>> {
+/// Parses a response head of HTTP/1.1, written by this program, without the fields that HTTP/2 does not have. Returns how its body is framed,
+/// too. `None` if it is none. The response to an upgrade is 200 (RFC 8441 §5).
+pub fn response(head: &[u8]) -> Option<(Response<()>, Body)> {
     let mut lines = head
         .split(|byte| *byte == b'\n')
         .map(|line| line.strip_suffix(b"\r").unwrap_or(line));
     let status = lines.next()?.strip_prefix(b"HTTP/1.")?.split(|byte| *byte == b' ').nth(1)?;
     let mut response = Response::new(());
     *response.status_mut() = StatusCode::from_bytes(status).ok()?;
-    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        *response.status_mut() = StatusCode::OK;
-    }
     *response.headers_mut() = lines.filter_map(field).collect::<HeaderMap>();
+    let body = match response.status() {
+        StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED => Body::Raw,
+        StatusCode::SWITCHING_PROTOCOLS => {
+            *response.status_mut() = StatusCode::OK;
+            Body::Raw
+        }
+        _ => body_of(response.headers())?.unwrap_or(Body::Raw),
+    };
     for name in CONNECTION_FIELDS {
         response.headers_mut().remove(name);
     }
-    Some(response)
+    Some((response, body))
 }
 
-/// Parses a request head of HTTP/1.1, written by this program: CONNECT, or GET with Upgrade, which is an extended CONNECT (RFC 8441). `None` if
-/// it is none. `Host` becomes the authority of the latter.
-pub fn request(head: &[u8]) -> Option<Request<()>> {
+/// How a body is framed (RFC 9112 §6.3), `Some(None)` if nothing says so, and `None` if what says so is malformed.
+fn body_of(headers: &HeaderMap) -> Option<Option<Body>> {
+    if headers.contains_key(header::TRANSFER_ENCODING) {
+        return Some(Some(Body::Chunked(Chunks::default())));
+    }
+    let Some(length) = headers.get(header::CONTENT_LENGTH) else {
+        return Some(None);
+    };
+    Some(Some(Body::Length(length.to_str().ok()?.parse().ok()?)))
+}
+
+/// Parses a request head of HTTP/1.1, written by this program: GET with Upgrade is an extended CONNECT (RFC 8441). Returns how its body is
+/// framed, too. `None` if it is none. Except of CONNECT, `Host` becomes the authority.
+pub fn request(head: &[u8]) -> Option<(Request<()>, Body)> {
     let mut lines = head.split(|byte| *byte == b'\n').map(|line| line.trim_ascii_end());
     let mut words = lines.next()?.split(|byte| *byte == b' ');
     let (method, target) = (words.next()?, words.next()?);
     let mut headers = lines.filter_map(field).collect::<HeaderMap>();
     let host = headers.remove(header::HOST)?;
     let protocol = headers.remove(header::UPGRADE);
+    let framing = body_of(&headers)?;
     for name in CONNECTION_FIELDS {
         headers.remove(name);
     }
     if let Some(credentials) = headers.get_mut(header::PROXY_AUTHORIZATION) {
         credentials.set_sensitive(true); // not in the table of a compression (RFC 7541 §7.1.3)
     }
-    let builder = Request::builder().method(Method::CONNECT);
-    let builder = match (method, protocol) {
-        (b"CONNECT", None) => builder.uri(target),
+    let uri = |scheme| {
+        let builder = Uri::builder().scheme(scheme).authority(host.as_bytes());
+        builder.path_and_query(std::str::from_utf8(target).ok()?).build().ok()
+    };
+    let (builder, body) = match (method, protocol) {
+        (b"CONNECT", None) => (Request::builder().method(Method::CONNECT).uri(target), Body::Raw),
         (b"GET", Some(protocol)) => {
-            let path = std::str::from_utf8(target).ok()?;
-            let uri = Uri::builder().scheme("https").authority(host.as_bytes()).path_and_query(path);
             let protocol = Protocol::from(protocol.to_str().ok()?);
-            builder.uri(uri.build().ok()?).extension(protocol)
+            let builder = Request::builder().method(Method::CONNECT).uri(uri("https")?);
+            (builder.extension(protocol), Body::Raw)
         }
-        _ => return None,
+        (_, Some(_)) => return None,
+        (_, None) => (
+            Request::builder().method(method).uri(uri("http")?),
+            framing.unwrap_or(Body::Length(0)),
+        ),
     };
     let mut request = builder.body(()).ok()?;
     request.uri().authority()?;
     *request.headers_mut() = headers;
-    Some(request)
+    Some((request, body))
 }
 
-/// Returns the head of a response in the form of HTTP/1.1. `protocol`: the request was an extended CONNECT for it.
-pub fn response_head<B>(response: &Response<B>, protocol: Option<&Protocol>) -> Bytes {
-    let protocol = protocol.filter(|_| response.status().is_success());
+/// What a response is to.
+#[derive(Clone, Debug)]
+pub enum Asked {
+    /// CONNECT, of an extended one with its protocol.
+    Tunnel(Option<Protocol>),
+    Content {
+        is_head: bool,
+    },
+}
+
+impl Asked {
+    pub fn of<B>(request: &Request<B>) -> Self {
+        match *request.method() {
+            Method::CONNECT => Self::Tunnel(request.extensions().get::<Protocol>().cloned()),
+            _ => Self::Content {
+                is_head: request.method() == Method::HEAD,
+            },
+        }
+    }
+}
+
+/// Returns the head of a response in the form of HTTP/1.1, and how what follows it is framed. `has_body`: something may follow.
+pub fn response_head<B>(response: &Response<B>, asked: &Asked, has_body: bool) -> (Bytes, Framing) {
+    let protocol = match asked {
+        Asked::Tunnel(protocol) => protocol.as_ref().filter(|_| response.status().is_success()),
+        Asked::Content { .. } => None,
+    };
     let status = protocol.map_or(response.status(), |_| StatusCode::SWITCHING_PROTOCOLS);
     let mut head = BytesMut::new();
     head.put_slice(b"HTTP/1.1 ");
@@ -159,12 +208,39 @@ pub fn response_head<B>(response: &Response<B>, protocol: Option<&Protocol>) -> 
         put_field(&header::CONNECTION, b"Upgrade", &mut head);
         put_field(&header::UPGRADE, protocol.as_str().as_bytes(), &mut head);
     }
+    let needs_framing = matches!(asked, Asked::Content { is_head: false })
+        && !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+        && !response.headers().contains_key(header::CONTENT_LENGTH);
+    let framing = match needs_framing && has_body {
+        true => Framing::Chunked,
+        false => Framing::Raw,
+    };
+    if framing == Framing::Chunked {
+        put_field(&header::TRANSFER_ENCODING, b"chunked", &mut head);
+    } else if needs_framing {
+        put_field(&header::CONTENT_LENGTH, b"0", &mut head);
+    }
     head.put_slice(b"\r\n");
-    head.freeze()
+    (head.freeze(), framing)
+}
+
+/// The end of a chunked body, with trailers.
+pub fn last_chunk(trailers: &HeaderMap) -> Bytes {
+    let mut end = BytesMut::from(&b"0\r\n"[..]);
+    for (name, value) in trailers.iter().filter(|(name, _)| is_trailer(name)) {
+        put_field(name, value.as_bytes(), &mut end);
+    }
+    end.put_slice(b"\r\n");
+    end.freeze()
+}
+
+/// Whether a field may be a trailer: not those about the connection, or framing and routing of the message (RFC 9110 §6.5.1).
+pub fn is_trailer(name: &HeaderName) -> bool {
+    !CONNECTION_FIELDS.contains(name) && ![header::CONTENT_LENGTH, header::HOST, header::TE, header::TRAILER].contains(name)
 }
 
 /// A field that HTTP/2 can have.
-fn field(line: &[u8]) -> Option<(HeaderName, HeaderValue)> {
+pub(super) fn field(line: &[u8]) -> Option<(HeaderName, HeaderValue)> {
     let colon = line.iter().position(|byte| *byte == b':')?;
     let (name, value) = line.split_at(colon);
     let name = HeaderName::from_bytes(name).ok()?;
@@ -210,8 +286,8 @@ mod tests {
             .extension(Protocol::from_static("websocket"));
         let want = "GET http://a.test/chat HTTP/1.1\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n";
         assert_eq!(head(request, true), (want.to_owned(), Framing::Raw));
-        let response = response(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n").unwrap();
-        assert_eq!((response.status().as_u16(), response.headers().len()), (200, 0));
+        let (response, body) = response(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n").unwrap();
+        assert_eq!((response.status().as_u16(), response.headers().len(), body), (200, 0, Body::Raw));
     }
 
     #[test]
@@ -240,8 +316,8 @@ mod tests {
     fn a_response_loses_the_fields_of_its_connection() {
         let head = b"HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic\r\nConnection: close\r\nKeep-Alive: x\r\n\
             Transfer-Encoding: chunked\r\nUpgrade: y\r\nSet-Cookie: a=1\r\nSet-Cookie: b=\xe4\r\n\r\n";
-        let response = response(head).unwrap();
-        assert_eq!(response.status(), 407);
+        let (response, body) = response(head).unwrap();
+        assert_eq!((response.status().as_u16(), body), (407, Body::Chunked(Chunks::default())));
         let fields: Vec<_> = response
             .headers()
             .iter()
@@ -258,7 +334,50 @@ mod tests {
     }
 
     fn sent(head: &str) -> Request<()> {
-        request(head.as_bytes()).unwrap()
+        request(head.as_bytes()).unwrap().0
+    }
+
+    #[test]
+    fn other_requests_have_their_host_as_authority_and_lose_their_framing() {
+        let sent = |fields: &str| request(format!("POST /a?b HTTP/1.1\r\nHost: a.test:1\r\nTE: trailers\r\n{fields}\r\n").as_bytes());
+        let (request, body) = sent("Transfer-Encoding: chunked\r\n").unwrap();
+        assert_eq!(
+            (request.method(), request.uri().to_string()),
+            (&Method::POST, "http://a.test:1/a?b".to_owned())
+        );
+        assert_eq!(request.headers().keys().collect::<Vec<_>>(), [&header::TE]);
+        assert_eq!(body, Body::Chunked(Chunks::default()));
+        assert_eq!(sent("Content-Length: 7\r\n").unwrap().1, Body::Length(7));
+        assert!(sent("").unwrap().1.is_empty());
+        assert!(sent("Content-Length: x\r\n").is_none());
+    }
+
+    #[test]
+    fn the_end_of_a_response_shows_in_its_head() {
+        let head = |status: u16, is_head, has_body| {
+            let response = Response::builder().status(status).body(()).unwrap();
+            let (head, framing) = response_head(&response, &Asked::Content { is_head }, has_body);
+            (String::from_utf8(head.to_vec()).unwrap(), framing)
+        };
+        assert_eq!(
+            head(200, false, true),
+            ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n".into(), Framing::Chunked)
+        );
+        assert_eq!(
+            head(200, false, false),
+            ("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".into(), Framing::Raw)
+        );
+        assert_eq!(head(200, true, false), ("HTTP/1.1 200 OK\r\n\r\n".into(), Framing::Raw));
+        assert_eq!(head(304, false, false), ("HTTP/1.1 304 Not Modified\r\n\r\n".into(), Framing::Raw));
+    }
+
+    #[test]
+    fn trailers_have_no_framing() {
+        let mut trailers = HeaderMap::new();
+        for (name, value) in [("grpc-status", "0"), ("content-length", "1"), ("x", "y")] {
+            trailers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        assert_eq!(&last_chunk(&trailers)[..], b"0\r\ngrpc-status: 0\r\nx: y\r\n\r\n");
     }
 
     #[test]
@@ -295,7 +414,8 @@ mod tests {
             "CONNECT\r\n\r\n",
             "CONNECT a:1 HTTP/1.1\r\n\r\n",
             "CONNECT /path HTTP/1.1\r\nHost: a\r\n\r\n",
-            "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.1\r\n\r\n",
+            "GET a HTTP/1.1\r\nHost: a\r\n\r\n",
             "GET http://a/ HTTP/1.1\r\nHost: a b\r\nUpgrade: x\r\n\r\n",
             "POST / HTTP/1.1\r\nHost: a\r\nUpgrade: x\r\n\r\n",
         ] {
@@ -306,8 +426,10 @@ mod tests {
     #[test]
     fn a_response_is_one_of_the_earlier_version() {
         let response = |status: u16| Response::builder().status(status).header("x-request-id", "1").body(()).unwrap();
-        let head =
-            |status: u16, protocol: Option<&Protocol>| String::from_utf8(response_head(&response(status), protocol).to_vec()).unwrap();
+        let head = |status: u16, protocol: Option<&Protocol>| {
+            let (head, _) = response_head(&response(status), &Asked::Tunnel(protocol.cloned()), true);
+            String::from_utf8(head.to_vec()).unwrap()
+        };
         assert_eq!(head(200, None), "HTTP/1.1 200 OK\r\nx-request-id: 1\r\n\r\n");
         assert_eq!(head(299, None), "HTTP/1.1 299 \r\nx-request-id: 1\r\n\r\n");
         let udp = Protocol::from_static("connect-udp");

@@ -5,16 +5,17 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll, Waker};
+use std::task::{ready, Context, Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
 use h2::client::{ResponseFuture, SendRequest};
-use h2::ext::Protocol;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
+use http::{HeaderMap, Method, Response};
 
+use super::body::{Body, Part};
 use super::errors::{malformed, read_failure, request_failure, stream_failure};
-use super::head::{self, Framing};
+use super::head::{self, Asked, Framing};
 use super::shared_waker::SharedWaker;
 use super::streams::Streams;
 use crate::error::{NetError, NetErrorCode};
@@ -27,7 +28,6 @@ const MAX_HEAD: usize = 128 << 10;
 /// What follows a response head in the same write, up to this size, waits for no credit: an error response must not wait for a client that
 /// grants none.
 const SMALL_BODY: usize = 16 << 10;
-const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
 /// A stream without its halves.
 pub struct Stream {
@@ -47,8 +47,8 @@ pub struct Stream {
 /// What this side of the stream is.
 #[derive(Clone, Copy, PartialEq)]
 enum Role {
-    Client,
-    Server { is_connect: bool },
+    Client { is_connect: bool },
+    Server { is_connect: bool, is_head: bool },
 }
 
 enum Sending {
@@ -63,17 +63,18 @@ enum Sending {
 enum Receiving {
     /// Nothing has been asked for yet.
     Idle,
-    /// The response to a request, which may be an extended CONNECT for a protocol.
-    Response(ResponseFuture, Option<Protocol>),
+    /// The response to a request.
+    Response(ResponseFuture, Asked),
     Body(RecvStream),
     Over,
 }
 
 /// What a stream receives.
 enum Received {
-    Head(Bytes),
+    Head(Bytes, Framing),
     /// Its credit is to be returned.
     Data(Bytes),
+    Trailers(HeaderMap),
 }
 
 /// Both halves own the stream, which can only be reset as a whole: without both ends, the last one resets it.
@@ -94,24 +95,31 @@ pub struct RecvHalf {
 /// The sending half.
 pub struct SendHalf {
     owner: Arc<Owner>,
+    /// Known from the head on.
+    body: Body,
+    has_ended: bool,
 }
 
 /// Creates the halves of a stream that a client has opened.
 pub fn accept(
-    is_connect: bool,
+    method: &Method,
     framing: Framing,
     body: RecvStream,
     respond: SendResponse<Bytes>,
     streams: Arc<Streams>,
 ) -> (RecvHalf, SendHalf) {
     let sending = Sending::Response(respond, HeadScanner::new(MAX_HEAD));
-    halves(Role::Server { is_connect }, sending, Receiving::Body(body), framing, streams)
+    let role = Role::Server {
+        is_connect: method == Method::CONNECT,
+        is_head: method == Method::HEAD,
+    };
+    halves(role, sending, Receiving::Body(body), framing, streams)
 }
 
-/// Creates the halves of a stream to a server. It begins when the head of its request is written.
-pub fn open(request: SendRequest<Bytes>, streams: Arc<Streams>) -> (RecvHalf, SendHalf) {
+/// Creates the halves of a stream to a server. It begins when the head of its request is written. `is_connect`: it becomes a tunnel.
+pub fn open(is_connect: bool, request: SendRequest<Bytes>, streams: Arc<Streams>) -> (RecvHalf, SendHalf) {
     let sending = Sending::Request(request, HeadScanner::new(MAX_HEAD));
-    halves(Role::Client, sending, Receiving::Idle, Framing::Raw, streams)
+    halves(Role::Client { is_connect }, sending, Receiving::Idle, Framing::Raw, streams)
 }
 
 fn halves(role: Role, sending: Sending, receiving: Receiving, framing: Framing, streams: Arc<Streams>) -> (RecvHalf, SendHalf) {
@@ -136,7 +144,12 @@ fn halves(role: Role, sending: Sending, receiving: Receiving, framing: Framing, 
         rest: Bytes::new(),
         has_ended: false,
     };
-    (reader, SendHalf { owner })
+    let writer = SendHalf {
+        owner,
+        body: Body::Raw,
+        has_ended: false,
+    };
+    (reader, writer)
 }
 
 impl Drop for Owner {
@@ -186,8 +199,8 @@ impl Stream {
     /// Why the stream is reset (RFC 9113 §8.5).
     fn reason(&self) -> Reason {
         match self.role {
-            Role::Client | Role::Server { is_connect: true } if self.has_response() => Reason::CONNECT_ERROR,
-            Role::Client => Reason::CANCEL,
+            Role::Client { is_connect: true } | Role::Server { is_connect: true, .. } if self.has_response() => Reason::CONNECT_ERROR,
+            Role::Client { .. } => Reason::CANCEL,
             Role::Server { .. } => Reason::INTERNAL_ERROR,
         }
     }
@@ -227,19 +240,29 @@ impl Stream {
         let mut receiving = lock(&self.receiving);
         match &mut *receiving {
             Receiving::Idle => Poll::Pending,
-            Receiving::Response(response, protocol) => {
-                let response = std::task::ready!(Pin::new(response).poll(context));
-                let (head, body) = match response {
-                    Ok(response) => (head::response_head(&response, protocol.as_ref()), response.into_body()),
+            Receiving::Response(response, asked) => {
+                let response = ready!(Pin::new(response).poll(context));
+                let ((head, framing), body) = match response {
+                    Ok(response) => {
+                        let has_body = !response.body().is_end_stream();
+                        (head::response_head(&response, asked, has_body), response.into_body())
+                    }
                     Err(error) => return Poll::Ready(Some(Err(request_failure(&error)))),
                 };
                 self.has_response.store(true, Ordering::Relaxed);
                 *receiving = Receiving::Body(body);
-                Poll::Ready(Some(Ok(Received::Head(head))))
+                Poll::Ready(Some(Ok(Received::Head(head, framing))))
             }
-            Receiving::Body(body) => body
-                .poll_data(context)
-                .map(|data| data.map(|data| data.map(Received::Data).map_err(|error| read_failure(&error)))),
+            Receiving::Body(body) => {
+                let received = match ready!(body.poll_data(context)) {
+                    Some(data) => data.map(Received::Data),
+                    None => match ready!(body.poll_trailers(context)) {
+                        Ok(None) => return Poll::Ready(None),
+                        trailers => trailers.map(|trailers| Received::Trailers(trailers.unwrap_or_default())),
+                    },
+                };
+                Poll::Ready(Some(received.map_err(|error| read_failure(&error))))
+            }
             Receiving::Over => Poll::Ready(None),
         }
     }
@@ -254,17 +277,23 @@ impl RecvHalf {
             }
             let stream = &self.owner.stream;
             let received = stream.receive_waker.wait(|context| stream.poll_received(context)).await;
-            self.rest = match received.transpose()? {
-                Some(Received::Head(head)) => return Ok(Some(head)),
-                Some(Received::Data(data)) => data,
-                None => {
-                    self.has_ended = true;
-                    match self.framing {
-                        Framing::Raw => return Ok(None),
-                        Framing::Chunked => return Ok(Some(Bytes::from_static(LAST_CHUNK))),
-                    }
+            let trailers = match received.transpose()? {
+                Some(Received::Head(head, framing)) => {
+                    self.framing = framing;
+                    return Ok(Some(head));
                 }
+                Some(Received::Data(data)) => {
+                    self.rest = data;
+                    continue;
+                }
+                Some(Received::Trailers(trailers)) => trailers,
+                None => HeaderMap::new(),
             };
+            self.has_ended = true;
+            return Ok(match self.framing {
+                Framing::Raw => None,
+                Framing::Chunked => Some(head::last_chunk(&trailers)),
+            });
         }
         let data = self.rest.split_to(self.rest.len().min(max.max(1)));
         if let Receiving::Body(body) = &mut *lock(&self.owner.stream.receiving) {
@@ -288,21 +317,34 @@ impl RecvHalf {
 
 impl Stream {
     /// Sends the head of a request, whose response can then be received.
-    fn send_request(&self, request: &mut SendRequest<Bytes>, head: &[u8]) -> Result<SendStream<Bytes>, NetError> {
-        let wanted = head::request(head).ok_or_else(|| malformed("request"))?;
-        let protocol = wanted.extensions().get::<Protocol>().cloned();
-        if protocol.is_some() && !request.is_extended_connect_protocol_enabled() {
+    fn send_request(&self, request: &mut SendRequest<Bytes>, head: &[u8]) -> Result<(SendStream<Bytes>, Body), NetError> {
+        let (wanted, framing) = head::request(head).ok_or_else(|| malformed("request"))?;
+        let asked = Asked::of(&wanted);
+        if matches!(asked, Asked::Tunnel(Some(_))) && !request.is_extended_connect_protocol_enabled() {
             return Err(NetError::remote(
                 NetErrorCode::Reset,
                 "The server does not serve extended CONNECT (RFC 8441)",
             ));
         }
-        let (response, body) = request.send_request(wanted, false).map_err(|error| request_failure(&error))?;
-        *lock(&self.receiving) = Receiving::Response(response, protocol);
+        let (response, body) = request
+            .send_request(wanted, framing.is_empty())
+            .map_err(|error| request_failure(&error))?;
+        *lock(&self.receiving) = Receiving::Response(response, asked);
         // what waited for it may be resolved by the connection from now on
         self.receive_waker.notify();
         self.send_waker.notify();
-        Ok(body)
+        Ok((body, framing))
+    }
+
+    /// Parses the head of a response. A tunnel, and the response to HEAD, have no framing.
+    fn parse_response(&self, head: &[u8]) -> Result<(Response<()>, Body), NetError> {
+        let (response, body) = head::response(head).ok_or_else(|| malformed("response"))?;
+        let is_unframed = match self.role {
+            Role::Server { is_connect: true, .. } => response.status().is_success(),
+            Role::Server { is_head, .. } => is_head,
+            Role::Client { .. } => false,
+        };
+        Ok((response, if is_unframed { Body::Raw } else { body }))
     }
 }
 
@@ -318,9 +360,11 @@ fn chunk(data: &[u8]) -> Bytes {
 impl SendHalf {
     /// Sends a part of the request or the response, which begins with its head. Resolves when the connection has taken all of it.
     pub async fn write(&mut self, data: Bytes) -> Result<(), NetError> {
-        let Some(mut data) = self.write_head(data)? else { return Ok(()) };
+        let Some(Part { mut content, end }) = self.write_head(data)? else {
+            return Ok(());
+        };
         let stream = &self.owner.stream;
-        while !data.is_empty() {
+        while !content.is_empty() {
             let sent = stream
                 .send_waker
                 .wait(|context| {
@@ -328,7 +372,7 @@ impl SendHalf {
                     let Sending::Body(body) = &mut *sending else {
                         return Poll::Ready(Err(NetError::closed()));
                     };
-                    body.reserve_capacity(data.len());
+                    body.reserve_capacity(content.len());
                     let room = match body.capacity() {
                         0 => match body.poll_capacity(context) {
                             Poll::Pending => return Poll::Pending,
@@ -337,7 +381,7 @@ impl SendHalf {
                         },
                         room => room,
                     };
-                    let part = data.split_to(room.min(data.len()));
+                    let part = content.split_to(room.min(content.len()));
                     if part.is_empty() || body.send_data(part, false).is_err() {
                         return Poll::Ready(Err(stream.send_failure(&mut sending)));
                     }
@@ -346,23 +390,27 @@ impl SendHalf {
                 .await;
             sent?;
         }
-        Ok(())
+        match end {
+            Some(trailers) => self.send_end(trailers),
+            None => Ok(()),
+        }
     }
 
     /// Sends the head, of a response with interim ones before it. Returns what follows it; `None` if it is not complete.
-    fn write_head(&mut self, mut data: Bytes) -> Result<Option<Bytes>, NetError> {
+    fn write_head(&mut self, mut data: Bytes) -> Result<Option<Part>, NetError> {
         let stream = &self.owner.stream;
         let mut sending = lock(&stream.sending);
         loop {
             let scanner = match &mut *sending {
                 Sending::Request(_, scanner) | Sending::Response(_, scanner) => scanner,
-                Sending::Body(_) | Sending::Over => return Ok(Some(data)),
+                Sending::Body(_) | Sending::Over => return self.body.take(data).map(Some),
             };
             let Some((head, rest)) = scanner.push(data)? else { return Ok(None) };
-            let mut body = match &mut *sending {
+            let mut body;
+            (body, self.body) = match &mut *sending {
                 Sending::Request(request, _) => stream.send_request(request, &head)?,
                 Sending::Response(respond, scanner) => {
-                    let response = head::response(&head).ok_or_else(|| malformed("response"))?;
+                    let (response, framing) = stream.parse_response(&head)?;
                     if response.status().is_informational() {
                         if respond.send_informational(response).is_err() {
                             return Err(stream.send_failure(&mut sending));
@@ -371,31 +419,49 @@ impl SendHalf {
                         data = rest;
                         continue;
                     }
-                    let Ok(body) = respond.send_response(response, false) else {
+                    let Ok(body) = respond.send_response(response, framing.is_empty()) else {
                         return Err(stream.send_failure(&mut sending));
                     };
                     stream.has_response.store(true, Ordering::Relaxed);
-                    body
+                    (body, framing)
                 }
-                Sending::Body(_) | Sending::Over => return Ok(Some(rest)),
+                Sending::Body(_) | Sending::Over => return Err(NetError::closed()), // handled above
             };
-            let is_small = !rest.is_empty() && rest.len() <= SMALL_BODY;
-            let is_sent = is_small && body.send_data(rest.clone(), false).is_ok();
+            self.has_ended = self.body.is_empty();
+            let mut part = match rest.is_empty() {
+                true => Part::default(),
+                false => self.body.take(rest)?,
+            };
+            let is_small = !part.content.is_empty() && part.content.len() <= SMALL_BODY;
+            if is_small && body.send_data(part.content.clone(), false).is_ok() {
+                part.content = Bytes::new();
+            }
             *sending = Sending::Body(body);
             stream.add_window();
-            return Ok(Some(if is_sent { Bytes::new() } else { rest }));
+            return Ok(Some(part));
         }
     }
 
     /// Ends the direction.
     pub fn finish(&mut self) -> Result<(), NetError> {
+        if self.has_ended {
+            return Ok(());
+        }
+        if !self.body.may_end() {
+            return Err(NetError::new(NetErrorCode::Internal, "The body is not complete"));
+        }
+        self.send_end(HeaderMap::new())
+    }
+
+    fn send_end(&mut self, trailers: HeaderMap) -> Result<(), NetError> {
         let stream = &self.owner.stream;
         let mut sending = lock(&stream.sending);
-        let is_sent = match &mut *sending {
-            Sending::Body(body) => body.send_data(Bytes::new(), true).is_ok(),
+        self.has_ended = match &mut *sending {
+            Sending::Body(body) if trailers.is_empty() => body.send_data(Bytes::new(), true).is_ok(),
+            Sending::Body(body) => body.send_trailers(trailers).is_ok(),
             _ => false,
         };
-        match is_sent {
+        match self.has_ended {
             true => Ok(()),
             false => Err(stream.send_failure(&mut sending)),
         }

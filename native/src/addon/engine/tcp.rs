@@ -139,6 +139,17 @@ impl Engine {
         self.state.promise(op).settle(opened.map(|halves| self.state.add_stream(halves)));
     }
 
+    /// Returns the only stream of a connection on `stream`, whose handle is freed. See [`http2::open_over`].
+    #[napi]
+    pub fn open_http2_over(&self, op: f64, stream: f64) {
+        let state = self.state.clone();
+        let carrier = lock(&state.streams).remove(&(stream as u64));
+        self.state.run(op, false, async move {
+            let carrier = carrier.ok_or_else(|| closed("stream"))?.take(&Arc::default()).halves().await?;
+            Ok(state.add_stream(http2::open_over(carrier).await?))
+        });
+    }
+
     /// Frees the handle. The connection ends with its last stream.
     #[napi]
     pub fn release_http2(&self, connection: f64) {
