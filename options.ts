@@ -106,6 +106,7 @@ export interface ProxyOptions {
     network?: "tcp" | "udp" | "http" | "https";
     agent: string;
     to: string;
+    toProtocol?: "http/1.1" | "h2c";
     sni?: string[];
     host?: string[];
     path?: string[];
@@ -472,6 +473,7 @@ export interface AgentOptions {
       listen: string;
       network?: "tcp" | "udp" | "http" | "https";
       to: string;
+      toProtocol?: "http/1.1" | "h2c";
       sni?: string[];
       host?: string[];
       path?: string[];
@@ -707,6 +709,7 @@ export interface LoadBalancerOptions {
     network?: "tcp" | "udp" | "http" | "https";
     agent: string;
     to: string;
+    toProtocol?: "http/1.1" | "h2c";
     sni?: string[];
     host?: string[];
     path?: string[];

@@ -30,6 +30,7 @@ export function netWith(net: Net, replaced: Partial<Net>): Net {
     listenTcp: (options) => net.listenTcp(options),
     listenUdp: (options) => net.listenUdp(options),
     connectTcp: (options) => net.connectTcp(options),
+    openHttp2Over: (stream) => net.openHttp2Over(stream),
     connectHttp2: (options) => net.connectHttp2(options),
     openStandardStreams: () => net.openStandardStreams(),
     resolve: (host, options) => net.resolve(host, options),

@@ -31,6 +31,13 @@ export const forwardOptions = defineOptions({
       },
       "agent": { kind: "string", description: "The agent's id.", check: agentIdProblem },
       "to": { kind: "string", description: "Destination, host:port, as the agent reaches it.", check: (to) => checkRemote(to) },
+      "to-protocol": {
+        kind: "string",
+        default: "http/1.1",
+        choices: ["http/1.1", "h2c"],
+        description:
+          "What the destination speaks: http/1.1; or h2c, HTTP/2 without TLS, as servers of gRPC do. WebSockets are HTTP/1.1 with both.",
+      },
       "sni": {
         kind: "list",
         description:
@@ -189,6 +196,7 @@ const NETWORKS_OF: readonly (readonly [key: string, networks: readonly Forward["
   ["proxy-protocol", ["tcp"], ({ proxyProtocol }) => proxyProtocol !== "none"],
   ["host", ["http", "https"], ({ host }) => host.length > 0],
   ["path", ["http", "https"], ({ path }) => path.length > 0],
+  ["to-protocol", ["http", "https"], ({ toProtocol }) => toProtocol !== "http/1.1"],
   ["auth", ["http", "https"], ({ auth }) => auth !== "none"],
   ["auth=mtls", ["https"], ({ auth }) => auth === "mtls"],
   ["cert-file", ["https"], ({ certFile }) => certFile !== undefined],

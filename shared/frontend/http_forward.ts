@@ -7,6 +7,7 @@ import { type BodyEnd, LengthEnd } from "../http/body.ts";
 import { endOfHead, HeadError, parseResponseHead, type RequestHead, type ResponseHead, values } from "../http/head.ts";
 import type { Intermediary } from "../http/proxy_status.ts";
 import { ProxyError } from "../http/status.ts";
+import { NetError } from "../net/errors.ts";
 import type { Duplex } from "../net/stream.ts";
 import { clientDisconnected } from "../tunnel/errors.ts";
 import type { RequestRecord } from "./access_log.ts";
@@ -258,6 +259,11 @@ class ForwardedRequest {
     try {
       return await this.origin.read();
     } catch (cause) {
+      if (cause instanceof NetError && cause.code === "not-http2") {
+        throw new ProxyError(502, "http_protocol_error", "The destination does not speak HTTP/2, which to-protocol=h2c says", [], {
+          cause,
+        });
+      }
       if (this.#clientError === undefined || this.#clientError instanceof HeadError) throw this.#clientError ?? cause;
       throw clientDisconnected(this.#clientError);
     } finally {

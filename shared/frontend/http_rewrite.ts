@@ -112,6 +112,14 @@ function connectionFields(upgrade: string | undefined): Fields {
   return upgrade === undefined ? [["Connection", "close"]] : [["Connection", "Upgrade"], ["Upgrade", upgrade]];
 }
 
+/** Those of a request. Trailers pass, and servers of gRPC need to know it (RFC 9110 §10.1.4). */
+function requestConnectionFields(request: RequestHead): Fields {
+  const upgrade = upgradeOf(request);
+  return upgrade === undefined && listed(request.fields, "te").includes("trailers")
+    ? [["TE", "trailers"], ["Connection", "close, TE"]]
+    : connectionFields(upgrade);
+}
+
 function via({ version }: RequestHead | ResponseHead): Fields[number] {
   return ["Via", `${version} reverse-http`];
 }
@@ -130,7 +138,7 @@ export function rewriteRequest(request: RequestHead, target: ForwardTarget): Uin
     ...fields,
     ...target.fields ?? [],
     via(request),
-    ...connectionFields(upgradeOf(request)),
+    ...requestConnectionFields(request),
   ]);
 }
 
@@ -168,13 +176,13 @@ function proxyStatusOf(fields: Fields, by: Intermediary): Fields {
 
 /**
  * How the client finds the end of a response: by the origin's framing (`unchanged`), or by chunks added here (`chunked`). Without either, a
- * truncated body looks complete. HTTP/2 has frames instead, and HTTP/1.0 has no chunks: if the origin sends them, the client gets their content
- * (`dechunked`, RFC 9112 §6.1).
+ * truncated body looks complete. HTTP/2 has frames instead, in which the network also puts an origin's chunks and their trailers. HTTP/1.0 has
+ * no chunks: if the origin sends them, the client gets their content (`dechunked`, RFC 9112 §6.1).
  */
 export type ResponseFraming = "unchanged" | "chunked" | "dechunked";
 
 export function framingOf({ method, version }: RequestHead, response: ResponseHead): ResponseFraming {
-  if (version !== "1.1" && listed(response.fields, "transfer-encoding").join() === "chunked") return "dechunked";
+  if (version === "1.0" && listed(response.fields, "transfer-encoding").join() === "chunked") return "dechunked";
   return version === "1.1" && response.status !== 101 && endOfResponse(method, response) === undefined ? "chunked" : "unchanged";
 }
 

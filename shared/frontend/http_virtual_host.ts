@@ -20,7 +20,7 @@ import { asHttp2, checkProtocol } from "./http2_request.ts";
 import { claimedAgent, readCredentials } from "./http_credentials.ts";
 import { forward as forwardRequest } from "./http_forward.ts";
 import { refusalOf } from "./http_proxy.ts";
-import { checkMaxForwards, type ForwardTarget } from "./http_rewrite.ts";
+import { checkMaxForwards, type ForwardTarget, upgradeOf } from "./http_rewrite.ts";
 import type { ClientSession } from "./pipeline.ts";
 import { normalizePath, type VirtualHosts } from "./virtual_hosts.ts";
 
@@ -126,6 +126,7 @@ async function serve(
       isOperators,
       verify: () => problemOf(current ? current() : hosts, asked, record.client),
       via: values(request.fields, "via"),
+      isHttp2: forward.toProtocol === "h2c" && upgradeOf(request) === undefined,
       exchange: async ({ stream: upstream }, { clientSignal, pace }) => {
         const exchange = {
           request: { ...request, fields: withTrace(fields, record.trace) },

@@ -67,6 +67,8 @@ export interface ClientRequest {
   readonly established?: Uint8Array;
   /** Its status, for the log. Default 200. */
   readonly establishedStatus?: number;
+  /** The exchange is a request of HTTP/2 to the destination, see `openHttp2Over` of the network. Default `false`. */
+  readonly isHttp2?: boolean;
   /** Serves the client over the connection to the destination. Default: both directions are relayed. */
   readonly exchange?: (upstream: UpstreamStream, context: ExchangeContext) => Promise<void>;
 }
@@ -214,7 +216,7 @@ export class ClientSession {
   async connect(request: ClientRequest): Promise<void> {
     const { limits, log, now, activity } = this.context;
     const { stream, record } = this;
-    const { network = "tcp", via = [], established, establishedStatus = 200, exchange } = request;
+    const { network = "tcp", via = [], established, establishedStatus = 200, exchange, isHttp2 = false } = request;
     const chosen = chooseAgent(request, this.context, record);
     const { credentials, destination } = chosen;
     record.network = network === "udp" ? network : undefined;
@@ -242,7 +244,10 @@ export class ClientSession {
         relay: exchange ? undefined : { stream, splice },
         clientSignal: () => watch.signal,
       };
-      const upstream = await dial(this.context, tunnelRequest, record, signal, watch);
+      const dialled = await dial(this.context, tunnelRequest, record, signal, watch);
+      const upstream = isHttp2 && "stream" in dialled
+        ? { ...dialled, stream: await this.context.net.openHttp2Over(dialled.stream) }
+        : dialled;
       record.connectedAt = now();
       record.via = upstream.via;
       activity?.opened(record);

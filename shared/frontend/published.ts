@@ -5,7 +5,8 @@ import { MAX_PUBLISHED, type PublishRequest } from "../link/message.ts";
 import { type Forward, forwardOptions, groupForwards } from "./forwards.ts";
 import { normalizeName } from "./server_names.ts";
 
-const { network, to, sni, host, path, auth, allow, "proxy-protocol": proxyProtocol } = forwardOptions.forward.keys;
+const { network, to, "to-protocol": toProtocol, sni, host, path, auth, allow, "proxy-protocol": proxyProtocol } =
+  forwardOptions.forward.keys;
 
 /** Bytes of all records in an agent's hello, which has a limit of its own. */
 const MAX_BYTES = 4_096;
@@ -19,6 +20,7 @@ export const publishOptions = defineOptions({
       "listen": { kind: "address", description: "Port at the proxy, written :5432.", check: portProblem },
       network,
       to,
+      "to-protocol": toProtocol,
       sni,
       host,
       path,
@@ -59,7 +61,12 @@ export function publishRequest(record: PublishRecord): PublishRequest {
   );
 }
 
-const DEFAULTS: Readonly<Record<string, unknown>> = { network: network.default, auth: auth.default, proxyProtocol: proxyProtocol.default };
+const DEFAULTS: Readonly<Record<string, unknown>> = {
+  network: network.default,
+  toProtocol: toProtocol.default,
+  auth: auth.default,
+  proxyProtocol: proxyProtocol.default,
+};
 
 /**
  * The forward that an agent asks for, if it is valid.

@@ -51,6 +51,13 @@ export interface Net {
    */
   connectHttp2(options: Omit<ConnectTcpOptions, "addresses">): Promise<Http2Connection>;
   /**
+   * Begins HTTP/2 on a stream whose other end speaks it (RFC 9113 §3.3), and returns the only stream of that connection. One request is written
+   * to it in the form of HTTP/1.1, and its response is read in that form, both with trailers behind a chunked body. It does not wait for the
+   * other end. The given stream must not be used any more. A read fails with `not-http2` if its other end speaks something else.
+   * @throws {NetError} `closed`, `invalid`
+   */
+  openHttp2Over(stream: Duplex): Promise<Duplex>;
+  /**
    * Opens standard input and output of the process as a stream, once. They are read from then on, and nothing else may use them. The end of
    * what is written closes standard output; if standard input is silent for 500 ms after that, it counts as ended. `stopped`: the reader of
    * standard output is gone, which ends both directions. A closed standard input has ended.

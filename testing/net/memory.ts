@@ -323,6 +323,10 @@ class MemoryNet implements Net {
     throw new NetError("not-http2", `Cannot speak HTTP/2 with ${host}:${port}: there is none in memory`);
   }
 
+  async openHttp2Over(): Promise<Duplex> {
+    throw new NetError("invalid", "Cannot begin HTTP/2: there is none in memory");
+  }
+
   async openStandardStreams(): Promise<Duplex> {
     throw new NetError("invalid", "Cannot open standard input and output: this network has none");
   }

@@ -156,6 +156,12 @@ class NativeNet implements Net {
     return new NativeHttp2Connection(this.#calls, id, remote);
   }
 
+  async openHttp2Over(stream: Duplex): Promise<Duplex> {
+    if (!(stream instanceof NativeDuplex)) throw new NetError("invalid", "Cannot begin HTTP/2 on a stream of another network");
+    const carrier = stream.give();
+    return new NativeDuplex(this.#calls, await this.#calls.call<number>((op, engine) => engine.openHttp2Over(op, carrier)), stream.remote);
+  }
+
   async openStandardStreams(): Promise<Duplex> {
     return new NativeDuplex(this.#calls, await this.#calls.call<number>((op, engine) => engine.openStandardStreams(op)), "");
   }

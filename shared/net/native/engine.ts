@@ -138,6 +138,7 @@ export interface Engine {
   peerCredit(connection: number): number[];
   connectionClosed(op: number, connection: number): void;
   connectionStats(connection: number): number[];
+  openHttp2Over(op: number, stream: number): void;
   connectHttp2(op: number, host: string, port: number, timeoutMs: number, tls: EngineClientTls | undefined): void;
   openHttp2Stream(op: number, connection: number): void;
   releaseHttp2(connection: number): void;
