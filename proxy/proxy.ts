@@ -35,7 +35,7 @@ import type { Dialer } from "../shared/tunnel/request.ts";
 import { Arrivals } from "./agents/arrivals.ts";
 import { DestinationFailures } from "./agents/destination_failures.ts";
 import { AgentListeners } from "./agents/listener.ts";
-import { type AgentEvents, type AgentServer, startAgentServer } from "./agents/server.ts";
+import { type AgentEvents, AgentServer } from "./agents/server.ts";
 import { PublishedForwards } from "./agents/published_forwards.ts";
 import { StalledAgentMonitor } from "./agents/stalled_agents.ts";
 import { dialAgent } from "./dial.ts";
@@ -179,7 +179,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
       (published) => published.close(),
     );
     let pins = pinsOf(tls);
-    const server = startAgentServer({
+    const server = new AgentServer({
       onArrival: (agentId) => arrivals?.connected(agentId), // never before this function goes on
       onAgentConnected: deps.onAgentConnected,
       onAgentDisconnected: deps.onAgentDisconnected,

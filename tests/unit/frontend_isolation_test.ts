@@ -1,7 +1,7 @@
 // A fault within one request or agent affects only that one: its cause is logged, and others are served.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
-import { startAgentServer } from "../../proxy/agents/server.ts";
+import { AgentServer } from "../../proxy/agents/server.ts";
 import { createAllowList } from "../../shared/address/allow_list.ts";
 import { createNoAuth } from "../../shared/auth/authenticator.ts";
 import { createHttpProxy } from "../../shared/frontend/http_proxy.ts";
@@ -118,7 +118,7 @@ describe("a fault of the program", () => {
   it("in the release of an agent's credentials is logged, and the agent is removed", () =>
     withNet(async (net) => {
       const [log, listener] = [new LogBook(), await net.listenQuic({ address: "127.0.0.1:0", tls: { cert: "", key: "" }, alpn: ALPN })];
-      const server = startAgentServer({
+      const server = new AgentServer({
         listeners: [listener],
         log,
         multiple: false,
