@@ -56,44 +56,39 @@ export interface LoggerOptions {
  * // prints: .*"message":"order received".*"id":42.*
  * ```
  */
-export function createLogger({ format, level, write, color = false }: LoggerOptions): Logger & LogControl {
-  const formatterOf = (format: LogFormat) =>
-    format === "json" ? getJsonLinesFormatter({ properties: "flatten" }) : color ? colorFormatter() : formatText;
-  let formatRecord = formatterOf(format);
-  const method = (name: LogLevel) => {
-    const recordLevel: RecordLevel = name === "warn" ? "warning" : name;
-    return (message: string, fields: LogFields = {}) => {
-      const properties: Record<string, unknown> = {};
-      for (const key in fields) if (fields[key] !== undefined) properties[key] = fields[key];
-      const record: LogRecord = {
-        category: [],
-        level: recordLevel,
-        message: [message],
-        rawMessage: message,
-        timestamp: Date.now(),
-        properties,
-      };
-      write(formatRecord(record));
-    };
-  };
-  const logger = new LeveledLogger(level, method);
-  return Object.defineProperty(logger, "format", {
-    get: () => format,
-    set(next: LogFormat) {
-      format = next;
-      formatRecord = formatterOf(next);
-    },
-  }) as LeveledLogger & LogControl;
+export function createLogger(options: LoggerOptions): Logger & LogControl {
+  return new LineLogger(options);
 }
 
-/** Drops what is below its level. */
-class LeveledLogger implements Logger, LogLevelControl {
+/** Formats what is not below its level. */
+class LineLogger implements Logger, LogControl {
   readonly #methods: Logger;
+  readonly #color: boolean;
   #lowest: number;
+  #format: LogFormat;
+  #formatRecord: (record: LogRecord) => string;
 
-  /** @param method returns the method of a level */
-  constructor(level: LogLevel, method: (level: LogLevel) => Logger[LogLevel]) {
+  constructor({ format, level, write, color = false }: LoggerOptions) {
+    this.#color = color;
     this.#lowest = LOG_LEVELS.indexOf(level);
+    this.#format = format;
+    this.#formatRecord = formatterOf(format, color);
+    const method = (name: LogLevel) => {
+      const recordLevel: RecordLevel = name === "warn" ? "warning" : name;
+      return (message: string, fields: LogFields = {}) => {
+        const properties: Record<string, unknown> = {};
+        for (const key in fields) if (fields[key] !== undefined) properties[key] = fields[key];
+        const record: LogRecord = {
+          category: [],
+          level: recordLevel,
+          message: [message],
+          rawMessage: message,
+          timestamp: Date.now(),
+          properties,
+        };
+        write(this.#formatRecord(record));
+      };
+    };
     this.#methods = {
       trace: method("trace"),
       debug: method("debug"),
@@ -101,6 +96,15 @@ class LeveledLogger implements Logger, LogLevelControl {
       warn: method("warn"),
       error: method("error"),
     };
+  }
+
+  get format(): LogFormat {
+    return this.#format;
+  }
+
+  set format(format: LogFormat) {
+    this.#format = format;
+    this.#formatRecord = formatterOf(format, this.#color);
   }
 
   get level(): LogLevel {
@@ -130,6 +134,11 @@ class LeveledLogger implements Logger, LogLevelControl {
   get error(): Logger["error"] {
     return this.#methods.error;
   }
+}
+
+function formatterOf(format: LogFormat, color: boolean): (record: LogRecord) => string {
+  if (format === "json") return getJsonLinesFormatter({ properties: "flatten" });
+  return color ? colorFormatter() : formatText;
 }
 
 /** Logs nothing. */
