@@ -4,13 +4,14 @@ import type { Subcommand } from "../shared/cli/command.ts";
 import { checkConfiguration, checkName, checkTcp, checkToken, describeVersion, diagnosisOptions, report } from "../shared/cli/diagnosis.ts";
 import type { Finding } from "../shared/cli/findings.ts";
 import { type Authority, formatAuthority } from "../shared/address/authority.ts";
+import { splitHostPort } from "../shared/address/host_port.ts";
 import { ConfigError, type ValuesOf } from "../shared/config/option.ts";
 import { NetError } from "../shared/net/errors.ts";
 import type { Net } from "../shared/net/net.ts";
 import { tlsAdvice } from "../shared/tls/advice.ts";
 import { expandJoin } from "./join.ts";
 import { type ClientOptions, clientOptions } from "./options.ts";
-import { type Access, checkAccess, checkFiles, connectToProxy, openTunnel, parseDestination, readCredentials } from "./tunnel.ts";
+import { type Access, checkAccess, checkFiles, connectToProxy, openTunnel, parseDestination, readCredentials, readTls } from "./tunnel.ts";
 import { TunnelFailure } from "./tunnel_failure.ts";
 
 export function clientDoctor(createNet: CreateNet): Subcommand<ClientOptions & ValuesOf<typeof diagnosisOptions>> {
@@ -64,8 +65,26 @@ export async function diagnoseClient(
   if (tcp.result === "failed") return findings;
   if (access.tls.enable) findings.push(await checkTls(net, access));
   if (findings.at(-1)!.result === "failed") return findings;
+  if (access.http2) findings.push(await checkHttp2(net, access));
   return [...findings, ...await checkTunnel(net, access, destination)];
 }
+
+/** Whether the tunnels share a connection, as `--http2` wants. Without it they still have one each. */
+async function checkHttp2(net: Net, { proxy, tls, connectTimeout: timeoutMs }: Access): Promise<Finding> {
+  const common = { check: "HTTP/2", target: proxy };
+  try {
+    (await net.connectHttp2({ ...splitHostPort(proxy), timeoutMs, tls: await readTls(net, tls) })).release();
+    return { ...common, result: "ok", details: "spoken there: tunnels share a connection" };
+  } catch (error) {
+    if (!(error instanceof NetError)) throw error;
+    const details = error.code === "not-http2"
+      ? "not spoken there: each tunnel has a connection of its own, over HTTP/1.1"
+      : `no connection: ${error.message}`;
+    return { ...common, result: "failed", details, remedy: HTTP2_REMEDY, code: error.code };
+  }
+}
+
+const HTTP2_REMEDY = "set --proxy to the address of --http-proxy.http2-listen-address of the proxy, or leave out --http2";
 
 async function checkTls(net: Net, access: Access): Promise<Finding> {
   const common = { check: "TLS", target: access.proxy };

@@ -53,7 +53,7 @@ export async function serveForwards(
 ): Promise<number> {
   await checkFiles(net, access());
   const stopped = terminal.stopped();
-  const connections = new ProxyConnections(net);
+  const connections = new ProxyConnections(net, (line) => monitor.report(line));
   const relays = new Relays(net, access, connections, monitor);
   try {
     for (const forward of forwards) await relays.listen(forward);

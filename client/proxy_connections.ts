@@ -31,8 +31,11 @@ export class ProxyConnections {
   /** The proxy has no HTTP/2 until this time, as of `performance.now()`. */
   #http1Until = 0;
   #opening?: Promise<void>;
+  /** The proxy without HTTP/2 that was reported last. */
+  #reported = "";
 
-  constructor(private readonly net: Net) {}
+  /** @param report takes a line for the user about a proxy without HTTP/2, once */
+  constructor(private readonly net: Net, private readonly report: (line: string) => void = () => {}) {}
 
   /**
    * Returns a connection that speaks HTTP/1.1, or a stream of one that is like it. Over HTTP/2, `closed` of the stream's calls means that the
@@ -85,6 +88,12 @@ export class ProxyConnections {
     } catch (error) {
       if (!(error instanceof NetError && error.code === "not-http2")) throw error;
       if (key === this.#key) this.#http1Until = performance.now() + HTTP1_MS;
+      if (key === this.#reported) return;
+      this.#reported = key;
+      this.report(
+        `${proxy} does not speak HTTP/2: each tunnel gets a connection of its own; set --proxy to the address of ` +
+          "--http-proxy.http2-listen-address, or leave out --http2",
+      );
     }
   }
 }

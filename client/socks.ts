@@ -62,7 +62,7 @@ export async function serveSocks(
   await checkFiles(net, access());
   const listener = await net.listenTcp({ address: listen, preamble: "http-or-socks5" });
   const { address } = listener;
-  const connections = new ProxyConnections(net);
+  const connections = new ProxyConnections(net, terminal.report);
   const limit = limitErrors(terminal.report);
   const log = createReporter(terminal, limit);
   const frontend = new Frontend({

@@ -136,7 +136,7 @@ export async function connectToProxy(
   { proxy, tls, http2, connectTimeout }: Access,
   { signal, connections = new ProxyConnections(net) }: Pick<OpenOptions, "signal" | "connections"> = {},
 ): Promise<Duplex> {
-  const settings = tls.enable ? await readTls(net, tls) : undefined;
+  const settings = await readTls(net, tls);
   try {
     return await connections.connect({ proxy, tls: settings, http2, connectTimeout, signal });
   } catch (cause) {
@@ -165,10 +165,15 @@ export async function reportUnreachableProxy(
  */
 export async function checkFiles(net: Net, access: Access): Promise<void> {
   await readCredentials(access);
-  if (access.tls.enable) await readTls(net, access.tls);
+  await readTls(net, access.tls);
 }
 
-async function readTls(net: Net, options: ClientOptions["tls"]): Promise<ClientTls> {
+/**
+ * The settings of TLS; `undefined` without.
+ * @throws {ConfigError} for a file that cannot be used
+ */
+export async function readTls(net: Net, options: ClientOptions["tls"]): Promise<ClientTls | undefined> {
+  if (!options.enable) return undefined;
   return (await openClientTls("tls", options, { log: silentLogger, net })).current;
 }
 

@@ -3,6 +3,7 @@ import { printQrCode } from "../shared/cli/qr_code.ts";
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { decodeJwt } from "jose";
+import { formatHostPort, splitHostPort } from "../shared/address/host_port.ts";
 import { AuthenticationError, checkAgentId } from "../shared/auth/authenticator.ts";
 import { generatePrivateKey, parsePrivateKey, parsePublicKeys, publicKeyOf, type SigningKey } from "../shared/auth/keys.ts";
 import { signToken } from "../shared/auth/token.ts";
@@ -17,7 +18,7 @@ import { readCertificates } from "../shared/tls/pem.ts";
 import { AGENT_CERTIFICATE, openSelfSigned } from "../shared/tls/self_signed.ts";
 import { keyPinOfChain, pinFor } from "../shared/tls/trust.ts";
 import { proxyOptions } from "./options.ts";
-import { agentAddresses, clientAddresses, type PublicAddresses } from "./public_address.ts";
+import { type AddressOptions, agentAddresses, clientAddresses, type PublicAddresses } from "./public_address.ts";
 
 const SECRET = 0o600;
 const PUBLIC = 0o644;
@@ -28,6 +29,10 @@ const LIFETIME_MS = { agent: 365 * DAY_MS, client: DAY_MS };
 const ownOptions = defineOptions({
   "agent-id": { kind: "string", description: "Id of the agent that is invited, or that the invited client reaches." },
   "client": { kind: "boolean", description: "Invite a client instead of the agent." },
+  "http2": {
+    kind: "boolean",
+    description: "With client: name the address of http-proxy.http2-listen-address, so that the client's tunnels share a connection.",
+  },
   "duration": {
     kind: "duration",
     maxMs: 2_562_047 * 3_600_000,
@@ -68,6 +73,7 @@ const ofProxy = {
   "agent-server.public-address": proxyOptions["agent-server.public-address"],
   "agent-server.tls.file.cert": proxyOptions["agent-server.tls.file.cert"],
   "http-proxy.listen-address": proxyOptions["http-proxy.listen-address"],
+  "http-proxy.http2-listen-address": proxyOptions["http-proxy.http2-listen-address"],
   "http-proxy.public-address": proxyOptions["http-proxy.public-address"],
   "http-proxy.tls.enable": proxyOptions["http-proxy.tls.enable"],
   "http-proxy.tls.file.cert": proxyOptions["http-proxy.tls.file.cert"],
@@ -127,7 +133,7 @@ interface Invited {
 
 /** @throws {ConfigError} */
 async function invite(values: Values, stateDirectory: string | undefined, terminal: Terminal): Promise<Invited> {
-  const { agentId, client, httpProxy } = values;
+  const { agentId, client, http2, httpProxy } = values;
   if (agentId === undefined) throw new ConfigError("Cannot invite: --agent-id is required");
   try {
     checkAgentId(agentId);
@@ -140,7 +146,10 @@ async function invite(values: Values, stateDirectory: string | undefined, termin
       "Cannot invite an agent: with --auth.type=oidc it gets its token from the issuer, by --auth.oidc.client-id and a secret",
     );
   }
-  const { addresses, doubt }: PublicAddresses = client ? clientAddresses(values) : agentAddresses(values);
+  if (http2 && !client) throw new ConfigError("Cannot use --http2: it is for --client");
+  const { addresses, doubt }: PublicAddresses = client
+    ? clientAddresses(http2 ? { ...values, httpProxy: http2Listener(httpProxy) } : values)
+    : agentAddresses(values);
   const zero = addresses.find((address) => address.endsWith(":0"));
   if (zero !== undefined) throw new ConfigError(`Cannot invite to ${zero}: the port changes with every start of the proxy; choose one`);
   const tls = !client || httpProxy.tls.enable;
@@ -148,7 +157,14 @@ async function invite(values: Values, stateDirectory: string | undefined, termin
     ? await trustOf(values, stateDirectory, terminal)
     : { trust: "without TLS: use it in a network that you trust" };
   const token = values.auth.type === "jwt" ? await createToken(values, agentId, role, terminal) : undefined;
-  return { invitation: { role, servers: addresses, agentId, tls, pin, token }, doubt, trust };
+  return { invitation: { role, servers: addresses, agentId, tls, isHttp2: http2, pin, token }, doubt, trust };
+}
+
+/** Where clients connect that speak HTTP/2: another port under the same name. */
+function http2Listener({ http2ListenAddress: listenAddress, publicAddress }: Values["httpProxy"]): AddressOptions["httpProxy"] {
+  if (listenAddress === undefined) throw new ConfigError("Cannot use --http2: --http-proxy.http2-listen-address is not set");
+  const { port } = splitHostPort(listenAddress);
+  return { listenAddress, publicAddress: publicAddress && formatHostPort({ host: splitHostPort(publicAddress).host, port }) };
 }
 
 /** How the certificate that agents or clients see is recognized. */

@@ -20,6 +20,8 @@ export interface Invitation {
    * system's authorities.
    */
   readonly pin?: string;
+  /** Whether the address is one that speaks HTTP/2. */
+  readonly isHttp2?: boolean;
   /** Default: the proxy does not authenticate. */
   readonly token?: string;
 }
@@ -34,9 +36,9 @@ const MAX_JOIN = 24 * 1024;
  * Formats `rhttp1.LENGTH.SETTINGS.TOKEN.CHECKSUM`, which needs no escape in a shell or a URL. The length (base 36) is that of the whole string.
  * @throws {RangeError} for a token that is no word of letters, digits, `_`, `-`, `.` and `~`
  */
-export function formatJoin({ role, servers, agentId, tls, pin, token = "" }: Invitation): string {
+export function formatJoin({ role, servers, agentId, tls, isHttp2, pin, token = "" }: Invitation): string {
   if (!/^[\w.~-]*$/.test(token)) throw new RangeError("the token has other characters than a JWT");
-  const settings = { role, servers, id: agentId, tls, ...formatPin(pin) };
+  const settings = { role, servers, id: agentId, tls, ...isHttp2 && { http2: true }, ...formatPin(pin) };
   const content = `${Buffer.from(JSON.stringify(settings)).toString("base64url")}.${token}.`;
   const fixed = FORMAT.length + 2 + content.length + CHECKSUM_LENGTH;
   let length = "";
@@ -122,16 +124,17 @@ function readSettings(encoded: string, token: string): Invitation | undefined {
     return undefined;
   }
   if (typeof value !== "object" || value === null) return undefined;
-  const { role, servers, id, tls, pin, key } = value;
+  const { role, servers, id, tls, http2, pin, key } = value;
   if (role !== "agent" && role !== "client") return undefined;
   if (!Array.isArray(servers) || servers.length === 0 || (role === "client" && servers.length > 1)) return undefined;
   if (!servers.every((server) => typeof server === "string" && checkRemote(server) === undefined)) return undefined;
   if (typeof id !== "string" || id === "" || typeof tls !== "boolean") return undefined;
+  if (http2 !== undefined && (http2 !== true || role !== "client")) return undefined;
   const digest = pin ?? key;
   const bytes = digest === undefined ? undefined : typeof digest === "string" ? Buffer.from(digest, "base64url") : Buffer.alloc(0);
   if (bytes !== undefined && bytes.length !== 32) return undefined;
   const known = bytes && (pin === undefined ? `${KEY_PIN}${bytes.toString("base64")}` : bytes.toString("hex"));
-  return { role, servers, agentId: id, tls, pin: known, token: token === "" ? undefined : token };
+  return { role, servers, agentId: id, tls, ...http2 === true && { isHttp2: true }, pin: known, token: token === "" ? undefined : token };
 }
 
 /** What a pin of a public key begins with. */

@@ -141,6 +141,18 @@ describe("connect over HTTP/2", () => {
   });
 });
 
+describe("doctor client", () => {
+  it("says whether the proxy speaks HTTP/2 at the address", async () => {
+    const check = async (proxy: string) => {
+      const { exitCode, stdout } = await runToEnd(REVERSE_HTTP, ["doctor", "client", ...flags(proxy), "--json"]);
+      const { findings } = JSON.parse(stdout) as { findings: { check: string; result: string }[] };
+      return [exitCode, findings.find(({ check }) => check === "HTTP/2")?.result];
+    };
+    assert.deepEqual(await check(http2), [0, "ok"]);
+    assert.deepEqual(await check(addresses.clients), [1, "failed"]);
+  });
+});
+
 describe("socks over HTTP/2", () => {
   it("has the requests of a program on one connection", async () => {
     await using counter = new Counter(portOf(http2));

@@ -99,10 +99,12 @@ describe("connections to the proxy", () => {
     await withNet(async (net) => {
       const proxy = new Proxy(net);
       proxy.error = new NetError("not-http2", "The server does not speak HTTP/2");
-      const connections = new ProxyConnections(proxy.net);
+      const reported: string[] = [];
+      const connections = new ProxyConnections(proxy.net, (line) => reported.push(line));
       await Promise.all([connections.connect(OPTIONS), connections.connect(OPTIONS)]);
       proxy.error = undefined;
       await connections.connect(OPTIONS);
+      assert.match(reported.join("\n"), /^[^\n]+ does not speak HTTP\/2: each tunnel [^\n]+$/);
       await new ProxyConnections(proxy.net).connect({ ...OPTIONS, http2: false });
       assert.deepEqual([proxy.plain, proxy.counts], [4, []]);
     });

@@ -264,6 +264,13 @@ describe("doctor client", () => {
       check: "configuration",
       says: /--tls\.enable is not set/,
     },
+    {
+      name: "HTTP/2 at the port for HTTP/1.1",
+      given: { http2: true },
+      net: { connectHttp2: () => Promise.reject(new NetError("not-http2", "The server does not speak HTTP/2", { remote: true })) },
+      check: "HTTP/2",
+      says: /not spoken there.* → set --proxy to the address of --http-proxy\.http2-listen-address/,
+    },
     { name: "no proxy", given: { proxy: undefined }, check: "configuration", says: /--proxy is required/ },
     {
       name: "token command fails",

@@ -76,6 +76,10 @@ describe("invite", () => {
     ];
     const secured = role(await invite(folder, args), "client");
     assert.deepEqual([secured.servers, secured.tls, secured.pin?.slice(0, 7)], [["lb.example:443"], true, "sha256/"]);
+    const shared = role(await invite(folder, [...args, "--http2", "--http-proxy.http2-listen-address=:8443"]), "client");
+    assert.deepEqual([shared.servers, shared.tls, shared.isHttp2], [["lb.example:8443"], true, true]);
+    await assert.rejects(invite(folder, [...args, "--http2"]), /--http-proxy\.http2-listen-address is not set/);
+    await assert.rejects(invite(folder, ["--agent-id=site7", "--http2", PUBLIC]), /it is for --client/);
   });
 
   it("takes the proxy's configuration, and needs neither certificate nor state on another machine", async () => {

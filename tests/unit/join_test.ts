@@ -60,7 +60,7 @@ function settingsOf(root: Service | Subcommand, args: string[], names: string[],
 
 describe("a join string", () => {
   it("carries everything, as one word for shells and URLs", () => {
-    for (const invitation of [AGENT, CLIENT]) {
+    for (const invitation of [AGENT, CLIENT, { ...CLIENT, isHttp2: true }]) {
       const text = formatJoin(invitation);
       assert.match(text, /^rhttp1\.[\w.~-]+$/);
       assert.deepEqual(parseJoin(text, invitation.role), invitation);
@@ -140,11 +140,12 @@ describe("--join", () => {
     ]);
     const open = formatJoin({ ...AGENT, agentId: "site7", token: undefined });
     assert.deepEqual(settingsOf(agent, ["--join", open], ["auth.type", "auth.noauth.agent-id"]), ["noauth of --join", "site7 of --join"]);
-    const env = { REVERSE_HTTP_CLIENT_JOIN: formatJoin({ ...CLIENT, tls: true, pin: PIN, token: "abc" }) };
-    assert.deepEqual(settingsOf(client, [], ["proxy", "agent-id", "token", "tls.enable", "tls.pin-sha256"], env), [
+    const env = { REVERSE_HTTP_CLIENT_JOIN: formatJoin({ ...CLIENT, tls: true, isHttp2: true, pin: PIN, token: "abc" }) };
+    assert.deepEqual(settingsOf(client, [], ["proxy", "agent-id", "token", "tls.enable", "http2", "tls.pin-sha256"], env), [
       "proxy.example:3128 of REVERSE_HTTP_CLIENT_JOIN",
       "site7 of REVERSE_HTTP_CLIENT_JOIN",
       "abc of REVERSE_HTTP_CLIENT_JOIN",
+      "true of REVERSE_HTTP_CLIENT_JOIN",
       "true of REVERSE_HTTP_CLIENT_JOIN",
       `${PIN} of REVERSE_HTTP_CLIENT_JOIN`,
     ]);
