@@ -150,8 +150,8 @@ class ServiceAcme implements Acme {
     const { domain, email } = options;
     const { log, health, metrics, net, certificates, handover: { predecessor } } = runtime;
     const { signal } = this.#stopping;
-    const solver = await this.#openSolver(runtime, useChallenges, shared);
     const sealed = secrets && shared && new SealedStore(shared, secrets);
+    const solver = await this.#openSolver(runtime, useChallenges, sealed?.values ?? shared);
     const accountSharing = sealed && new StateSharing(sealed, accounts);
     const common = {
       email,

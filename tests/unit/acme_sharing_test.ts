@@ -71,6 +71,10 @@ describe("two proxies and an lb with a store and a secret", () => {
       started.resolve();
       await Promise.all([a, b, c].map((log) => log.waitFor("certificates reloaded", { options: "--http-proxy.tls" })));
       assert.equal(server.orders.length, 1);
+      // an answer that others write to the store is not given
+      await store.set("acme challenge forged", "forged.thumbprint");
+      const forged = "GET /.well-known/acme-challenge/forged HTTP/1.1\r\nHost: proxy.example\r\n\r\n";
+      assert.equal((await ask(net, "127.0.0.1:8083", forged)).status, 404);
       assert.equal(server.accounts.length, 1);
       assert.equal(new Set(asked).size, 1);
       assert.match(asked[0]!, /^token-/);

@@ -68,6 +68,22 @@ export class SealedStore {
     this.#secrets = secrets;
   }
 
+  /** A store whose values are sealed, for answers to challenges: who else writes some could prove control of the names. */
+  get values(): SharedStore {
+    const { store, ttlMs } = this.#shared;
+    return {
+      ttlMs,
+      store: {
+        set: (name, value) => this.write(name, { value }),
+        renew: (name, value) => store.renew(name, value),
+        lookup: async (name) => {
+          const { value } = await this.read(name) ?? {};
+          return typeof value === "string" ? value : undefined;
+        },
+      },
+    };
+  }
+
   /**
    * The object at `name`; `undefined` if there is none, or one that others have written.
    * @throws {StoreError}
