@@ -86,11 +86,15 @@ class Reader {
     const sets = this.#readSets(keys);
     const timeZone = this.#text(keys, "timezone") ?? "UTC";
     const set = new RuleSet([], this.#attempt(keys.get("timezone"), () => createWeekClock(timeZone)));
-    let limits = 0;
+    const limits = new Set<string>();
     for (const node of this.#section(at, "rules")) {
       if (set.rules.length === MAX_RULES) this.#fail(node, `it has more than ${MAX_RULES} rules`);
       const rule = this.#readRule(node, sets);
-      if (rule.effect === "limit" && ++limits > MAX_LIMITS) this.#fail(node, `it has more than ${MAX_LIMITS} limits`);
+      if (rule.effect === "limit") {
+        // what a limit has counted is kept by its name
+        if (limits.has(rule.name)) this.#fail(node, `another limit has the name ${JSON.stringify(rule.name)} already`);
+        if (limits.add(rule.name).size > MAX_LIMITS) this.#fail(node, `it has more than ${MAX_LIMITS} limits`);
+      }
       try {
         set.add(rule);
       } catch (cause) {
@@ -98,7 +102,7 @@ class Reader {
       }
       yield;
     }
-    if (set.rules.length === limits) this.#fail(nodeOf("rules"), "it has no rules; without one, nothing is allowed");
+    if (set.rules.length === limits.size) this.#fail(nodeOf("rules"), "it has no rules; without one, nothing is allowed");
     for (const node of this.#section(at, "tests")) {
       this.#runTest(node, set, now);
       yield;

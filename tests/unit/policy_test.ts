@@ -98,6 +98,7 @@ describe("a policy", () => {
       ["rules:\n  - limit: a\n    tunnels: 0\n", 3, /a rule with deny allows none/],
       ["rules:\n  - limit: a\n    tunnels: 1\n    shared: yes\n", 4, /not true or false/],
       ["rules:\n  - limit: a\n    tunnels: 1\n", 2, /no rules/],
+      ["rules:\n  - allow: a\n  - limit: a\n    tunnels: 1\n  - limit: a\n    tunnels: 2\n", 5, /another limit has the name "a"/],
       [
         "rules:\n  - allow: a\n  - limit: b\n    tunnels: 1\ntests:\n  - {expect: allow, agent: a, to: 'db:1', limits: [c]}\n",
         6,
