@@ -1,5 +1,6 @@
 // What agents publish, as proxies share it in the store: who has a port or a name, so that all proxies decide alike, and lb finds it.
 import { splitHostPort } from "../address/host_port.ts";
+import { AuthenticationError, checkAgentId } from "../auth/authenticator.ts";
 import { ValueError } from "../config/option.ts";
 import type { PublishRequest } from "../link/message.ts";
 import type { Store } from "../store/store.ts";
@@ -33,9 +34,11 @@ export function decodeClaim(text: string | undefined): Forward | undefined {
   if (text === undefined) return undefined;
   try {
     const { agent, request } = JSON.parse(text) as { agent: string; request: PublishRequest };
-    return typeof agent === "string" ? publishedForward(request, agent) : undefined;
+    return typeof agent === "string" ? publishedForward(request, checkAgentId(agent)) : undefined;
   } catch (error) {
-    if (error instanceof SyntaxError || error instanceof TypeError || error instanceof ValueError) return undefined;
+    const isInvalid = error instanceof SyntaxError || error instanceof TypeError || error instanceof ValueError ||
+      error instanceof AuthenticationError;
+    if (isInvalid) return undefined;
     throw error;
   }
 }

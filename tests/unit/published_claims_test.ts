@@ -116,6 +116,18 @@ describe("several proxies", () => {
     assert.equal(decodeClaim(await store.lookup(claimKey("tcp", 443, "www.site.example")))?.to, "new:1");
   });
 
+  it("ignore entries that no proxy has written", async () => {
+    const [store, key] = [createMemoryStore(), claimKey("tcp", 443, "www.site.example")];
+    const agents = ["", "a b", "a\nb", "\u001b[2J", "x".repeat(251), 7, null];
+    for (const agent of agents) {
+      const entry = JSON.stringify({ agent, request: WEB });
+      assert.equal(decodeClaim(entry), undefined, entry);
+      await store.set(key, entry);
+      await new ForwardClaims(store).checkAll(publishedForward(WEB, "first"));
+    }
+    store.close();
+  });
+
   it("claim everything in another store, where lb finds it", async () => {
     const [before, after] = [createMemoryStore(), createMemoryStore()];
     const proxy = startProxy(before);
