@@ -1,6 +1,7 @@
 // The agent's credentials: its id, or a token, possibly in a file that another program renews, or from an issuer.
 import { decodeJwt, decodeProtectedHeader } from "jose";
 import { checkAgentId } from "../shared/auth/authenticator.ts";
+import { timeOf } from "../shared/auth/claim_time.ts";
 import type { Fetch } from "../shared/auth/fetch.ts";
 import { IssuerClient, IssuerError } from "../shared/auth/issuer_client.ts";
 import { parsePrivateKey, type SigningKey } from "../shared/auth/keys.ts";
@@ -141,7 +142,7 @@ export async function requestCredentials({ oidc }: AuthOptions, now: () => numbe
   }
   const agentId = claimAt(claims, agentIdClaim);
   // the clock of this machine may be wrong
-  const expiresAt = lifetimeMs !== undefined ? now() + lifetimeMs : claims.exp === undefined ? Infinity : claims.exp * 1_000;
+  const expiresAt = lifetimeMs !== undefined ? now() + lifetimeMs : timeOf(claims.exp) ?? Infinity;
   return { agentId: typeof agentId === "string" ? agentId : clientId!, bytes: new TextEncoder().encode(accessToken), expiresAt };
 }
 
@@ -179,7 +180,7 @@ function readToken(text: string, file: string | undefined): Credentials {
   const { agent_id: agentId, role, exp } = claims;
   if (typeof agentId !== "string") throw fail("has no agent_id");
   if (role === "client") throw fail('has the role "client"; create one for an agent: auth jwt token --role=agent');
-  return { agentId, bytes: new TextEncoder().encode(token), file, expiresAt: typeof exp === "number" ? exp * 1000 : Infinity };
+  return { agentId, bytes: new TextEncoder().encode(token), file, expiresAt: timeOf(exp) ?? Infinity };
 }
 
 /** Describes common mistakes in a token without quoting it. */

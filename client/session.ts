@@ -1,6 +1,7 @@
 // The session of a person at an OpenID Connect issuer: a file with the tokens that a device login has obtained. Several programs of the
 // user share it; each renews the tokens when they are about to expire.
 import { decodeJwt } from "jose";
+import { timeOf } from "../shared/auth/claim_time.ts";
 import { type IssuedTokens, IssuerClient, type IssuerClientOptions, IssuerError, type TokenScope } from "../shared/auth/issuer_client.ts";
 import { MAX_TOKEN } from "../shared/auth/token.ts";
 import { ConfigError } from "../shared/config/option.ts";
@@ -124,8 +125,7 @@ export function sessionOf({ issuer, clientId, tokenKind }: SessionOptions, token
 
 function expiryOf(token: string): number | undefined {
   try {
-    const { exp } = decodeJwt(token);
-    return exp === undefined ? undefined : exp * 1_000;
+    return timeOf(decodeJwt(token).exp);
   } catch {
     return undefined;
   }

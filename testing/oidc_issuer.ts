@@ -24,6 +24,8 @@ export class OidcIssuer implements AsyncDisposable {
   hasRevocation = true;
   /** Lifetime of the tokens that it issues, in seconds, and claims that they have. */
   lifetimeS = 3_600;
+  /** Answers of the token endpoint have `expires_in`. */
+  saysLifetime = true;
   claims: JWTPayload = {};
   /** The secrets of clients; others are public. */
   readonly secrets = new Map<string, string>();
@@ -116,7 +118,7 @@ export class OidcIssuer implements AsyncDisposable {
     const claims = { exp, ...isPerson ? {} : { sub: id, preferred_username: undefined, groups: undefined }, ...this.claims };
     return [200, {
       token_type: "Bearer",
-      expires_in: this.lifetimeS,
+      expires_in: this.saysLifetime ? this.lifetimeS : undefined,
       access_token: await this.sign(claims),
       ...isPerson && { id_token: await this.sign({ aud: id, ...claims }), refresh_token: refreshToken },
     }];

@@ -63,6 +63,8 @@ const TIMEOUT_S = 10;
 const MAX_RESPONSE = 512 * 1024;
 /** Longest time in milliseconds that a device login waits for a person, whatever the issuer says. */
 const MAX_DEVICE_MS = 30 * 60_000;
+/** Longest lifetime of a token in milliseconds that is believed: issuers may say anything, and some mean "forever". */
+const MAX_LIFETIME_MS = 3_650 * 86_400_000;
 /** Least and largest interval of its requests, in seconds. */
 const MIN_INTERVAL_S = 1;
 const MAX_INTERVAL_S = 60;
@@ -156,7 +158,8 @@ export class IssuerClient {
 
   async #tokens(request: () => ReturnType<Client["clientCredentialsGrant"]>): Promise<IssuedTokens> {
     const { access_token: accessToken, id_token: idToken, refresh_token: refreshToken, expires_in: seconds } = await this.#attempt(request);
-    return { accessToken, idToken, refreshToken, lifetimeMs: seconds === undefined ? undefined : seconds * 1_000 };
+    const lifetimeMs = seconds === undefined ? undefined : Math.min(seconds * 1_000, MAX_LIFETIME_MS);
+    return { accessToken, idToken, refreshToken, lifetimeMs };
   }
 
   async #attempt<T>(request: () => Promise<T>): Promise<T> {

@@ -3,6 +3,7 @@ import { decodeJwt, decodeProtectedHeader, errors, type JWTPayload, jwtVerify } 
 import { printable } from "../net/printable.ts";
 import { createAllowList } from "../address/allow_list.ts";
 import { AuthenticationError, checkAgentId, type Claims, type Identity } from "./authenticator.ts";
+import { showTime, timeOf } from "./claim_time.ts";
 import { type IssuerKey, keyAlgorithm, SIGNATURE_ALGORITHMS, type TokenAlgorithm } from "./keys.ts";
 import { createPublishList } from "./publish_list.ts";
 import { MAX_TOKEN, readPatterns } from "./token.ts";
@@ -65,7 +66,7 @@ export async function verifyOidcToken(text: string, find: FindKeys, expected: Oi
     id: typeof jti === "string" ? jti : undefined,
     session: typeof sid === "string" ? sid : undefined,
     issuedAt: iat * 1000,
-    expiresAt: exp! * 1000,
+    expiresAt: timeOf(exp)!,
     keyId,
     agent: expected.agentIdClaim === undefined ? undefined : agentOf(payload, expected.agentIdClaim, deny),
   };
@@ -231,9 +232,4 @@ function readGroups(payload: JWTPayload, claim: string, deny: (why: string) => E
 /** Formats a value, shortened for the log. */
 function show(value: unknown): string {
   return printable(JSON.stringify(value) ?? "missing", 100);
-}
-
-function showTime(seconds: number | undefined): string {
-  const date = new Date((seconds ?? NaN) * 1000);
-  return Number.isNaN(date.getTime()) ? String(seconds) : date.toISOString();
 }

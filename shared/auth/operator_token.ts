@@ -2,6 +2,7 @@
 // for the other.
 import { SignJWT } from "jose";
 import { AuthenticationError } from "./authenticator.ts";
+import { timeOf } from "./claim_time.ts";
 import type { SigningKey, VerificationKey } from "./keys.ts";
 import { signNow, verifyClaims } from "./token.ts";
 
@@ -39,5 +40,5 @@ export async function verifyOperatorToken(text: string, keys: readonly Verificat
     throw new AuthenticationError("denied", `The token has the role ${JSON.stringify(role)?.slice(0, 100)}, and is none of an operator`);
   }
   if (typeof sub !== "string" || !OPERATOR_NAME.test(sub)) throw new AuthenticationError("denied", "The token has no usable sub");
-  return { name: sub, role: known, expiresAt: exp! * 1_000 };
+  return { name: sub, role: known, expiresAt: timeOf(exp)! };
 }

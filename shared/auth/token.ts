@@ -4,6 +4,7 @@ import { compactVerify, decodeProtectedHeader, errors, type JWTPayload, jwtVerif
 import { type AllowList, createAllowList } from "../address/allow_list.ts";
 import { type AgentList, createAgentList } from "./agent_list.ts";
 import { AuthenticationError, checkAgentId, type Claims } from "./authenticator.ts";
+import { showTime, timeOf } from "./claim_time.ts";
 import { createPublishList, type PublishList } from "./publish_list.ts";
 import { ALGORITHMS, keyAlgorithm, type SigningKey, type TokenAlgorithm, type VerificationKey } from "./keys.ts";
 
@@ -138,7 +139,7 @@ export async function verifyToken(text: string, keys: readonly VerificationKey[]
     id: jti,
     subject: typeof sub === "string" ? sub : undefined,
     name: typeof name === "string" ? name : undefined,
-    expiresAt: exp! * 1000,
+    expiresAt: timeOf(exp)!,
     allowList: readPatterns("allow", payload.allow, createAllowList, deny),
     publish: expected.role === "agent" ? readPatterns("publish", payload.publish, createPublishList, deny) : undefined,
     keyId,
@@ -267,9 +268,4 @@ function describe(why: string, { agent_id: agentId, agents, jti }: JWTPayload): 
 function show(value: unknown): string {
   const text = JSON.stringify(value) ?? "missing";
   return text.length <= 100 ? text : `${text.slice(0, 100)}…`;
-}
-
-function showTime(seconds: number | undefined): string {
-  const date = new Date((seconds ?? NaN) * 1000);
-  return Number.isNaN(date.getTime()) ? String(seconds) : date.toISOString();
 }

@@ -5,6 +5,7 @@ import type { Group, Subcommand, Terminal } from "./command.ts";
 import { checkPatterns, LIST_WORDS, NOT_GIVEN } from "../config/common_options.ts";
 import { ConfigError, defineOptions, type ValuesOf } from "../config/option.ts";
 import { describeFileError, readText } from "../files/read.ts";
+import { showTime } from "../auth/claim_time.ts";
 import { createAgentList } from "../auth/agent_list.ts";
 import { createPublishList } from "../auth/publish_list.ts";
 import { AuthenticationError } from "../auth/authenticator.ts";
@@ -301,7 +302,6 @@ function readClaims(token: string): JWTPayload {
 function describeToken(claims: JWTPayload, verdict: string): [name: string, value: string][] {
   const { role, name, sub, agent_id: id, agents, allow, publish, aud, jti, nbf, exp } = claims;
   const text = (value: unknown) => Array.isArray(value) ? value.join(", ") : String(value);
-  const time = (seconds: number) => new Date(seconds * 1000).toISOString();
   const rows: [string, unknown][] = [
     ["verified", verdict],
     ["role", role],
@@ -312,8 +312,8 @@ function describeToken(claims: JWTPayload, verdict: string): [name: string, valu
     ["publish", publish],
     ["audience", aud],
     ["jti", jti],
-    ["from", nbf && time(nbf)],
-    ["until", exp && time(exp)],
+    ["from", nbf && showTime(nbf)],
+    ["until", exp && showTime(exp)],
   ];
   return rows.filter(([, value]) => value !== undefined).map(([name, value]) => [name, text(value)]);
 }

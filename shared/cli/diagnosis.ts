@@ -3,6 +3,7 @@ import { X509Certificate } from "node:crypto";
 import { decodeJwt } from "jose";
 import { isIP } from "node:net";
 import { splitHostPort } from "../address/host_port.ts";
+import { showTime, timeOf } from "../auth/claim_time.ts";
 import type { Role } from "../auth/token.ts";
 import { BUILD } from "../build.ts";
 import { ConfigError, defineOptions, flagOf } from "../config/option.ts";
@@ -65,7 +66,7 @@ export function checkToken(text: string, { role, agentId }: { role: Role; agentI
   } catch {
     return { ...common, result: "note", details: "not checked: it is no JWT" };
   }
-  const { exp = Infinity, nbf = -Infinity, iat = nbf, jti } = claims;
+  const { exp, nbf, iat = nbf, jti } = claims;
   const of = claims.agent_id ?? claims.agents;
   if (claims.role !== undefined && claims.role !== role) {
     const remedy = `create a token for this role: reverse-http invite${
@@ -74,11 +75,11 @@ export function checkToken(text: string, { role, agentId }: { role: Role; agentI
     return fail(`it is for the role ${JSON.stringify(claims.role)}, and is used by ${role === "agent" ? "an agent" : "a client"}`, remedy);
   }
   const clock = `the clock of this machine is at ${new Date(now).toISOString()}`;
-  const begins = Math.max(nbf, iat) * 1000;
-  if (begins > now + TOLERANCE_MS) return fail(`it is not valid before ${new Date(begins).toISOString()}; ${clock}`, SET_CLOCK);
-  if (exp * 1000 <= now) {
+  const begins = [nbf, iat].find((time) => (timeOf(time) ?? -Infinity) > now + TOLERANCE_MS);
+  if (begins !== undefined) return fail(`it is not valid before ${showTime(begins)}; ${clock}`, SET_CLOCK);
+  if ((timeOf(exp) ?? Infinity) <= now) {
     return fail(
-      `it expired at ${new Date(exp * 1000).toISOString()}; ${clock}`,
+      `it expired at ${showTime(exp)}; ${clock}`,
       `create a new token; if it should be valid now, ${SET_CLOCK}`,
     );
   }
@@ -88,7 +89,7 @@ export function checkToken(text: string, { role, agentId }: { role: Role; agentI
       "use --agent-id of the token, or another token",
     );
   }
-  const until = exp === Infinity ? "does not expire" : `expires ${new Date(exp * 1000).toISOString()}`;
+  const until = exp === undefined ? "does not expire" : `expires ${showTime(exp)}`;
   return {
     ...common,
     result: "ok",

@@ -2,6 +2,7 @@
 import { decodeJwt, type JWTPayload } from "jose";
 import { formatDestination } from "../address/authority.ts";
 import { createAllowList } from "../address/allow_list.ts";
+import { showTime, timeOf } from "../auth/claim_time.ts";
 import { createAgentList } from "../auth/agent_list.ts";
 import { isToken } from "../auth/authenticator.ts";
 import { personOf } from "../auth/oidc_token.ts";
@@ -150,7 +151,7 @@ function decodeToken(text: string): JWTPayload {
 
 /** Why a token is refused, whatever the policy says. */
 function refusalOf({ exp, agent_id: id, agents, allow }: JWTPayload, agent: string, to: string, at: number): string | undefined {
-  if (exp !== undefined && exp * 1000 <= at) return `the token expired at ${new Date(exp * 1000).toISOString()}`;
+  if ((timeOf(exp) ?? Infinity) <= at) return `the token expired at ${showTime(exp)}`;
   if (typeof id === "string" && id !== agent) return `the token is for the agent ${JSON.stringify(id)}`;
   if (Array.isArray(agents) && !createAgentList(agents).allows(agent)) return `the token is for the agents ${agents.join(", ")}`;
   const { destination, network } = parseDestination(to);

@@ -104,6 +104,17 @@ describe("an agent with tokens of an issuer", () => {
     await assert.rejects(requestCredentials(authOf(issuer)), refused(/enable it for the client there/));
   });
 
+  it("takes no odd lifetime of a token for a time, nor for a reason to ask again at once", async () => {
+    await using issuer = await startIssuer();
+    const expiryOf = async (lifetimeS: number | undefined, claims: object) => {
+      Object.assign(issuer, { lifetimeS: lifetimeS ?? 3_600, saysLifetime: lifetimeS !== undefined, claims: { aud: "agents", ...claims } });
+      return (await requestCredentials(authOf(issuer))).expiresAt;
+    };
+    for (const exp of [1e300, -1e300, 1e18]) assert.ok(Math.abs(await expiryOf(undefined, { exp })) <= 8.64e15, String(exp));
+    for (const exp of [undefined, "soon", "1e3", {}, null]) assert.equal(await expiryOf(undefined, { exp }), Infinity, JSON.stringify(exp));
+    assert.ok(await expiryOf(Number.MAX_SAFE_INTEGER, { exp: 1 }) < 8.64e15);
+  });
+
   it("needs its options together", async () => {
     await using issuer = await startIssuer();
     using folder = new Folder();

@@ -136,6 +136,18 @@ describe("device login", () => {
     });
   });
 
+  it("takes tokens with an odd expiry for what they are", async () => {
+    await withPerson(async (person, issuer) => {
+      issuer.claims = { exp: 1e300 };
+      issuer.lifetimeS = Number.MAX_SAFE_INTEGER;
+      await person.login();
+      assert.equal(typeof person.session.expiresAt, "number");
+      await readSessionToken(person.options);
+      Object.assign(issuer.claims, { exp: "soon" });
+      await assert.rejects(person.run(["login"]), /gives no usable answer/);
+    });
+  });
+
   it("survives answers that fail while it waits", async () => {
     await withPerson(async (person, issuer) => {
       issuer.refusals.push("server_error");
