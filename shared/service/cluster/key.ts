@@ -8,6 +8,7 @@ import { PolledFile } from "../../files/polled_file.ts";
 import { describeFileError } from "../../files/read.ts";
 import { SecretFiles } from "../../files/secret_files.ts";
 import { readSharedSecrets } from "../../files/shared_secrets.ts";
+import { InflightCounts } from "../../limits/counters.ts";
 import type { Logger } from "../../log/logger.ts";
 import type { Operator } from "../api/tokens.ts";
 import { ROLES } from "../api/types.ts";
@@ -20,8 +21,9 @@ const [ENTRY, REQUEST] = ["reverse-http-member", "reverse-http-request"];
 /** Time in seconds for which a request is valid, and the difference between clocks that is tolerated. */
 const VALID_S = 30;
 const LEEWAY_S = 60;
-/** Requests that act and are remembered, so that none is served twice. */
-const MAX_SEEN = 10_000;
+/** Requests that act and are remembered, so that none is served twice: those of one operator, and of all. */
+const MAX_SEEN_OF_ONE = 10_000;
+const MAX_SEEN = 100_000;
 
 /** A request of one member to another, on behalf of an operator. */
 export interface MemberRequest {
@@ -54,8 +56,9 @@ export class ClusterKey {
   readonly #file: PolledFile<readonly Uint8Array[]>;
   readonly #log: Logger;
   readonly #secrets: SecretFiles;
-  /** Ids of requests that have acted, with the time at which they end, in milliseconds since 1970. */
-  readonly #seen = new Map<string, number>();
+  /** By id, requests that have acted: for whom, and when they end, in milliseconds since 1970. */
+  readonly #seen = new Map<string, { readonly by: string; readonly until: number }>();
+  readonly #seenOf = new InflightCounts();
 
   private constructor(name: string, log: Logger) {
     this.#file = new PolledFile(name, readSharedSecrets);
@@ -139,7 +142,7 @@ export class ClusterKey {
     if (claims.request !== `${method} ${target}` || claims.body !== hashOf(body)) {
       throw new MemberRequestError("the request is not the one that was signed");
     }
-    if (method !== "GET") this.#see(jti, (exp + LEEWAY_S) * 1_000);
+    if (method !== "GET") this.#see(jti, { by: JSON.stringify([name, subject]), until: (exp + LEEWAY_S) * 1_000 });
     const isAccepted = async () => {
       await this.poll();
       return this.#file.value.some((known) => Buffer.compare(known, key) === 0);
@@ -166,16 +169,21 @@ export class ClusterKey {
   }
 
   /** @throws {MemberRequestError} for one that was seen before, and while too many are remembered */
-  #see(id: string, until: number): void {
+  #see(id: string, request: { readonly by: string; readonly until: number }): void {
     if (this.#seen.has(id)) throw new MemberRequestError("the request was served before");
     const now = Date.now();
-    for (const [other, ends] of this.#seen) {
-      if (ends > now) break; // the oldest is first
+    for (const [other, { by, until }] of this.#seen) {
+      if (until > now) break; // the oldest is first
       this.#seen.delete(other);
+      this.#seenOf.remove(by);
     }
     // to forget one that is still valid would let it be served again
+    if (this.#seenOf.get(request.by) >= MAX_SEEN_OF_ONE) {
+      throw new MemberRequestError("too many requests of this operator have acted lately");
+    }
     if (this.#seen.size >= MAX_SEEN) throw new MemberRequestError("too many requests have acted lately");
-    this.#seen.set(id, until);
+    this.#seen.set(id, request);
+    this.#seenOf.add(request.by);
   }
 }
 
