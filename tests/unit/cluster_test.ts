@@ -391,6 +391,57 @@ describe("the key of a cluster", () => {
 });
 
 describe("the list of members", () => {
+  it("takes no copies of entries: not of one who has left, nor of the end of one who has started again", async () => {
+    using folder = new Folder();
+    const key = await ClusterKey.open(folder.write("key", KEY), new LogBook());
+    const [store, log, hour] = [createMemoryStore(), new LogBook(), 3_600_000];
+    let [now, date] = [0, Date.now()];
+    const signer = {
+      poll: () => key.poll(),
+      readMember: (entry: string) => key.readMember(entry, date),
+      signMember: (member: Member, previous?: string) => key.signMember(member, previous, date),
+    };
+    const joinAs = async (address: string) => {
+      const self = (): Member => ({ address, service: "proxy", host: "h" });
+      const directory = new Directory({ store, key: signer, self, ttlMs: 30_000, log, now: () => now });
+      await directory.renew();
+      return directory;
+    };
+    const entries = async () => await Promise.all([0, 1, 2].map((place) => store.lookup(`reverse-http member ${place}`)));
+    const namesAfter = async (ms: number) => {
+      now += ms;
+      date += ms;
+      return (await reader.list()).map(({ address }) => address);
+    };
+    const reader = await joinAs("a:1");
+    const one = await joinAs("b:1");
+    const [, alive] = await entries();
+    assert.deepEqual(await namesAfter(3_000), ["b:1"]);
+    await one.close();
+    const [, left] = await entries();
+    assert.deepEqual(await namesAfter(3_000), []);
+    await store.set("reverse-http member 2", alive!);
+    assert.deepEqual(await namesAfter(3_000), [], "an entry of one who has left");
+    const again = await joinAs("b:1");
+    assert.deepEqual(await namesAfter(3_000), ["b:1"]);
+    await store.set("reverse-http member 2", left!);
+    assert.deepEqual(await namesAfter(3_000), ["b:1"], "the end of an earlier process");
+    // entries stay the same for an hour, and are signed again after that
+    const [, before] = await entries();
+    await again.renew();
+    assert.equal((await entries())[1], before);
+    await namesAfter(hour);
+    await again.renew();
+    const [, renewed] = await entries();
+    assert.notEqual(renewed, before);
+    assert.deepEqual(await namesAfter(3_000), ["b:1"]);
+    await namesAfter(7 * hour);
+    await reader.renew();
+    await store.set("reverse-http member 1", renewed!);
+    assert.deepEqual(await namesAfter(3_000), [], "one that is too old");
+    store.close();
+  });
+
   it("has each one once, forgets who has left, remembers who fell silent, and takes 64", async () => {
     using folder = new Folder();
     const file = join(folder.path, "key");

@@ -4,7 +4,7 @@ import { messageOf } from "../../log/error_message.ts";
 import type { Logger } from "../../log/logger.ts";
 import type { Store } from "../../store/store.ts";
 import type { ClusterKey } from "./key.ts";
-import type { Member } from "./member.ts";
+import type { Entry, Member } from "./member.ts";
 
 /** Places, which is the largest number of members. */
 export const MAX_MEMBERS = 64;
@@ -31,9 +31,11 @@ const keyOf = (place: number) => `reverse-http member ${place}`;
 export class Directory {
   readonly #options: DirectoryOptions;
   readonly #now: () => number;
-  /** The other members by address, and when their entry was last seen. */
-  readonly #known = new Map<string, { readonly member: Member; readonly seenAt: number }>();
+  /** The last entries of members by address, and when they were last seen. */
+  readonly #known = new Map<string, Entry & { readonly seenAt: number }>();
   #place?: number;
+  /** The entry of this process. */
+  #entry?: string;
   #readAt = -Infinity;
   #reading?: Promise<void>;
   #renewing?: Promise<void>;
@@ -76,7 +78,7 @@ export class Directory {
   async #register(): Promise<void> {
     const { store, key, self, log } = this.#options;
     const own = self();
-    const entry = await key.signMember(own);
+    const entry = this.#entry = await key.signMember(own, this.#entry);
     const holds = async (place: number) => await store.lookup(keyOf(place)) === entry;
     if (this.#place !== undefined) {
       await store.renew(keyOf(this.#place), entry);
@@ -89,7 +91,7 @@ export class Directory {
       else {
         const other = await key.readMember(found);
         // the entry of this process before its restart, or that of a member that has left
-        if (other?.address !== own.address && !other?.isLeaving) continue;
+        if (other?.member.address !== own.address && !other?.isLeaving) continue;
         await store.set(keyOf(place), entry);
       }
       if (!await holds(place)) continue;
@@ -105,7 +107,7 @@ export class Directory {
   async list(): Promise<Member[]> {
     if (this.#now() - this.#readAt >= MAX_AGE_MS) await (this.#reading ??= this.#read().finally(() => this.#reading = undefined));
     const own = this.#options.self().address;
-    return Array.from(this.#known.values(), ({ member }) => member).filter(({ address }) => address !== own)
+    return [...this.#known.values()].filter(({ member, isLeaving }) => !isLeaving && member.address !== own).map(({ member }) => member)
       .sort((a, b) => a.address < b.address ? -1 : 1);
   }
 
@@ -114,10 +116,13 @@ export class Directory {
     const { store, key } = this.#options;
     const places = await Promise.allSettled(Array.from({ length: MAX_MEMBERS }, (_, place) => store.lookup(keyOf(place))));
     const entries = places.flatMap((read) => read.status === "fulfilled" && read.value !== undefined ? [read.value] : []);
-    const members = (await Promise.all(entries.map((entry) => key.readMember(entry)))).filter((member) => member !== undefined);
+    const read = (await Promise.all(entries.map((entry) => key.readMember(entry)))).filter((entry) => entry !== undefined);
     const now = this.#now();
-    for (const { isLeaving, address } of members) if (isLeaving) this.#known.delete(address);
-    for (const { isLeaving, ...member } of members) if (!isLeaving) this.#known.set(member.address, { member, seenAt: now });
+    for (const entry of read) {
+      const { address } = entry.member;
+      // an older one is a copy, or of a place that the member no longer has
+      if (entry.at >= (this.#known.get(address)?.at ?? 0)) this.#known.set(address, { ...entry, seenAt: now });
+    }
     for (const [address, { seenAt }] of this.#known) if (now - seenAt >= MEMORY_MS) this.#known.delete(address);
     while (this.#known.size > 2 * MAX_MEMBERS) this.#known.delete(this.#known.keys().next().value!);
     this.#readAt = now;

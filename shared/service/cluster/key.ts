@@ -2,7 +2,7 @@
 // never sent: who can write to the store, or listens, learns nothing that can be used elsewhere.
 import { Buffer } from "node:buffer";
 import { createHash, randomUUID } from "node:crypto";
-import { errors, jwtVerify, SignJWT } from "jose";
+import { errors, jwtVerify, type JWTVerifyOptions, SignJWT } from "jose";
 import { ConfigError } from "../../config/option.ts";
 import { PolledFile } from "../../files/polled_file.ts";
 import { describeFileError } from "../../files/read.ts";
@@ -12,7 +12,8 @@ import { InflightCounts } from "../../limits/counters.ts";
 import type { Logger } from "../../log/logger.ts";
 import type { Operator } from "../api/tokens.ts";
 import { ROLES } from "../api/types.ts";
-import { type Member, readMember } from "./member.ts";
+import { differs } from "../change.ts";
+import { type Entry, type Member, readMember } from "./member.ts";
 
 const OPTION = "--admin.cluster.key-file";
 const ALGORITHM = "HS256";
@@ -21,6 +22,9 @@ const [ENTRY, REQUEST] = ["reverse-http-member", "reverse-http-request"];
 /** Time in seconds for which a request is valid, and the difference between clocks that is tolerated. */
 const VALID_S = 30;
 const LEEWAY_S = 60;
+/** Time in seconds for which an entry is valid, which bounds how long a copy of it is worth something, and after which it is signed again. */
+const ENTRY_VALID_S = 6 * 3_600;
+const ENTRY_RENEWAL_S = 3_600;
 /** Requests that act and are remembered, so that none is served twice: those of one operator, and of all. */
 const MAX_SEEN_OF_ONE = 10_000;
 const MAX_SEEN = 100_000;
@@ -90,15 +94,38 @@ export class ClusterKey {
     }
   }
 
-  /** The entry of a member for the store: the same text each time, until the key changes. */
-  async signMember(member: Member & { readonly isLeaving?: true }): Promise<string> {
-    return await new SignJWT({ member }).setProtectedHeader({ alg: ALGORITHM, typ: ENTRY }).sign(this.#file.value[0]!);
+  /**
+   * The entry of a member for the store.
+   * @param previous returned if it says the same, is signed with the same key and is recent
+   * @param now milliseconds since 1970
+   */
+  async signMember(member: Member & { readonly isLeaving?: true }, previous?: string, now = Date.now()): Promise<string> {
+    const [key] = this.#file.value;
+    const [header, seconds] = [{ alg: ALGORITHM, typ: ENTRY }, now / 1_000];
+    if (previous !== undefined) {
+      const known = await jwtVerify(previous, key!, { algorithms: [ALGORITHM], typ: ENTRY, currentDate: new Date(now) }).catch(() =>
+        undefined
+      );
+      const { iat = Infinity, member: before } = known?.payload ?? {};
+      if (iat <= seconds && seconds - iat < ENTRY_RENEWAL_S && !differs(before, member)) return previous;
+    }
+    return await new SignJWT({ member }).setProtectedHeader(header).setIssuedAt(seconds).setExpirationTime(seconds + ENTRY_VALID_S).sign(
+      key!,
+    );
   }
 
-  /** The member of an entry; `undefined` for what no member has written. */
-  async readMember(entry: string): Promise<Member & { readonly isLeaving?: true } | undefined> {
+  /**
+   * Reads an entry; `undefined` for what no member has written, or one has long ago.
+   * @param now milliseconds since 1970
+   */
+  async readMember(text: string, now = Date.now()): Promise<Entry | undefined> {
     try {
-      return readMember((await this.#verify(entry, ENTRY)).claims.member);
+      const { claims: { member, iat = 0 } } = await this.#verify(text, ENTRY, {
+        requiredClaims: ["exp", "iat"],
+        currentDate: new Date(now),
+      });
+      const entry = readMember(member);
+      return entry && { ...entry, at: iat };
     } catch (error) {
       if (error instanceof errors.JOSEError) return undefined;
       throw error;
@@ -129,7 +156,7 @@ export class ClusterKey {
     let claims;
     let key: Uint8Array;
     try {
-      ({ claims, key } = await this.#verify(token, REQUEST, to));
+      ({ claims, key } = await this.#verify(token, REQUEST, { audience: to, requiredClaims: ["exp", "jti"] }));
     } catch (error) {
       if (!(error instanceof errors.JOSEError)) throw error;
       throw new MemberRequestError(reasonOf(error, to));
@@ -150,15 +177,11 @@ export class ClusterKey {
     return { from, operator: { name, role: known, ...subject !== undefined && { subject } }, isAccepted };
   }
 
-  async #verify(text: string, typ: string, audience?: string) {
+  async #verify(text: string, typ: string, expected: JWTVerifyOptions) {
     let failure: unknown;
     for (const key of this.#file.value) {
       try {
-        const { payload: claims } = await jwtVerify(text, key, {
-          algorithms: [ALGORITHM],
-          typ,
-          ...audience !== undefined && { audience, clockTolerance: LEEWAY_S, requiredClaims: ["exp", "jti"] },
-        });
+        const { payload: claims } = await jwtVerify(text, key, { algorithms: [ALGORITHM], typ, clockTolerance: LEEWAY_S, ...expected });
         return { claims, key };
       } catch (error) {
         if (!(error instanceof errors.JWSSignatureVerificationFailed)) throw error;

@@ -12,10 +12,19 @@ export interface Member {
   readonly pin?: string;
 }
 
+/** What a member has written into the store. */
+export interface Entry {
+  readonly member: Member;
+  /** It has ended, or is about to. */
+  readonly isLeaving: boolean;
+  /** When it has signed this, in seconds since 1970. */
+  readonly at: number;
+}
+
 const MAX_HOST = 253;
 
 /** Checks what a signed entry has: the member may run another version. */
-export function readMember(value: unknown): Member & { readonly isLeaving?: true } | undefined {
+export function readMember(value: unknown): Pick<Entry, "member" | "isLeaving"> | undefined {
   if (typeof value !== "object" || value === null) return undefined;
   const { address, service, host, pin, isLeaving } = value as Readonly<Record<string, unknown>>;
   if (typeof address !== "string" || typeof host !== "string" || host.length > MAX_HOST) return undefined;
@@ -26,5 +35,5 @@ export function readMember(value: unknown): Member & { readonly isLeaving?: true
   } catch {
     return undefined;
   }
-  return { address, service, host, ...pin !== undefined && { pin }, ...isLeaving === true && { isLeaving } };
+  return { member: { address, service, host, ...pin !== undefined && { pin } }, isLeaving: isLeaving === true };
 }
