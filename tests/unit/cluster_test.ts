@@ -1,5 +1,6 @@
 // Proxies and a load balancer that answer operators for each other, on the in-memory network with a store in memory.
 import assert from "node:assert/strict";
+import { Buffer } from "node:buffer";
 import { mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, it } from "node:test";
@@ -89,7 +90,7 @@ async function withCluster(
     const balancer = await startLoadBalancer(options, { net, log, store });
     const lb = { address: balancer.adminAddress!, log, close: () => balancer.close() };
     const send: Running["send"] = async (to, method, path, { token = OPERATOR, body } = {}) => {
-      const content = body === undefined ? "" : JSON.stringify(body);
+      const content = (JSON.stringify(body) ?? "").replaceAll("\u2028", "\\u2028"); // a byte for each character
       const type = body === undefined ? "" : `Content-Type: application/json\r\nContent-Length: ${content.length}\r\n`;
       const head = `${method} /api/v1/${path} HTTP/1.1\r\nHost: ${to.address}\r\nAuthorization: Bearer ${token}\r\n${type}\r\n`;
       const { status, body: text } = await ask(net, to.address, head + content);
@@ -220,6 +221,10 @@ describe("each member of a cluster", () => {
         "actions",
         ({ events }) => events.some(({ member, action }) => member === two!.address && action === "reload"),
       );
+      const odd = "x\u2028y"; // a line separator, which JSON has as it is
+      await post(two!, "agents/disconnect", { agent: odd, awaySeconds: 1 });
+      const written = Buffer.from(odd).toString("latin1");
+      await next<Events["actions"]>("actions", ({ events }) => events.some(({ target }) => target === written));
       const key = await ClusterKey.open(keyFile, new LogBook());
       await store.set("reverse-http member 60", await key.signMember({ address: "127.0.0.1:9", service: "proxy", host: "gone" }));
       const gone = await next<Events["members"]>("members", (event) => whose(event)["127.0.0.1:9"] === "no service listens there");

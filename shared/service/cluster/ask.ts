@@ -71,7 +71,7 @@ export async function followMember(member: Member, options: FollowOptions): Prom
       const events = text.split("\n\n");
       text = events.pop()!;
       for (const event of events) {
-        const [, name, json] = /^event: (.*)\ndata: (.*)$/.exec(event) ?? [];
+        const [, name, json] = /^event: ([^\n]*)\ndata: ([^\n]*)$/.exec(event) ?? [];
         if (name !== undefined && json !== undefined) take(name, json);
       }
       if (text.length > MAX_EVENT) throw new Error("the response is too large");
