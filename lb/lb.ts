@@ -300,7 +300,7 @@ async function listenPublished(
   for (const record of records) {
     const { listen: address, network, port = splitHostPort(address).port } = record;
     const protocol = network === "http" || network === "https"
-      ? createHostProtocol({ network, find: (host) => names.requests(record, network, port, host), name: NAME })
+      ? createHostProtocol({ network, find: (host, path) => names.requests(record, network, port, host, path), name: NAME })
       : createForwardProtocol(network === "tls" ? "client-hello" : "none", (name) => names.connections(record, port, name));
     const listener = await clients.listen({ address, protocol, tls: network === "https" ? tls : undefined });
     log.info("serving what agents publish", { clients: listener.address, network, port });

@@ -1,5 +1,5 @@
 // Finds in the store what agents publish, for the listeners of lb. Caches results for a second, and serves the last one while the store fails.
-import { ForwardGroup } from "../shared/frontend/forwards.ts";
+import { type Forward, ForwardGroup } from "../shared/frontend/forwards.ts";
 import { claimKey, decodeClaim } from "../shared/frontend/published_claims.ts";
 import { patternsOf } from "../shared/frontend/server_names.ts";
 import { VirtualHosts } from "../shared/frontend/virtual_hosts.ts";
@@ -10,6 +10,10 @@ import type { PublishedRecord } from "./options.ts";
 
 /** Names looked up for one client: itself and the zones above it. */
 const MAX_PATTERNS = 8;
+/** Lookups for one request: of a path with many segments only the first ones count. */
+const MAX_LOOKUPS = 18;
+/** Longest prefix of a path that is looked up. */
+const MAX_PREFIX = 256;
 /** Age in milliseconds of a cached result, and the largest number of them. */
 const MAX_AGE_MS = 1_000;
 const MAX_CACHED = 10_000;
@@ -17,6 +21,12 @@ const MAX_CACHED = 10_000;
 interface Cached {
   readonly at: number;
   readonly text: string | undefined;
+}
+
+/** The prefixes of a path at which a site can be published, none first, then the shortest. */
+function prefixesOf(path = ""): string[] {
+  const ends = [...path.matchAll(/(?!^)(?=[/;])|(?<![/])$/g)].map(({ index }) => index);
+  return ["", ...ends.filter((end) => end > 0 && end <= MAX_PREFIX).map((end) => path.slice(0, end))];
 }
 
 export class PublishedNames {
@@ -50,7 +60,8 @@ export class PublishedNames {
   }
 
   /**
-   * The same for the host of a request.
+   * The same for the host and the path of a request.
+   * @param path normalized; `undefined` if it has dot segments, then no path that is published counts
    * @throws {TunnelError}
    */
   async requests(
@@ -58,15 +69,20 @@ export class PublishedNames {
     network: "http" | "https",
     port: number,
     host: string | undefined,
+    path: string | undefined,
   ): Promise<VirtualHosts> {
-    const forward = await this.#find(port, host, (found) => found.network === network && found.auth !== "mtls"); // no certificate is asked for
+    const fits = (found: Forward) => found.network === network && found.auth !== "mtls"; // no certificate is asked for
+    const forward = await this.#find(port, host, fits, prefixesOf(path));
     const own = forward?.auth === "token" ? undefined : tokenFile;
     return new VirtualHosts(listen, network, forward === undefined ? [] : [{ ...forward, tokenFile: own }]);
   }
 
-  async #find(port: number, name: string | undefined, fits: (forward: NonNullable<ReturnType<typeof decodeClaim>>) => boolean) {
-    const patterns = name === undefined ? [] : patternsOf(name).slice(0, MAX_PATTERNS);
-    const texts = await Promise.all([...patterns, ""].map((pattern) => this.#lookup(claimKey("tcp", port, pattern))));
+  /** An exact name precedes the zones above it, and of each the longest prefix counts. */
+  async #find(port: number, name: string | undefined, fits: (forward: Forward) => boolean, prefixes: readonly string[] = [""]) {
+    const patterns = [...name === undefined ? [] : patternsOf(name).slice(0, MAX_PATTERNS), ""];
+    const tried = prefixes.slice(0, Math.floor(MAX_LOOKUPS / patterns.length)).reverse();
+    const keys = patterns.flatMap((pattern) => tried.map((prefix) => claimKey("tcp", port, pattern, prefix)));
+    const texts = await Promise.all(keys.map((key) => this.#lookup(key)));
     return texts.map(decodeClaim).find((forward) => forward !== undefined && fits(forward));
   }
 

@@ -37,8 +37,10 @@ export function createVirtualHosts(current: () => VirtualHosts | undefined, name
 /** What a listener of virtual hosts needs, if these are looked up. */
 export interface HostProtocolOptions {
   readonly network: "http" | "https";
-  /** The hosts that may be for a host, without a port; `undefined` without one. */
-  readonly find: (host: string | undefined) => VirtualHosts | undefined | Promise<VirtualHosts>;
+  /**
+   * The hosts that may be for a host without a port, `undefined` without one, and a path, normalized by {@link normalizePath}.
+   */
+  readonly find: (host: string | undefined, path: string | undefined) => VirtualHosts | undefined | Promise<VirtualHosts>;
   /** As of {@link createVirtualHosts}. Missing: requests go on when their host is no longer found. */
   readonly current?: () => VirtualHosts | undefined;
   /** The service in Proxy-Status. */
@@ -96,7 +98,7 @@ async function serve(
   record.serverName = asked.host;
   logRequest(log, request, record);
   session.checkRate();
-  const hosts = await find(asked.host);
+  const hosts = await find(asked.host, asked.normalizedPath);
   if (hosts === undefined) throw new ProxyError(404, "destination_not_found", "The site was removed");
   const forward = findForward(hosts, asked);
   checkServerName(hosts, asked, session.tls);
@@ -167,6 +169,8 @@ interface Asked {
   readonly host?: string;
   /** Path and query as received; empty for the server as a whole (RFC 9112 §3.2.4). */
   readonly path: string;
+  /** The path alone, by {@link normalizePath}. */
+  readonly normalizedPath: string | undefined;
 }
 
 /** Methods that an origin may serve, in responses to those that none does. */
@@ -192,18 +196,21 @@ function parseTarget(request: RequestHead): Asked {
   const path = rest ?? (target === "*" && method === "OPTIONS" ? "" : target);
   if (rest === undefined && path !== "" && !/^\/[^#]*$/.test(path)) throw new HeadError(400, "The request target is malformed");
   if (authority === undefined && version === "1.1") throw new HeadError(400, "The request has no Host, which selects the web site");
-  return { authority, host: authority && parseAuthority(authority.replace(/:$/, ""), 80).host, path };
+  return {
+    authority,
+    host: authority && parseAuthority(authority.replace(/:$/, ""), 80).host,
+    path,
+    normalizedPath: normalizePath(path.split("?")[0]!),
+  };
 }
 
 /**
  * @throws {ProxyError} 404 if there is none
  * @throws {HeadError} 400 if the path may be another one for the origin
  */
-function findForward(hosts: VirtualHosts, { host, path }: Asked): Forward {
-  const [before = ""] = path.split("?");
-  const normalized = normalizePath(before);
-  if (normalized === undefined && hosts.isByPath) throw new HeadError(400, "The path has dot segments, and it selects the web site");
-  const match = hosts.match(host, normalized ?? before);
+function findForward(hosts: VirtualHosts, { host, normalizedPath }: Asked): Forward {
+  if (normalizedPath === undefined && hosts.isByPath) throw new HeadError(400, "The path has dot segments, and it selects the web site");
+  const match = hosts.match(host, normalizedPath ?? "/");
   if (match) return match.forward;
   throw new ProxyError(
     404,

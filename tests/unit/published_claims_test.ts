@@ -178,9 +178,44 @@ describe("lb", () => {
       assert.equal(await agentAt(443, name), undefined);
     }
     assert.equal(await agentAt(5432), "db /token");
-    const siteAt = async (host: string) => (await names.requests(record, "https", 443, host)).match(host, "/")?.forward;
+    const siteAt = async (host: string, path = "/") => (await names.requests(record, "https", 443, host, path)).match(host, path)?.forward;
     assert.deepEqual([(await siteAt("blog.example"))?.agent, (await siteAt("blog.example"))?.tokenFile], ["site", undefined]);
     for (const host of ["www.site.example", "path.example"]) assert.equal(await siteAt(host), undefined);
+  });
+
+  it("finds sites by path, the longest one of the closest name, within a number of lookups", async () => {
+    const store = createMemoryStore();
+    const claims = new ForwardClaims(store);
+    const hold = async (agent: string, host: string[], path: string[] = []) => {
+      const request = { listen: ":443", network: "https", host, path, to: "site:80" };
+      await claims.hold(publishedForward(request, agent), request, true);
+    };
+    await hold("root", ["site.example"]);
+    await hold("api", ["site.example"], ["/api", "/v1/admin/"]);
+    await hold("deep", ["site.example"], ["/api/deep"]);
+    await hold("zone", ["*.example"], ["/api/deep/er"]);
+    let asked = 0;
+    const names = new PublishedNames({ lookup: (key) => (asked++, store.lookup(key)) });
+    for (
+      const [path, agent] of [
+        ["/", "root"],
+        ["/apis", "root"],
+        ["/api", "api"],
+        ["/api/", "api"],
+        ["/api;v=1/x", "api"],
+        ["/v1/admin", "api"],
+        ["/v1/admin/x", "api"],
+        ["/v1", "root"],
+        ["/api/deep/er", "deep"],
+        [undefined, "root"],
+        [`/api/${"a/".repeat(5_000)}`, "api"],
+      ] as const
+    ) {
+      asked = 0;
+      const hosts = await names.requests(record, "https", 443, "site.example", path);
+      assert.equal(hosts.match("site.example", path ?? "/")?.forward.agent, agent, (path ?? "none").slice(0, 20));
+      assert.ok(asked <= 18, `${asked} lookups`);
+    }
   });
 
   it("asks the store once a second for a name, and uses the last answer while it is down", async () => {
