@@ -14,8 +14,11 @@ use crate::relay::capsule::{put_varint, read_varint, Piece, Splitter, UDP};
 use crate::relay::datagram_queue::Queue;
 use crate::sync::{lock, wait_for};
 
-/// Bytes of datagrams that wait in quinn, to be sent and to be received: as many as one system call sends.
-pub const BUFFER: usize = 64 << 10;
+/// Bytes of datagrams that wait in quinn to be sent: as many as one system call sends.
+pub const SEND_BUFFER: usize = 64 << 10;
+/// Bytes of datagrams that wait in quinn until [`receive`] has its turn, which drops none of them: quinn takes hundreds of packets from the
+/// socket at once.
+pub const RECEIVE_BUFFER: usize = 1 << 20;
 /// Most bytes that are read or written at once. The others wait in queues that drop the oldest.
 pub const BATCH: usize = 16 << 10;
 /// Datagrams received before other tasks get their turn.

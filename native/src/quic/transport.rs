@@ -51,8 +51,8 @@ impl Transport {
         );
         config.max_concurrent_bidi_streams(self.streams().min(INITIAL_STREAMS).into());
         config.max_concurrent_uni_streams(0u8.into());
-        config.datagram_receive_buffer_size(Some(datagrams::BUFFER));
-        config.datagram_send_buffer_size(datagrams::BUFFER);
+        config.datagram_receive_buffer_size(Some(datagrams::RECEIVE_BUFFER));
+        config.datagram_send_buffer_size(datagrams::SEND_BUFFER);
         config.stream_receive_window(self.stream_window().into());
         config.receive_window(connection_window::initial_connection_window(self.connection_window.unwrap_or(0)));
         // each stream has its own: with a shared one bulk streams would starve the others
