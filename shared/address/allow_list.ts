@@ -1,6 +1,6 @@
 // Allow-lists and deny-lists of destinations: patterns of hosts, zones and networks, each with an optional port or range, for TCP or UDP.
 import ipaddr from "ipaddr.js";
-import { isIPv6 } from "node:net";
+import { isIPv4, isIPv6 } from "node:net";
 import { domainToASCII } from "node:url";
 import { aliasesOf, canonicalHost, isAddress } from "./canonical.ts";
 import { RecentKeys } from "../limits/counters.ts";
@@ -49,7 +49,7 @@ export interface AllowList {
  * ```
  */
 export function createAllowList(patterns: readonly string[]): AllowList {
-  const index = indexOf(parsePatterns(patterns, ["tcp"]));
+  const index = indexOf(parsePatterns(patterns, TCP));
   return {
     allows: ({ host, port }, network = "tcp") => patterns.length === 0 || matchesAny(index, canonicalHost(host), port, network),
   };
@@ -75,7 +75,7 @@ export function createDenyList(patterns: readonly string[]): DenyList {
 
 /** Numbered patterns of destinations. Finds those that match without trying each. */
 export class DestinationPatterns {
-  readonly #index = new PatternIndex<Pattern & { readonly id: number }>();
+  readonly #index = new PatternIndex<Omit<Pattern, "key"> & { readonly id: number }>();
   readonly #ids = new Map<string, number>();
   /** What matches the latest destinations: clients ask for the same ones again and again. */
   readonly #known = new RecentKeys<readonly number[]>();
@@ -95,7 +95,9 @@ export class DestinationPatterns {
     if (known !== undefined) return known;
     refuseAmbiguous([pattern]);
     const id = this.#ids.size;
-    for (const parsed of parsePatterns([pattern], this.#isDeny ? EITHER : ["tcp"])) this.#index.add(parsed.key, { ...parsed, id });
+    for (const { key, matches, ports, networks } of parsePatterns([pattern], this.#isDeny ? EITHER : TCP)) {
+      this.#index.add(key, { matches, ports, networks, id });
+    }
     this.#ids.set(pattern, id);
     return id;
   }
@@ -126,7 +128,7 @@ function indexOf(patterns: readonly Pattern[]): PatternIndex<Pattern> {
 }
 
 /** @param accepts asked for each pattern that matches. Default: the first one does */
-function matchesAny<P extends Pattern>(
+function matchesAny<P extends Omit<Pattern, "key">>(
   index: PatternIndex<P>,
   host: string,
   port: number,
@@ -162,12 +164,13 @@ export function networksOf(patterns: readonly string[]): string[] {
   });
 }
 
+const TCP: readonly Network[] = ["tcp"];
 const EITHER: readonly Network[] = ["tcp", "udp"];
 const EVERYTHING: Pattern = { key: { of: "everything" }, matches: () => true, ports: [1, 65_535], networks: EITHER };
 
 /** `none` gives no pattern, `all` one that matches everything. `plain`: the networks of patterns that name none. */
 function parsePatterns(patterns: readonly string[], plain: readonly Network[]): Pattern[] {
-  const word = patterns.find((pattern) => /^(?:all|none)$/i.test(pattern));
+  const word = patterns.find((pattern) => pattern.length <= 4 && /^(?:all|none)$/i.test(pattern));
   if (word === undefined) return patterns.map((pattern) => parsePattern(pattern, plain));
   if (patterns.length > 1) {
     const meaning = word.toLowerCase() === "all" ? "every destination over TCP and UDP" : "no destination";
@@ -190,7 +193,7 @@ function failure(pattern: string, why: string): RangeError {
 export function refuseAmbiguous(patterns: readonly string[]): void {
   for (const pattern of patterns) {
     const [prefix, text] = splitNetwork(pattern);
-    const withPort = text.includes(":") && isIPv6(text) ? withBrackets(text) : undefined;
+    const withPort = text.indexOf(":") !== text.lastIndexOf(":") && isIPv6(text) ? withBrackets(text) : undefined;
     if (withPort === undefined) continue;
     const advice = `write ${prefix}[${text}] or ${prefix}${withPort}`;
     throw failure(pattern, `it is an address, but may be meant as an address and a port; ${advice}`);
@@ -206,7 +209,7 @@ function withBrackets(pattern: string): string | undefined {
 
 /** Splits `udp:` off; a port alone may follow the name `udp`, which is a host then. */
 function splitNetwork(pattern: string): [prefix: "udp:" | "", text: string] {
-  const [, text] = /^udp:(?![0-9-]*$)(.+)$/i.exec(pattern) ?? [];
+  const [, text] = pattern[3] === ":" ? /^udp:(?![0-9-]*$)(.+)$/i.exec(pattern) ?? [] : [];
   return text === undefined ? ["", pattern] : ["udp:", text];
 }
 
@@ -218,7 +221,8 @@ function parsePattern(pattern: string, plain: readonly Network[]): Pattern {
     const hint = advise(text)?.replace(/^write /, `write ${prefix}`);
     return failure(pattern, hint === undefined ? why : `${why}; ${hint}`);
   };
-  return { networks, ...parseHostAndPorts(text, fail) };
+  const { key, matches, ports } = parseHostAndPorts(text, fail);
+  return { key, matches, ports, networks };
 }
 
 function parseHostAndPorts(pattern: string, fail: (why: string) => RangeError): Omit<Pattern, "networks"> {
@@ -227,15 +231,20 @@ function parseHostAndPorts(pattern: string, fail: (why: string) => RangeError): 
   const { host, bits: networkBits, ports, bracketed } = parts;
   const range = parsePorts(ports);
   if (!range) throw fail(`${JSON.stringify(ports)} is not a port or a range of ports from 1 to 65535`);
-  if (host.startsWith("*.") && networkBits === undefined && !bracketed) return { ports: range, ...matchZone(host.slice(2), fail) };
+  const { key, matches } = parseHost(host, networkBits, bracketed, fail);
+  return { key, matches, ports: range };
+}
+
+function parseHost(host: string, bits: string | undefined, bracketed: boolean, fail: (why: string) => RangeError): HostPattern {
+  if (bits !== undefined) return matchNetwork(host, Number(bits), fail);
+  if (host.startsWith("*.") && !bracketed) return matchZone(host.slice(2), fail);
   const address = parseIp(host);
-  if (networkBits !== undefined) return { ports: range, ...matchNetwork(host, Number(networkBits), fail) };
   if (bracketed && !(address && host.includes(":"))) throw fail(`${JSON.stringify(host)} is not an IPv6 address`);
   if (address) {
     const canonical = canonicalHost(host);
-    return { ports: range, ...matchAddress(parseIp(canonical)!, zoneOf(canonical)) };
+    return matchAddress(parseIp(canonical)!, zoneOf(canonical));
   }
-  return { ports: range, ...matchName(host, fail) };
+  return matchName(host, fail);
 }
 
 /** Suggests what an invalid pattern was probably meant to be. */
@@ -276,18 +285,20 @@ function prefixOf(mask: string): number | undefined {
 }
 
 function splitPattern(pattern: string): { host?: string; bits?: string; ports?: string; bracketed: boolean } | null {
-  const bracketed = /^\[([^\]]*)\](?:\/([0-9]{1,3}))?(?::(.*))?$/.exec(pattern);
+  const bracketed = pattern.startsWith("[") ? /^\[([^\]]*)\](?:\/([0-9]{1,3}))?(?::(.*))?$/.exec(pattern) : null;
   if (bracketed) return { host: bracketed[1], bits: bracketed[2], ports: bracketed[3], bracketed: true };
-  const network = /^([^/[\]]+)\/([0-9]{1,3})(?::(.*))?$/.exec(pattern);
+  const network = pattern.includes("/") ? /^([^/[\]]+)\/([0-9]{1,3})(?::(.*))?$/.exec(pattern) : null;
   if (network) return { host: network[1], bits: network[2], ports: network[3], bracketed: false };
-  if (pattern.split(":").length > 2) return { host: pattern, bracketed: false }; // no port can follow IPv6 without brackets
+  if (pattern.indexOf(":") !== pattern.lastIndexOf(":")) return { host: pattern, bracketed: false }; // no port can follow IPv6 without brackets
   const name = /^([^/[\]:]+)(?::(.*))?$/.exec(pattern);
   return name && { host: name[1], ports: name[2], bracketed: false };
 }
 
+const ALL_PORTS = [1, 65_535] as const;
+
 /** Parses `port` or `first-last`, every port if it is missing; `null` if it is neither. */
-export function parsePorts(text: string | undefined): [first: number, last: number] | null {
-  if (text === undefined) return [1, 65_535];
+export function parsePorts(text: string | undefined): readonly [first: number, last: number] | null {
+  if (text === undefined) return ALL_PORTS;
   const match = /^([0-9]{1,5})(?:-([0-9]{1,5}))?$/.exec(text);
   if (!match) return null;
   const first = Number(match[1]);
@@ -295,11 +306,9 @@ export function parsePorts(text: string | undefined): [first: number, last: numb
   return first >= 1 && first <= last && last <= 65_535 ? [first, last] : null;
 }
 
-const DECIMAL = /^[0-9.]+$/;
-
 /** `undefined` unless the address is in its usual notation: `127.1` and `0x7f000001` are names here. */
 function parseIp(host: string): Address | undefined {
-  if (DECIMAL.test(host) && ipaddr.IPv4.isValidFourPartDecimal(host)) return ipaddr.IPv4.parse(host);
+  if (isIPv4(host)) return new ipaddr.IPv4(host.split(".").map(Number));
   if (!host.includes(":")) return undefined;
   const address = parseIPv6(host);
   return address?.isIPv4MappedAddress() ? address.toIPv4Address() : address;
@@ -343,7 +352,7 @@ function matchNetwork(host: string, bits: number, fail: (why: string) => RangeEr
 }
 
 function normalizeName(name: string): string {
-  return name.toLowerCase().replace(/\.$/, "");
+  return (name.endsWith(".") ? name.slice(0, -1) : name).toLowerCase();
 }
 
 const NAME = /^[0-9a-z_](?:[0-9a-z_.-]*[0-9a-z_])?$/;
@@ -354,13 +363,13 @@ function checkName(name: string, fail: (why: string) => RangeError): string {
     throw fail(`${JSON.stringify(name)} is not a name or an address`);
   }
   // digits, dots and a hyphen: a truncated address, or a range of addresses
-  if (/^[0-9.]+$/.test(normalized) || /^[0-9]+(?:\.[0-9]+)+-[0-9.]+$/.test(normalized)) {
+  if (/^[0-9](?:[0-9.]*|[0-9]*(?:\.[0-9]+)+-[0-9.]+)$/.test(normalized)) {
     throw fail(`${JSON.stringify(name)} is not a name or an address`);
   }
   if (/^(?:all|none)$/i.test(name)) {
     throw fail(`${name} is a whole list and takes no port; a host of that name is written "${name}."`);
   }
-  if (normalized.length > 253 || normalized.split(".").some((label) => label.length > 63)) {
+  if (normalized.length > 253 || (normalized.length > 63 && normalized.split(".").some((label) => label.length > 63))) {
     throw fail("a name has at most 253 characters, and 63 between two dots");
   }
   return normalized;

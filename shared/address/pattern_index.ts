@@ -12,8 +12,9 @@ export type PatternKey =
   | { readonly of: "zone"; readonly name: string }
   | { readonly of: "network"; readonly address: Address; readonly bits: number };
 
-export class PatternIndex<P> {
-  readonly #patterns = new Map<string, P[]>();
+export class PatternIndex<P extends object> {
+  /** Most keys have one pattern. */
+  readonly #patterns = new Map<string, P | P[]>();
   /** Prefix lengths in use, per address family. */
   readonly #lengths = { ipv4: new Set<number>(), ipv6: new Set<number>() };
 
@@ -21,14 +22,15 @@ export class PatternIndex<P> {
     if (patternKey.of === "network") this.#lengths[patternKey.address.kind()].add(patternKey.bits);
     const key = keyOf(patternKey);
     const patterns = this.#patterns.get(key);
-    if (patterns) patterns.push(pattern);
-    else this.#patterns.set(key, [pattern]);
+    if (Array.isArray(patterns)) patterns.push(pattern);
+    else this.#patterns.set(key, patterns === undefined ? pattern : [patterns, pattern]);
   }
 
   /** Whether `test` holds for any candidate. Patterns that are not tested do not match. */
   some(name: string, address: Address | undefined, test: (pattern: P) => boolean): boolean {
     for (const key of this.#keysOf(name, address)) {
-      if (this.#patterns.get(key)?.some(test)) return true;
+      const found = this.#patterns.get(key);
+      if (Array.isArray(found) ? found.some(test) : found !== undefined && test(found)) return true;
     }
     return false;
   }
@@ -56,8 +58,11 @@ function keyOf(key: PatternKey): string {
       return `${key.of} ${key.name}`;
     case "network": {
       const { address, bits } = key;
-      const prefix = address.toByteArray().map((byte, index) => byte & (0xff00 >> Math.min(8, Math.max(0, bits - 8 * index))));
-      return `${address.kind()} ${bits} ${prefix.join(".")}`;
+      let prefix = `${address.kind()} ${bits}`;
+      for (const [index, byte] of address.toByteArray().entries()) {
+        prefix += ` ${byte & (0xff00 >> Math.min(8, Math.max(0, bits - 8 * index)))}`;
+      }
+      return prefix;
     }
   }
 }

@@ -23,7 +23,11 @@ export const ALL_AGENTS: AgentList = { allows: () => true };
  * ```
  */
 export function createAgentList(patterns: readonly string[]): AgentList {
-  const parsed = patterns.map(parsePattern);
+  const parsed = patterns.map((pattern) => {
+    checkAgentPattern(pattern);
+    const [start = "", end] = pattern.split("*");
+    return [start, end] as const; // without a *, the id alone
+  });
   return {
     allows: (id) =>
       parsed.some(([start, end]) =>
@@ -32,13 +36,11 @@ export function createAgentList(patterns: readonly string[]): AgentList {
   };
 }
 
-/** What stands before the `*` and behind it; without a `*`, the id alone. */
-function parsePattern(pattern: string): [start: string, end?: string] {
+/** @throws {RangeError} for an invalid pattern */
+export function checkAgentPattern(pattern: string): void {
   const fail = (why: string) => new RangeError(`Cannot use the agent pattern ${JSON.stringify(pattern)}: ${why}`);
   if (pattern === "") throw fail("it is empty; * matches every agent");
   // deno-lint-ignore no-control-regex -- what an agent id cannot contain
   if (/[\s\x00-\x1f\x7f-\x9f]/.test(pattern)) throw fail("an agent id has no white space and no control characters");
-  const [start = "", end, ...more] = pattern.split("*");
-  if (more.length > 0) throw fail("it has more than one *");
-  return [start, end];
+  if (pattern.indexOf("*") !== pattern.lastIndexOf("*")) throw fail("it has more than one *");
 }

@@ -1,7 +1,7 @@
 // Reads a policy, YAML or JSON: rules, and tests that they must pass. One bad entry makes the whole policy invalid.
 import { type Authority, type Network, parseAuthority } from "../address/authority.ts";
-import { createAgentList } from "../auth/agent_list.ts";
-import { createWeekClock, parseHours } from "./hours.ts";
+import { checkAgentPattern } from "../auth/agent_list.ts";
+import { createWeekClock, parseHours, type Span } from "./hours.ts";
 import { checkBandwidth, parseBandwidth } from "../config/bandwidth.ts";
 import { destinationProblem, type PolicyQuery, type Rule, type RuleLimit, RuleSet } from "./rules.ts";
 import { YamlDocument, YamlError, type YamlNode } from "./yaml.ts";
@@ -64,10 +64,14 @@ const SUBJECT_FORMS = "sub:ID, name:NAME, group:NAME or token:JTI";
 const MAX_RULES = 100_000;
 const MAX_ITEMS = 1_000_000;
 
+/** A list that is missing: there are many of them. */
+const NOTHING: readonly never[] = [];
+
 type Keys = ReadonlyMap<string, YamlNode>;
 
 class Reader {
   readonly #document: YamlDocument;
+  readonly #hours = new Map<string, readonly Span[]>();
   #items = 0;
 
   constructor(document: YamlDocument) {
@@ -142,12 +146,19 @@ class Reader {
       name: this.#text(keys, effect)!,
       limit: this.#readLimit(node, effect, keys),
       line: this.#lineOf(node),
-      subjects: subjects.flatMap((item) => item.startsWith("set:") ? sets.get(item.slice(4))! : [item]),
+      subjects: sets.size === 0 ? subjects : subjects.flatMap((item) => item.startsWith("set:") ? sets.get(item.slice(4))! : [item]),
       agents: this.#list(keys, "agents", checkAgents),
       labels: this.#list(keys, "labels", checkLabel),
       destinations: this.#list(keys, "destinations", (item) => item), // the set parses them
-      hours: this.#list(keys, "hours", parseHours).flat(),
+      hours: keys.has("hours") ? this.#list(keys, "hours", (text) => this.#readHours(text)).flat() : NOTHING,
     };
+  }
+
+  /** The same hours are those of many rules. */
+  #readHours(text: string): readonly Span[] {
+    let spans = this.#hours.get(text);
+    if (spans === undefined) this.#hours.set(text, spans = parseHours(text));
+    return spans;
   }
 
   #readLimit(node: YamlNode, effect: Rule["effect"], keys: Keys): RuleLimit | undefined {
@@ -229,14 +240,21 @@ class Reader {
   }
 
   /** A list of texts, or one text alone; it must not be empty if it is there. */
-  #list<T>(keys: Keys, key: string, read: (item: string) => T): T[] {
+  #list<T>(keys: Keys, key: string, read: (item: string) => T): readonly T[] {
     const node = keys.get(key);
-    if (node === undefined) return [];
+    if (node === undefined) return NOTHING;
     const items = node.kind === "list" ? node.items : [node];
     if (items.length === 0) this.#fail(node, `${key} is empty; leave it out for all`);
     this.#items += items.length;
     if (this.#items > MAX_ITEMS) this.#fail(node, `there are more than ${MAX_ITEMS} items`);
-    return items.map((item) => this.#attempt(item, () => read(this.#scalar(item))));
+    let item: YamlNode | undefined;
+    try {
+      const values: T[] = [];
+      for (item of items) values.push(read(this.#scalar(item)));
+      return values;
+    } catch (cause) {
+      return this.#failFor(item, cause);
+    }
   }
 
   #scalar(node: YamlNode): string {
@@ -252,9 +270,14 @@ class Reader {
     try {
       return read();
     } catch (cause) {
-      if (!(cause instanceof Error) || cause instanceof PolicyError) throw cause;
-      return this.#fail(node, cause.message, cause);
+      return this.#failFor(node, cause);
     }
+  }
+
+  /** @throws {PolicyError} */
+  #failFor(node: YamlNode | undefined, cause: unknown): never {
+    if (!(cause instanceof Error) || cause instanceof PolicyError) throw cause;
+    return this.#fail(node, cause.message, cause);
   }
 
   #lineOf(node: YamlNode | undefined): number {
@@ -301,7 +324,7 @@ function readFlag(text: string): boolean {
 
 /** @throws {RangeError} */
 function checkAgents(pattern: string): string {
-  createAgentList([pattern]);
+  checkAgentPattern(pattern);
   return pattern;
 }
 
@@ -311,7 +334,7 @@ function checkAgents(pattern: string): string {
  */
 export function checkSubject(text: string): string {
   if (!SUBJECT.test(text)) throw new RangeError(`${JSON.stringify(text)} is not ${SUBJECT_FORMS}`);
-  if (text.split("*").length > 2) throw new RangeError(`${JSON.stringify(text)} has more than one *`);
+  if (text.indexOf("*") !== text.lastIndexOf("*")) throw new RangeError(`${JSON.stringify(text)} has more than one *`);
   return text;
 }
 

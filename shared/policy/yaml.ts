@@ -88,10 +88,7 @@ export class YamlDocument {
     const workerData = { library: await readYamlLibrary(), text };
     const { events, at = 0, reason = "" } = await new Promise<Parsed>((resolve, reject) => {
       const worker = new Worker(PROGRAM, { eval: true, workerData });
-      worker.on("message", (parsed: Parsed) => {
-        resolve(parsed);
-        worker.terminate().catch(() => {}); // it has ended already
-      });
+      worker.on("message", resolve); // it ends by itself then; to terminate it would block this thread meanwhile
       worker.on("error", reject);
       worker.on("exit", () => reject(new Error("The thread that parses YAML has ended")));
     });
@@ -225,7 +222,7 @@ export class YamlDocument {
       indent: this.#events[first + 3]!,
       fast: false,
     });
-    return { kind: "text", at: this.#startAt(index), text, isNull: style === SCALAR_STYLE.PLAIN && NULL.test(text) };
+    return { kind: "text", at: this.#startAt(index), text, isNull: style === SCALAR_STYLE.PLAIN && text.length <= 4 && NULL.test(text) };
   }
 }
 
