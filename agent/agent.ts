@@ -15,20 +15,21 @@ import { DATAGRAMS_FEATURE, type Hello, PINS_FEATURE, TRACE_FEATURE, UDP_FEATURE
 import { unlimitedIfZero } from "../shared/limits/limit.ts";
 import { reportDescriptors, withinDescriptors } from "../shared/limits/resources.ts";
 import { TunnelLimits } from "../shared/limits/tunnels.ts";
-import { silentLogger } from "../shared/log/logger.ts";
+import { type Logger, silentLogger } from "../shared/log/logger.ts";
+import type { Net } from "../shared/net/net.ts";
 import type { Metrics, TunnelMetrics } from "../shared/service/metrics.ts";
 import { type ServiceDeps, type ServiceRuntime, startService } from "../shared/service/runtime.ts";
 import { SecretFiles } from "../shared/files/secret_files.ts";
 import type { StateDirectory } from "../shared/files/state_directory.ts";
 import type { ClientTls } from "../shared/net/tls.ts";
-import { openClientTls, type ReloadableTls, type TlsCheck } from "../shared/tls/reloadable_tls.ts";
+import { openClientTls, type TlsCheck } from "../shared/tls/reloadable_tls.ts";
 import { TunnelError } from "../shared/tunnel/errors.ts";
 import { VERSION } from "../shared/version.ts";
 import { withTimeout } from "../shared/async/with_timeout.ts";
-import { Connections } from "./connections.ts";
-import { checkIssuerOptions, type Credentials, type CredentialsSource, openCredentials, readCredentials } from "./credentials.ts";
-import { clientAdvice } from "./client_advice.ts";
-import { describeClose } from "./connection_errors.ts";
+import { Connections, type ConnectionsOptions } from "./connections.ts";
+import { checkIssuerOptions, type Credentials, openCredentials, readCredentials } from "./credentials.ts";
+import { Generations } from "./generations.ts";
+import { OpenSessions } from "./open_sessions.ts";
 import { StoredTransports } from "./transport/stored_transports.ts";
 import type { TransportChange } from "./transport/opener.ts";
 import { LearnedPins } from "./learned_pins.ts";
@@ -98,10 +99,6 @@ export interface UpdatableAgent extends Agent {
 
 /** Time in milliseconds between two looks at the token's file. */
 const TOKEN_INTERVAL_MS = 10_000;
-const NOT_CONNECTED = "not connected to a proxy";
-/** Limits on connections that are being replaced, without tunnels and in all; above one of them the oldest is closed. */
-const MAX_IDLE_LEAVING = 8;
-const MAX_LEAVING = 32;
 /** Time in milliseconds to connect before the agent takes over from another process. */
 const TAKE_OVER_TIMEOUT_MS = 60_000;
 
@@ -115,41 +112,29 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
 }
 
 async function start(runtime: ServiceRuntime, options: AgentOptions, deps: AgentDeps): Promise<UpdatableAgent> {
-  const { net, log, metrics, health } = runtime;
-  const { random = Math.random } = deps;
-  const hooks = {
-    onConnected: isolateHook("onConnected", deps.onConnected, log),
-    onDisconnected: isolateHook("onDisconnected", deps.onDisconnected, log),
-  };
-  const { environment = {} } = deps;
+  const { net, log, metrics } = runtime;
+  const { random = Math.random, environment = {} } = deps;
   let current = options;
-  /** Reads what connections need. */
-  const prepare = async (next: AgentOptions): Promise<Omit<Generation, "connections">> => {
-    const { outbound } = await checkAgentOptions(next, { net, environment });
-    const tls = await openClientTls("agent-client.tls", next.agentClient.tls, { ...deps, log });
-    return { tls, outbound, credentials: await openCredentials(next) };
-  };
-  const first = await prepare(options);
+  const first = await prepare(options, net, log, deps);
   let { tls } = first;
   const resolve: Resolve = deps.resolve ?? ((host, options) => net.resolve(host, options));
   const secrets = new SecretFiles(log);
   const memory = runtime.adopt(await StoredTransports.open(stateDirectoryOf(options, deps), log), (memory) => memory.close());
   const pins = runtime.adopt(await LearnedPins.open(options.stateDir || deps.stateDirectory, log), (pins) => pins.close());
-  const sessions = new Set<Session>();
+  const sessions = new OpenSessions({
+    log,
+    health: runtime.health,
+    agentClient: () => current.agentClient,
+    onConnected: isolateHook("onConnected", deps.onConnected, log),
+    onDisconnected: isolateHook("onDisconnected", deps.onDisconnected, log),
+  });
   const { tunnelMetrics, countChange } = registerMetrics(metrics, sessions);
   runtime.certificates.watch("proxies", () => tls.current.cert);
-  health.setUnready("proxy", NOT_CONNECTED);
   await runtime.admin.listen(options.admin);
   if (runtime.admin.address !== undefined) log.info("listening", { admin: runtime.admin.address });
-  const maxTunnelsOf = ({ limits: { tunnels } }: AgentOptions): number => {
-    const requested = unlimitedIfZero(tunnels);
-    const { connections } = withinDescriptors({ connections: requested, pendingRequests: 0 }, 1);
-    if (connections < requested) reportDescriptors(log, "tunnels", connections);
-    return connections;
-  };
   const limits = new TunnelLimits({
     ...options.limits,
-    tunnels: maxTunnelsOf(options),
+    tunnels: maxTunnelsOf(options, log),
     createRate: (rate) => net.createRate(rate),
     buffers: net,
     reports: runtime.limitReporter,
@@ -169,151 +154,84 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
   // to proxies, a process that takes over is the same one with another connection
   const instance = runtime.handover.predecessor?.state.instance ?? crypto.randomUUID();
   runtime.handover.state = { instance };
-  const helloOf = ({ agentClient: { labels, publish } }: AgentOptions): Hello => ({
-    version: `reverse-http/${VERSION}`,
-    instance,
-    host: hostname(),
-    labels: parseLabels(labels),
-    features: [UDP_FEATURE, DATAGRAMS_FEATURE, TRACE_FEATURE, PINS_FEATURE],
-    publish: publish.map(publishRequest),
-  });
-  runtime.describe = () => {
-    if (sessions.size === 0) return runtime.isDraining ? "Draining" : `Connecting to ${current.agentClient.serverAddress.join(", ")}`;
-    const tunnels = [...sessions].reduce((sum, session) => sum + session.tunnels, 0);
-    return `${runtime.isDraining ? "Draining" : "Connected"}: ${[...sessions].map(({ remote }) => remote).join(", ")}, ${tunnels} tunnels`;
-  };
-  /** Settles once there are as many connections as there shall be. */
-  const connected = Promise.withResolvers<true>();
-  let isAdvised = false;
-  const adviseClients = ({ clients }: Hello, remote: string): void => {
-    if (isAdvised || clients === undefined) return;
-    isAdvised = true;
-    // the name that was configured, if it is the only one: a certificate may require it
-    const { agentClient: { serverAddress } } = current;
-    const advice = clientAdvice(clients, latest.connections.agentId, serverAddress.length === 1 ? serverAddress[0]! : remote);
-    log.info("clients reach this agent with", { ...advice });
-  };
-  const onConnected = (session: Session, agent: string): void => {
-    const { remote, transport: link, via } = session;
-    sessions.add(session);
-    health.setReady("proxy");
-    if (sessions.size >= current.agentClient.connections) connected.resolve(true);
-    log.info("connected", { proxy: remote, agent, link, via });
-    void session.proxy.then((proxy) => adviseClients(proxy, remote));
-    hooks.onConnected?.({ remote });
-    void session.closed.then((closed) => {
-      sessions.delete(session);
-      if (sessions.size === 0) health.setUnready("proxy", NOT_CONNECTED);
-      hooks.onDisconnected?.({ remote, reason: describeClose(closed) });
-    });
-    const leaving = [...sessions].filter(({ isLeaving, isRetired }) => isLeaving && !isRetired);
-    const idle = leaving.filter(({ tunnels }) => tunnels === 0);
-    if (idle.length > MAX_IDLE_LEAVING) idle[0]!.close();
-    else if (leaving.length > MAX_LEAVING) leaving[0]!.close();
-  };
-  /** Connections that are kept, the newest last. */
-  const generations: Generation[] = [];
-  const connect = (next: AgentOptions, { tls, outbound, credentials }: Omit<Generation, "connections">): Generation => {
+  runtime.describe = () => describeService(sessions, runtime.isDraining, current);
+  const generations = new Generations(runtime, sessions);
+  const connect = (next: AgentOptions, prepared: Prepared): Connections => {
     const connections: Connections = new Connections({
       net,
       log,
       options: next,
-      tls,
-      outbound,
-      credentials,
+      ...prepared,
       environment,
       memory,
       pins,
       secrets,
-      hello: helloOf(next),
+      hello: helloOf(next, instance),
       tunnels,
-      maxTunnels: maxTunnelsOf(next),
+      maxTunnels: maxTunnelsOf(next, log),
       fetch: deps.fetch,
       resolve,
       backoff: deps.backoff ?? (() => new Backoff({ random })),
       settledAfterMs: deps.settledAfterMs ?? 30_000,
       tokenIntervalMs: deps.tokenIntervalMs ?? TOKEN_INTERVAL_MS,
       random,
-      onConnected: (session) => onConnected(session, connections.agentId),
+      onConnected: (session) => sessions.add(session, connections.agentId),
       onChange: (change) => {
         countChange(change);
         log.info("link changed", { ...change });
       },
     });
-    const stopRefresh = runtime.certificates.refresh(tls, () => current.agentClient.tls.refresh);
-    const generation = { tls, outbound, credentials, connections };
-    generations.push(generation);
-    // earlier ones serve until this one does
-    void connections.connected.then(async () => {
-      const earlier = generations.slice(0, generations.indexOf(generation));
-      if (earlier.length === 0) return;
-      log.info("earlier connections end when their tunnels have ended", { connections: sessions.size - 1 });
-      await Promise.all(earlier.map(({ connections }) => connections.retire()));
-      for (const old of earlier) generations.splice(generations.indexOf(old), 1);
-    });
-    void connections.done.then(stopRefresh);
-    return generation;
-  };
-  const stop = () => {
-    for (const { connections } of generations) connections.stop();
+    generations.add(connections, prepared.tls, () => current.agentClient.tls.refresh);
+    return connections;
   };
   let latest = connect(options, first);
   runtime.defer(async () => {
-    await Promise.all(generations.map(({ connections }) => connections.done));
-    await Promise.all([...sessions].map(({ closed }) => closed));
+    await generations.done();
+    await sessions.closed();
   });
   runtime.defer(() => {
-    stop();
-    for (const session of sessions) session.close();
+    generations.stop();
+    sessions.close();
   });
   const finishTunnels = async (limitMs: number) => {
-    const open = [...sessions];
-    stop();
-    if (limitMs > 0) await withTimeout(limitMs, Promise.all(open.map((session) => session.drain())));
+    generations.stop();
+    await sessions.drain(limitMs);
   };
+  const drainRequested = Promise.withResolvers<void>();
   runtime.handover.finish = async (settle) => {
     settle();
     await Promise.race([finishTunnels(current.handover.timeout), drainRequested.promise]);
   };
-  const drainRequested = Promise.withResolvers<void>();
   const drain = () => {
     const { timeout: timeoutMs } = current.drain;
     if (runtime.handover.isDone) void finishTunnels(timeoutMs).then(drainRequested.resolve); // sooner than planned
-    const open = [...sessions];
     return runtime.drain({
-      fields: { tunnels: open.reduce((sum, { tunnels }) => sum + tunnels, 0), timeoutMs },
+      fields: { tunnels: sessions.tunnels, timeoutMs },
       delayMs: 0,
       finish: () => finishTunnels(timeoutMs),
     });
   };
-  if (runtime.handover.predecessor) {
-    // before, it does better
-    if (await withTimeout(TAKE_OVER_TIMEOUT_MS, connected.promise) === undefined) {
-      throw new Error(
-        `Cannot take over: no connection to ${options.agentClient.serverAddress.join(", ")} within ${TAKE_OVER_TIMEOUT_MS / 1000} s`,
-      );
-    }
-  }
+  if (runtime.handover.predecessor) await connectInTime(sessions, options); // until then, the predecessor serves
   const states = new SessionStates();
   runtime.serveAdmin({
-    agents: () => [...sessions].map((session) => describeSession(latest.connections.agentId, session, states)),
-    population: () => ({ agents: sessions.size }),
-    disconnect: (request, by) => disconnect(sessions, request, by),
+    agents: () => [...sessions.all].map((session) => describeSession(latest.agentId, session, states)),
+    population: () => ({ agents: sessions.all.size }),
+    disconnect: (request, by) => disconnect(sessions.all, request, by),
     drain,
   });
   const update = async (next: AgentOptions): Promise<{ tunnelsCut: number }> => {
     const before = current;
     const isOther = differs(connectionOptions(before), connectionOptions(next));
-    const prepared = isOther ? await prepare(next) : undefined;
+    const prepared = isOther ? await prepare(next, net, log, deps) : undefined;
     await Change.run(async (change) => {
       if (differs(before.admin, next.admin)) await runtime.admin.prepare(change, next.admin);
       change.onCommit(() => {
         current = next;
-        limits.update({ ...next.limits, tunnels: maxTunnelsOf(next) });
+        limits.update({ ...next.limits, tunnels: maxTunnelsOf(next, log) });
         Object.assign(tunnels, tunnelValues(next, resolve));
         if (prepared === undefined || runtime.isDraining) return;
         latest = connect(next, prepared);
-        ({ tls } = latest);
+        ({ tls } = prepared);
       });
     });
     const listsOf = ({ agentClient: { hostWhitelist, hostDenylist } }: AgentOptions) => [hostWhitelist, hostDenylist];
@@ -325,7 +243,7 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
       return runtime.admin.address;
     },
     get proxies() {
-      return [...sessions].map(({ remote }) => remote);
+      return [...sessions.all].map(({ remote }) => remote);
     },
     drain,
     closed: runtime.closed,
@@ -336,12 +254,47 @@ async function start(runtime: ServiceRuntime, options: AgentOptions, deps: Agent
   };
 }
 
-/** Connections, and what they were opened with. */
-interface Generation {
-  readonly connections: Connections;
-  readonly tls: ReloadableTls<ClientTls>;
-  readonly outbound: OutboundRoute;
-  readonly credentials?: CredentialsSource;
+/** What connections are opened with, besides the options. */
+type Prepared = Pick<ConnectionsOptions, "tls" | "outbound" | "credentials">;
+
+/** Checks the options, and reads what they refer to. */
+async function prepare(options: AgentOptions, net: Net, log: Logger, deps: AgentDeps): Promise<Prepared> {
+  const { outbound } = await checkAgentOptions(options, { net, environment: deps.environment });
+  const tls = await openClientTls("agent-client.tls", options.agentClient.tls, { ...deps, log });
+  return { tls, outbound, credentials: await openCredentials(options) };
+}
+
+/** The maximum number of tunnels: as configured, or what the file descriptor limit permits. */
+function maxTunnelsOf({ limits: { tunnels } }: AgentOptions, log: Logger): number {
+  const requested = unlimitedIfZero(tunnels);
+  const { connections } = withinDescriptors({ connections: requested, pendingRequests: 0 }, 1);
+  if (connections < requested) reportDescriptors(log, "tunnels", connections);
+  return connections;
+}
+
+/** What the agent tells proxies of itself. */
+function helloOf({ agentClient: { labels, publish } }: AgentOptions, instance: string): Hello {
+  return {
+    version: `reverse-http/${VERSION}`,
+    instance,
+    host: hostname(),
+    labels: parseLabels(labels),
+    features: [UDP_FEATURE, DATAGRAMS_FEATURE, TRACE_FEATURE, PINS_FEATURE],
+    publish: publish.map(publishRequest),
+  };
+}
+
+/** Describes the service in one line. */
+function describeService(sessions: OpenSessions, isDraining: boolean, { agentClient: { serverAddress } }: AgentOptions): string {
+  if (sessions.all.size === 0) return isDraining ? "Draining" : `Connecting to ${serverAddress.join(", ")}`;
+  const remotes = [...sessions.all].map(({ remote }) => remote).join(", ");
+  return `${isDraining ? "Draining" : "Connected"}: ${remotes}, ${sessions.tunnels} tunnels`;
+}
+
+/** Waits until a process that takes over has connected. */
+async function connectInTime({ connected }: OpenSessions, { agentClient: { serverAddress } }: AgentOptions): Promise<void> {
+  if (await withTimeout(TAKE_OVER_TIMEOUT_MS, connected) !== undefined) return;
+  throw new Error(`Cannot take over: no connection to ${serverAddress.join(", ")} within ${TAKE_OVER_TIMEOUT_MS / 1000} s`);
 }
 
 /** The options that connections are opened with. */
@@ -403,12 +356,12 @@ function stateDirectoryOf({ stateDir, agentClient: { transport } }: AgentOptions
 /** Registers the agent's metrics, and returns those of its tunnels and of changes of the link. */
 function registerMetrics(
   metrics: Metrics,
-  sessions: ReadonlySet<Session>,
+  sessions: OpenSessions,
 ): { tunnelMetrics: TunnelMetrics; countChange: (change: TransportChange) => void } {
-  metrics.gauge("reverse_http_proxy_connections_active", "Connections to proxies.", () => sessions.size);
-  metrics.sessions(() => sessions);
+  metrics.gauge("reverse_http_proxy_connections_active", "Connections to proxies.", () => sessions.all.size);
+  metrics.sessions(() => sessions.all);
   return {
-    tunnelMetrics: metrics.tunnels(() => [...sessions].reduce((sum, { tunnels }) => sum + tunnels, 0)),
+    tunnelMetrics: metrics.tunnels(() => sessions.tunnels),
     countChange: metrics.linkChanges(),
   };
 }
