@@ -45,7 +45,7 @@ await run({
         name: "doctor",
         description: "Find what keeps a role from working, and what to do about it: a table, with exit code 1 if a check fails.",
         commands: [
-          agentDoctor(native.createNet, process.env) as Subcommand,
+          agentDoctor(native.createNet, { stateDirectory, environment: process.env }) as Subcommand,
           clientDoctor(native.createNet) as Subcommand,
           proxyDoctor(native.createNet, stateDirectory) as Subcommand,
           lbDoctor(native.createNet, stateDirectory) as Subcommand,

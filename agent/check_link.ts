@@ -16,6 +16,7 @@ import type { ClientTls } from "../shared/net/tls.ts";
 import { askOutboundProxy } from "./check_outbound_proxy.ts";
 import type { Credentials } from "./credentials.ts";
 import { closeFailed, explainFailure } from "./connection_errors.ts";
+import type { LearnedPins } from "./learned_pins.ts";
 import type { AgentOptions } from "./options.ts";
 import { type OutboundRoute, RejectedCredentials, viaOf } from "./outbound_proxy.ts";
 import { endpointOf, type ProxyEndpoint, withoutZone } from "./proxy_endpoints.ts";
@@ -37,6 +38,8 @@ export interface CheckContext {
   readonly net: Net;
   readonly options: AgentOptions;
   readonly tls: ClientTls;
+  /** What proxies have announced to the agent. Default: nothing. */
+  readonly pins?: LearnedPins;
   readonly credentials: Credentials;
   readonly outbound: OutboundRoute;
   /** Returns the time in milliseconds since 1970. Default: that of the machine. */
@@ -185,13 +188,13 @@ function urlOf({ agentClient: { websocketUrl } }: AgentOptions): WebSocketUrl | 
 }
 
 async function connect(
-  { net, options, tls, outbound, rejected }: Context,
+  { net, options, tls, pins, outbound, rejected }: Context,
   endpoint: ProxyEndpoint,
   kind: SessionKind,
   alpn: string[],
 ): Promise<AgentSession> {
   const { host, port, serverName } = endpoint;
-  const common = { host, port, serverName, tls, alpn, timeoutMs: CONNECT_TIMEOUT_MS };
+  const common = { host, port, serverName, tls: pins?.extend(endpoint.address, tls) ?? tls, alpn, timeoutMs: CONNECT_TIMEOUT_MS };
   const transport = agentTransport(0);
   if (kind !== "quic") {
     const { server, webSocket } = routeTo(endpoint, kind, urlOf(options));

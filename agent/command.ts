@@ -6,6 +6,8 @@ import { type AgentDeps, checkAgentOptions, startAgent } from "./agent.ts";
 import { checkLink } from "./check_link.ts";
 import { requestCredentials } from "./credentials.ts";
 import { expandJoin } from "./join.ts";
+import { LearnedPins } from "./learned_pins.ts";
+import { silentLogger } from "../shared/log/logger.ts";
 import { type AgentOptions, agentOptions } from "./options.ts";
 
 /** Time for closing after the drain, in milliseconds. */
@@ -31,7 +33,8 @@ export function agentCommand(
         await checkWithNet(createNet, async (net) => {
           const access = await checkAgentOptions(options, { net, environment });
           const credentials = access.credentials ?? await requestCredentials(options.auth);
-          const report = await checkLink({ net, options, ...access, credentials });
+          const pins = await LearnedPins.open(options.stateDir || stateDirectory, silentLogger);
+          const report = await checkLink({ net, options, ...access, pins, credentials });
           write(formatFindings(report.findings, report.summary));
           ({ works } = report);
         });

@@ -10,6 +10,8 @@ import { type Credentials, requestCredentials } from "./credentials.ts";
 import { IssuerError } from "../shared/auth/issuer_client.ts";
 import { checkLink } from "./check_link.ts";
 import { expandJoin } from "./join.ts";
+import { LearnedPins } from "./learned_pins.ts";
+import { silentLogger } from "../shared/log/logger.ts";
 import { type AgentOptions, agentOptions } from "./options.ts";
 import type { Environment } from "./outbound_proxy.ts";
 
@@ -17,11 +19,16 @@ import type { Environment } from "./outbound_proxy.ts";
 export interface AgentDiagnosis {
   readonly net: Net;
   readonly environment?: Environment;
+  /** Of what the agent keeps, if no option names one. */
+  readonly stateDirectory?: string;
   /** Returns the time in milliseconds since 1970. Default: that of the machine. */
   readonly now?: () => number;
 }
 
-export function agentDoctor(createNet: CreateNet, environment?: Environment): Subcommand<AgentOptions & ValuesOf<typeof diagnosisOptions>> {
+export function agentDoctor(
+  createNet: CreateNet,
+  deps: Pick<AgentDiagnosis, "environment" | "stateDirectory"> = {},
+): Subcommand<AgentOptions & ValuesOf<typeof diagnosisOptions>> {
   return {
     name: "agent",
     description: "Check what an agent with these options needs to connect to its proxies.",
@@ -29,12 +36,15 @@ export function agentDoctor(createNet: CreateNet, environment?: Environment): Su
     service: agentOptions,
     expansion: { option: "join", expand: expandJoin },
     run: async (options, terminal) =>
-      report(await withNet(createNet, (net) => diagnoseAgent(options, { net, environment })), options, terminal),
+      report(await withNet(createNet, (net) => diagnoseAgent(options, { net, ...deps })), options, terminal),
   };
 }
 
 /** Never rejects for what it is to find. */
-export async function diagnoseAgent(options: AgentOptions, { net, environment, now = Date.now }: AgentDiagnosis): Promise<Finding[]> {
+export async function diagnoseAgent(
+  options: AgentOptions,
+  { net, environment, stateDirectory, now = Date.now }: AgentDiagnosis,
+): Promise<Finding[]> {
   const findings: Finding[] = [describeVersion()];
   const access = await checkConfiguration(findings, () => checkAgentOptions(options, { net, environment }));
   if (access === undefined) return findings;
@@ -44,7 +54,8 @@ export async function diagnoseAgent(options: AgentOptions, { net, environment, n
     const token = new TextDecoder().decode(credentials.bytes);
     findings.push(checkToken(token, { role: "agent", agentId: credentials.agentId }, now()));
   }
-  const { findings: ofLink } = await checkLink({ net, options, ...access, credentials, now });
+  const pins = await LearnedPins.open(options.stateDir || stateDirectory, silentLogger);
+  const { findings: ofLink } = await checkLink({ net, options, ...access, pins, credentials, now });
   return [...findings, ...ofLink.flatMap((finding) => finding.check === QUIC ? [...udpOf(finding, ofLink), finding] : [finding])];
 }
 

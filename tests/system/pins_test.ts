@@ -6,7 +6,7 @@ import { join } from "node:path";
 import process from "node:process";
 import { it } from "node:test";
 import { keyPinOf } from "../../shared/tls/trust.ts";
-import { AGENT, Site } from "../../testing/programs.ts";
+import { AGENT, runToEnd, Site } from "../../testing/programs.ts";
 
 it("an agent stores the announced key of its proxy, and knows it by that after the change, which others do not", async () => {
   await using site = await Site.create();
@@ -51,6 +51,8 @@ it("an agent stores the announced key of its proxy, and knows it by that after t
   process.kill(again.proxy.pid, "SIGHUP");
   await again.proxy.waitFor("certificates reloaded", { options: "--agent-server.tls" });
   await connect("told");
+  const check = await runToEnd(AGENT, [...agentArgs("told"), "--check-link"]);
+  assert.equal(check.exitCode, 0, check.stdout);
   const other = site.start(AGENT, agentArgs("not-told"));
   const { reason } = await other.waitFor("not connected");
   assert.match(String(reason), /that is not the pinned one/);
