@@ -1,11 +1,20 @@
 // The commands of operators: status, agents, tunnels and top.
 import type { Subcommand, Terminal } from "../shared/cli/command.ts";
 import { ConfigError, defineOptions, type ValuesOf } from "../shared/config/option.ts";
-import type { ActionResult, AgentState, ClusterStatus, MemberAnswer, Page, Status, TunnelState } from "../shared/service/api/types.ts";
+import type {
+  ActionResult,
+  AgentState,
+  ClusterStatus,
+  Configuration,
+  MemberAnswer,
+  Page,
+  Status,
+  TunnelState,
+} from "../shared/service/api/types.ts";
 import { AdminClient } from "./client.ts";
 import { agentColumns, tunnelColumns } from "./columns.ts";
 import { type OperatorOptions, operatorOptions } from "./options.ts";
-import { formatClusterStatus, formatStatus } from "./status.ts";
+import { formatClusterStatus, formatConfiguration, formatStatus } from "./status.ts";
 import { type Column, escapeText, formatTable } from "./table.ts";
 import { runTop } from "./top_screen.ts";
 
@@ -28,7 +37,11 @@ const list = {
   ...scope,
 } as const;
 
-const statusOptions = defineOptions({ ...scope, ...json });
+const statusOptions = defineOptions({
+  ...scope,
+  ...json,
+  "configuration": { kind: "boolean", description: "Print the options of the service that differ from the defaults instead." },
+});
 
 export const statusCommand: Subcommand<OperatorOptions & ValuesOf<typeof statusOptions>> = {
   name: "status",
@@ -36,7 +49,13 @@ export const statusCommand: Subcommand<OperatorOptions & ValuesOf<typeof statusO
   options: statusOptions,
   profile: operatorOptions,
   async run(options, terminal) {
-    const status = await (await AdminClient.create(options)).get<Status | ClusterStatus>("status");
+    if (options.configuration && options.cluster) throw new ConfigError("Cannot use both --configuration and --cluster: ask each member");
+    const client = await AdminClient.create(options);
+    if (options.configuration) {
+      const configuration = await client.get<Configuration>("configuration");
+      return terminal.write(options.json ? `${JSON.stringify(configuration, null, 2)}\n` : formatConfiguration(configuration));
+    }
+    const status = await client.get<Status | ClusterStatus>("status");
     const text = "members" in status ? formatClusterStatus(status) : formatStatus(status);
     terminal.write(options.json ? `${JSON.stringify(status, null, 2)}\n` : text);
   },

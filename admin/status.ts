@@ -1,5 +1,5 @@
 // The text of `reverse-http status`.
-import type { ClusterStatus, FailureCount, Status } from "../shared/service/api/types.ts";
+import type { ClusterStatus, Configuration, FailureCount, Status } from "../shared/service/api/types.ts";
 import { escapeText, formatTable } from "./table.ts";
 import { formatBytes, formatMs, formatRate, formatSince } from "./units.ts";
 
@@ -20,6 +20,19 @@ export function formatStatus(status: Status): string {
     ["log level", logLevel],
   ];
   return `${linesOf(lines)}${failuresOf(failures)}`;
+}
+
+/** The text of `reverse-http status --configuration`. */
+export function formatConfiguration({ hash, isReloaded, changed }: Configuration): string {
+  const table = formatTable(changed, [
+    { title: "OPTION", text: ({ name }) => name, max: 60 },
+    { title: "VALUE", text: ({ value }) => value, max: 80 },
+    { title: "DEFAULT", text: (option) => option.default, max: 40 },
+    { title: "SET BY", text: ({ origin }) => origin, max: 80 },
+  ]);
+  return `${table}\n${
+    linesOf([["hash", hash], ["last reload", isReloaded ? undefined : "failed: the configuration before it is in force"]])
+  }`;
 }
 
 /** The text of `reverse-http status --cluster`. */

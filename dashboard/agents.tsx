@@ -3,7 +3,7 @@ import type { JSX } from "preact";
 import type { AgentState } from "../shared/service/api/types.ts";
 import { useSession } from "./api.ts";
 import { AgentLink, Badge, Choice, Filters, Text, Time } from "./fields.tsx";
-import { count, milliseconds, percent, rate } from "./format.ts";
+import { count, duration, milliseconds, percent, rate } from "./format.ts";
 import type { Route } from "./route.ts";
 import { type Column, Table } from "./table.tsx";
 import { bothRates } from "./tunnels.tsx";
@@ -11,6 +11,17 @@ import { bothRates } from "./tunnels.tsx";
 /** The share of packets that were lost; `undefined` where they are not counted. */
 export function loss({ sentPackets, lostPackets }: AgentState): number | undefined {
   return sentPackets ? (lostPackets ?? 0) / sentPackets : undefined;
+}
+
+function labelsOf(labels: Readonly<Record<string, string>>): string {
+  return Object.entries(labels).map(([name, value]) => `${name}=${value}`).join(", ");
+}
+
+/** The time until then. */
+function left(time: string | undefined): string {
+  if (time === undefined) return "–";
+  const ms = Date.parse(time) - Date.now();
+  return ms > 0 ? `in ${duration(ms)}` : "expired";
 }
 
 const COLUMNS: readonly Column<AgentState>[] = [
@@ -25,9 +36,7 @@ const COLUMNS: readonly Column<AgentState>[] = [
     ),
   },
   { title: "Host", sort: "host", width: "m", from: "medium", cell: ({ host }) => <Text>{host}</Text> },
-  { title: "Address", width: "m", from: "wide", cell: ({ address }) => <Text>{address}</Text> },
   { title: "Link", width: "s", from: "wide", cell: ({ link }) => <Text>{link?.toUpperCase()}</Text> },
-  { title: "Version", width: "s", from: "wide", cell: ({ version }) => <Text>{version}</Text> },
   { title: "Round trip", sort: "rtt", isNumber: true, width: "s", cell: ({ rttMs }) => milliseconds(rttMs) },
   { title: "Loss", sort: "loss", isNumber: true, width: "s", from: "medium", cell: (row) => percent(loss(row)) },
   {
@@ -39,17 +48,21 @@ const COLUMNS: readonly Column<AgentState>[] = [
     cell: ({ tunnels }) => tunnels === undefined ? "–" : count(tunnels),
   },
   { title: "Rate", sort: "rate", isNumber: true, width: "s", cell: (row) => rate(bothRates(row)) },
+  { title: "Labels", width: "m", from: "wide", cell: ({ labels = {} }) => <Text>{labelsOf(labels)}</Text> },
+  { title: "Token ends", sort: "expires", isNumber: true, width: "s", from: "wide", cell: ({ tokenExpiresAt }) => left(tokenExpiresAt) },
   { title: "Since", sort: "since", width: "m", from: "wide", cell: ({ since, until }) => <Time>{until ?? since}</Time> },
 ];
 
 const STATES = [["connected", "Connected"], ["gone", "Gone"], ["all", "All"]] as const;
-const FILTERS = ["label", "token", "expires"] as const;
+/** Seconds until the end of the token. */
+const EXPIRIES = [["", "All tokens"], [String(7 * 86_400), "Expiring within a week"]] as const;
+const FILTERS = ["label", "token"] as const;
 
 export function Agents({ route }: { route: Route }): JSX.Element {
   const { status } = useSession();
   const state = route.query.get("state") ?? "connected";
   const filters = {
-    ...Object.fromEntries(FILTERS.map((name) => [name, route.query.get(name) ?? ""])),
+    ...Object.fromEntries([...FILTERS, "expires"].map((name) => [name, route.query.get(name) ?? ""])),
     state: { connected: ["connected", "draining"], gone: ["gone"], all: ["connected", "draining", "gone"] }[state],
   };
   return (
@@ -63,6 +76,7 @@ export function Agents({ route }: { route: Route }): JSX.Element {
       keyOf={({ member = "", connection }) => `${member} ${connection}`}
     >
       <Choice route={route} label="State" name="state" choices={STATES} />
+      <Choice route={route} label="Tokens" name="expires" choices={EXPIRIES} />
       <Filters route={route} names={FILTERS} />
     </Table>
   );

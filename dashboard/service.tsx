@@ -1,11 +1,12 @@
 // The service itself: its state, and the actions on the whole of it.
 import type { JSX } from "preact";
 import { useState } from "preact/hooks";
-import type { ClusterStatus, LogLevelRequest, Sample, Status } from "../shared/service/api/types.ts";
+import type { ClusterStatus, Configuration, LogLevelRequest, Sample, Status } from "../shared/service/api/types.ts";
 import { useIsOperator, useSession } from "./api.ts";
 import { ActionButton } from "./dialog.tsx";
 import { Facts, Text, Time } from "./fields.tsx";
 import { bytes, count, duration, visible } from "./format.ts";
+import { usePolled } from "./poll.ts";
 
 const LEVELS: readonly LogLevelRequest["level"][] = ["debug", "info", "warn", "error"];
 
@@ -37,6 +38,7 @@ export function Service(): JSX.Element {
         />
       </section>
       {"members" in status && <Members members={status.members} />}
+      <Options />
       {isOperator && (
         <div class="buttons">
           <ActionButton title="Reload the files" isHarmless run={() => own.post("reload", {})} done={reload}>
@@ -58,6 +60,42 @@ export function Service(): JSX.Element {
 function ownSample(status: Status | ClusterStatus): Sample {
   const own = "members" in status ? status.members.find(({ member }) => member === status.member)?.status : undefined;
   return (own ?? status).now;
+}
+
+/** The options that differ from the defaults. */
+function Options(): JSX.Element | null {
+  const { own, status } = useSession();
+  const { value } = usePolled((signal) => own.get<Configuration>("configuration", {}, signal), { subject: status.instance });
+  if (value === undefined) return null; // those of a program that embeds the service are its own
+  return (
+    <section class="card" aria-labelledby="options">
+      <h2 id="options">Options that differ from the defaults</h2>
+      {!value.isReloaded && <p class="error">The last reload has failed: the configuration before it is in force.</p>}
+      {value.changed.length === 0 ? <p class="empty">None.</p> : (
+        <table class="members">
+          <thead>
+            <tr>
+              {["Option", "Value", "Default", "Set by"].map((title) => <th key={title} scope="col">{title}</th>)}
+            </tr>
+          </thead>
+          <tbody>
+            {value.changed.map((option) => (
+              <tr key={option.name}>
+                <td>{option.name}</td>
+                <td>
+                  <Text>{option.value}</Text>
+                </td>
+                <td>{option.default ?? ""}</td>
+                <td>
+                  <Text>{option.origin}</Text>
+                </td>
+              </tr>
+            ))}
+          </tbody>
+        </table>
+      )}
+    </section>
+  );
 }
 
 /** All members of the cluster. */

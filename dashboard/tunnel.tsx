@@ -89,7 +89,7 @@ function Story({ tunnel: it }: { tunnel: TunnelState }): JSX.Element {
           )}
           {it.peer !== undefined && (
             <>
-              through <Text>{it.peer}</Text>
+              {" "}through <Text>{it.peer}</Text>
             </>
           )} asked for <Text>{it.destination}</Text> ({network}, <Text>{it.protocol}</Text>)
           {it.tokenId !== undefined && (

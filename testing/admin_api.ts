@@ -207,6 +207,10 @@ export class FakeAdmin implements AsyncDisposable {
 
   #get(path: string, query: URLSearchParams, role: Role): [status: number, value: unknown] {
     if (path === "status") return [200, this.#status(role)];
+    if (path === "configuration") {
+      const changed = [{ name: "log.level", value: "debug", default: "info", origin: "/etc/reverse-http/config.yaml:3" }];
+      return [200, { hash: "0123456789ab", isReloaded: true, changed }];
+    }
     if (path === "history") {
       const end = Date.now() - Date.now() % 2_000;
       return [200, Array.from({ length: 300 }, (_, i) => this.#sample(end - (299 - i) * 2_000))];

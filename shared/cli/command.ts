@@ -10,6 +10,7 @@ import { readConfig } from "../config/file.ts";
 import { profileFile, refuseExposed } from "./profile.ts";
 import { secretsOnCommandLine } from "./restart.ts";
 import type { FullScreen } from "./full_screen.ts";
+import { hideSecret } from "../config/plan.ts";
 import { shellWord } from "../config/shell_word.ts";
 import { combine, type Expansion, resolveExpanded } from "../config/expansion.ts";
 import { checkEnvironment, didYouMean, resolve, type Resolved } from "../config/sources.ts";
@@ -512,8 +513,7 @@ function printSettings(options: Options, { settings }: Resolved): string {
   return `${lines.join("\n")}\n`;
 }
 
-/** Hides secrets, but not the names of files that hold them. */
-function redact(text: string, { secret }: Option): string {
-  if (secret && text !== "" && !text.startsWith("file:")) return "******";
-  return text === "" ? "" : shellWord(text);
+function redact(text: string, option: Option): string {
+  const shown = hideSecret(text, option);
+  return shown === text && text !== "" ? shellWord(text) : shown;
 }

@@ -1,7 +1,7 @@
 // Reloads the configuration of a running service: reads it, plans the change, checks it, and applies what needs no restart. What cannot be
 // used changes nothing.
 import type { Option, Options } from "../config/option.ts";
-import { describePlaces, describePlan, hashOf, isUnchanged, mayCut, planReload } from "../config/plan.ts";
+import { changedOptions, describePlaces, describePlan, hashOf, isUnchanged, mayCut, planReload } from "../config/plan.ts";
 import type { Resolved } from "../config/sources.ts";
 import { messageOf } from "../log/error_message.ts";
 import type { LogFields, Logger } from "../log/logger.ts";
@@ -65,7 +65,7 @@ export class Reloader {
         await check(wanted.values);
         ended = await apply(plan.next.values);
         this.#running = plan.next;
-        state.hash = hashOf(options, plan.next);
+        Object.assign(state, { hash: hashOf(options, plan.next), changed: changedOptions(options, plan.next) });
       }
       await reloadFiles();
       state.isReloaded = true;

@@ -15,7 +15,7 @@ import { readStream } from "../files/read.ts";
 import { SecretFiles } from "../files/secret_files.ts";
 import type { ConfigurationState } from "../service/configuration.ts";
 import { createSupervisor } from "../service/supervisor.ts";
-import { hashOf } from "../config/plan.ts";
+import { changedOptions, hashOf } from "../config/plan.ts";
 import { watchFile } from "../files/version.ts";
 import { Reloader, reportOfReload } from "./reload.ts";
 import { createSuccessorStarter } from "./successor.ts";
@@ -268,7 +268,11 @@ async function runUntilSignalled(
   const { values, settings } = resolved;
   const monotonicUs = () => process.hrtime.bigint() / 1_000n;
   const supervisor = notify && createSupervisor({ env: process.env, pid: process.pid, notify, log, monotonicUs });
-  const configuration: ConfigurationState = { hash: hashOf(service.options, resolved), isReloaded: true };
+  const configuration: ConfigurationState = {
+    hash: hashOf(service.options, resolved),
+    changed: changedOptions(service.options, resolved),
+    isReloaded: true,
+  };
   const { handover } = values as unknown as CommonValues;
   // of a separate runtime the arguments are unknown
   const successor = handover?.socket !== undefined && canRestart()

@@ -1,6 +1,6 @@
 // What a reload of the configuration changes: compares the options in force with new ones, and tells which of them need a restart.
 import { createHash } from "node:crypto";
-import type { Options, Reload } from "./option.ts";
+import type { Option, Options, Reload } from "./option.ts";
 import { assignValue, type Resolved, valueOf } from "./sources.ts";
 
 /** The options that have changed, by when they take effect. */
@@ -46,6 +46,32 @@ export function isUnchanged({ changed }: ReloadPlan): boolean {
 export function hashOf(options: Options, { values }: Resolved): string {
   const known = Object.keys(options).filter((name) => !options[name]!.secret).sort().map((name) => [name, valueOf(values, name) ?? null]);
   return createHash("sha256").update(JSON.stringify(known)).digest("hex").slice(0, 12);
+}
+
+/** An option whose value is not the default. */
+export interface ChangedOption {
+  /** Its name, such as `log.level`. */
+  readonly name: string;
+  /** As text; `******` for a secret. */
+  readonly value: string;
+  /** Missing: there is none. */
+  readonly default?: string;
+  /** Where it was set: `--flag`, `VARIABLE`, or `file:line`. */
+  readonly origin: string;
+}
+
+/** The options whose values are not the defaults. */
+export function changedOptions(options: Options, { settings }: Resolved): ChangedOption[] {
+  return [...settings].flatMap(([name, { text, origin }]) => {
+    const option = options[name]!;
+    const missing = option.default ?? (option.kind === "boolean" ? "false" : "");
+    return text === missing ? [] : [{ name, value: hideSecret(text, option), default: option.default, origin }];
+  });
+}
+
+/** Hides secrets, but not the names of files that hold them. */
+export function hideSecret(text: string, { secret }: Option): string {
+  return secret && text !== "" && !text.startsWith("file:") ? "******" : text;
 }
 
 /** The addresses that options have listeners at, of `running` or `next` alone; empty if all stay. */

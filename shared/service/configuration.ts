@@ -1,10 +1,13 @@
 // What operators see of the configuration in force.
+import type { ChangedOption } from "../config/plan.ts";
 import type { Metrics } from "./metrics.ts";
 
 /** The state of a service's configuration, which the command line updates. */
 export interface ConfigurationState {
   /** Of the values in force, 12 hexadecimal digits. */
   hash: string;
+  /** Those of the values in force that are not the defaults. */
+  changed: readonly ChangedOption[];
   /** Whether the last reload has succeeded. */
   isReloaded: boolean;
   /** Reads the configuration again, and all files that it names. Never rejects. Default: there is no file to read. */

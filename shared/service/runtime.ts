@@ -189,6 +189,7 @@ export class ServiceRuntime implements ServiceContext {
       service,
       startedAt: this.#startedAt,
       logLevel: this.#logLevel,
+      configuration: this.#configuration,
       get audit() {
         return audit.log;
       },

@@ -65,7 +65,7 @@ const store = step === "store"
 /** Starts and stops the service, or checks its options. */
 async function use<T extends object>({ check, start }: Service<T>, options: T): Promise<void> {
   if (step === "check") return await check(options);
-  const running = await start(options, silentLogger, { configuration: { hash: "", isReloaded: true } });
+  const running = await start(options, silentLogger, { configuration: { hash: "", changed: [], isReloaded: true } });
   await running.close();
 }
 

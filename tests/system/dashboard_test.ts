@@ -163,6 +163,18 @@ describe("the dashboard", () => {
     await page.close();
   });
 
+  itBrowses("shows which tokens end soon, and which options differ from the defaults", async () => {
+    await using fake = await FakeAdmin.start({ agents: 10, tunnels: 10, files });
+    const { page, problems } = await open(fake, "#/agents");
+    const asked = page.waitForRequest((request) => request.url().includes("expires=604800"));
+    await page.getByLabel("Tokens").selectOption("Expiring within a week");
+    await asked;
+    await page.getByRole("link", { name: "Service" }).click();
+    await page.getByRole("row", { name: "log.level debug info /etc/reverse-http/config.yaml:3" }).waitFor();
+    assert.deepEqual(problems, []);
+    await page.close();
+  });
+
   itBrowses("works below a path, and asks no other server", async () => {
     await using fake = await FakeAdmin.start({ agents: 10, tunnels: 10, files, prefix: "/ops/edge-1" });
     const page = await browser.newPage();

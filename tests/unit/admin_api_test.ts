@@ -73,7 +73,11 @@ async function withApi(
         admin: { listenAddress: "127.0.0.1:9090", tokenFile, ...admin },
         ...others,
       }),
-      { net, log },
+      {
+        net,
+        log,
+        configuration: { hash: "0123456789ab", isReloaded: true, changed: [{ name: "log.level", value: "debug", origin: "--log.level" }] },
+      },
     );
     const options = withDefaults(agentOptions, {
       agentClient: { serverAddress: [proxy.agentAddress], labels: ["site=berlin"] },

@@ -8,7 +8,7 @@ import { proxyOptions } from "../../proxy/options.ts";
 import { Reloader, reportOfReload } from "../../shared/cli/reload.ts";
 import { readConfig } from "../../shared/config/file.ts";
 import { ConfigError, type Options } from "../../shared/config/option.ts";
-import { hashOf, planReload } from "../../shared/config/plan.ts";
+import { type ChangedOption, changedOptions, hashOf, planReload } from "../../shared/config/plan.ts";
 import { resolve, type Resolved, valueOf } from "../../shared/config/sources.ts";
 import { watchFile } from "../../shared/files/version.ts";
 import { LogBook } from "../../testing/network.ts";
@@ -26,7 +26,7 @@ function setUp(text: string) {
   const log = new LogBook();
   const applied: Resolved["values"][] = [];
   const setting = { text, reads: 0, files: 0, refusal: undefined as Error | undefined };
-  const state = { hash: "", isReloaded: true };
+  const state = { hash: "", changed: [] as readonly ChangedOption[], isReloaded: true };
   const reloader = new Reloader({
     options: proxyOptions,
     running: read(text),
@@ -59,8 +59,21 @@ describe("a reload", () => {
     assert.deepEqual(names.map((name) => valueOf(applied[0]!, name)), ["debug", 6, 5, undefined]);
     assert.notEqual(hash, before);
     assert.equal(state.hash, hash);
+    assert.deepEqual(state.changed.map(({ name, value, origin }) => [name, value, origin]), [
+      ["limits.tunnels", "5", "config.yaml:2"],
+      ["limits.agents", "6", "config.yaml:2"],
+      ["log.level", "debug", "config.yaml:1"],
+    ]);
     await reloader.reload();
     assert.deepEqual(JSON.parse(JSON.stringify(log.logged(RELOADED)[1])), { needRestart: "state-dir", tunnelsCut: 0, hash });
+  });
+
+  it("shows no secret among the options that differ from the defaults", () => {
+    const changed = changedOptions(proxyOptions, read("http-proxy: { tls: { key-password: abc, enable: true } }\ndrain: { timeout: 30s }"));
+    assert.deepEqual(changed.map(({ name, value }) => [name, value]), [["http-proxy.tls.enable", "true"], [
+      "http-proxy.tls.key-password",
+      "******",
+    ]]);
   });
 
   it("without a change logs one line, and reads the files that options name", async () => {

@@ -2,6 +2,7 @@
 import type { SignedOut } from "../../auth/authenticator.ts";
 import type { Logger, LogLevelControl } from "../../log/logger.ts";
 import type { AuditLog } from "../audit.ts";
+import type { ConfigurationState } from "../configuration.ts";
 import type { Health } from "../health.ts";
 import type { Cluster } from "../cluster/cluster.ts";
 import type { Activity, Population } from "../live/activity.ts";
@@ -30,6 +31,8 @@ export interface Operations extends ServiceOperations {
   /** Missing if the embedding program has its own logger. */
   readonly logLevel?: LogLevelControl;
   readonly log: Logger;
+  /** Missing if the embedding program has set the options. */
+  readonly configuration?: ConfigurationState;
   /** The other members. Missing if the service answers for itself alone. */
   readonly cluster?: Cluster;
   /** Records actions. Default: only the log does. */

@@ -14,7 +14,18 @@ import { sumFailureHistories, sumFailures, sumHistories, sumStatus } from "./clu
 import { openApi } from "./openapi.ts";
 import type { Operations } from "./operations.ts";
 import { checkOneOf, QueryError, select } from "./query.ts";
-import type { AgentState, ClusterStatus, Failure, FailureHistory, FailurePage, Page, Sample, Status, TunnelState } from "./types.ts";
+import type {
+  AgentState,
+  ClusterStatus,
+  Configuration,
+  Failure,
+  FailureHistory,
+  FailurePage,
+  Page,
+  Sample,
+  Status,
+  TunnelState,
+} from "./types.ts";
 import type { Operators } from "../operators/operators.ts";
 import { type Topic, TOPICS } from "./types.ts";
 import { ClusterBusyError } from "../cluster/cluster.ts";
@@ -146,6 +157,11 @@ export function createApi({ operations, hosts, operators }: ApiOptions): Hono<Ap
       : eventStream(clusterEvents!.hub, new Set([...topics, "members" as const]), c.get("isAllowed"));
     if (wide !== undefined) clusterEvents!.announce();
     return stream ?? fail(c, 503, "too many streams of events are open, or the service stops");
+  });
+  api.get("/configuration", (c) => {
+    if (operations.configuration === undefined) return fail(c, 404, "the options belong to the program that embeds the service");
+    const { hash, isReloaded, changed } = operations.configuration;
+    return c.json<Configuration>({ hash, isReloaded, changed });
   });
   api.get("/openapi.json", (c) => c.json(openApi(VERSION)));
   addActions(api, operations, () => agents = undefined);

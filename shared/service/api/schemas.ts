@@ -54,6 +54,11 @@ export const SCHEMAS: Readonly<Record<string, Schema>> = {
     now: ref("Sample"),
     failures: listOf(ref("FailureCount")),
   }, { logLevel: oneOf(...LOG_LEVELS), member: text, members: listOf(memberWith({ status: ref("Status") })) }),
+  Configuration: object({
+    hash: text,
+    isReloaded: flag,
+    changed: listOf(object({ name: text, value: text, origin: text }, { default: text })),
+  }),
   MemberAnswer: memberWith(),
   Sample: object({
     at: time,

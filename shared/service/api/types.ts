@@ -1,6 +1,7 @@
 // What the admin API returns and takes: the live state of a service, and the actions of operators. Texts may come from peers, so they are shown
 // as text only. The routes are in routes.ts, and openapi.ts describes them.
 import { OPERATOR_ROLES, type OperatorRole } from "../../auth/operator_token.ts";
+import type { ChangedOption } from "../../config/plan.ts";
 import type { LogLevel } from "../../log/logger.ts";
 import type { DirectionState } from "../../net/relay.ts";
 import type { SessionKind } from "../../net/session.ts";
@@ -64,6 +65,15 @@ export interface Status {
   readonly now: Sample;
   /** Of the last hour. */
   readonly failures: readonly FailureCount[];
+}
+
+/** What differs from the defaults in the options of a service. */
+export interface Configuration {
+  /** Of all values, without secrets, 12 hexadecimal digits. */
+  readonly hash: string;
+  /** Whether the last reload has succeeded. */
+  readonly isReloaded: boolean;
+  readonly changed: readonly ChangedOption[];
 }
 
 /** What graphs show. One is taken every two seconds, and those of the last ten minutes are kept. */
