@@ -108,7 +108,7 @@ function Story({ tunnel: it }: { tunnel: TunnelState }): JSX.Element {
                 agent <AgentLink id={it.agent} />
               </>
             )} at <Text>{it.via.address}</Text>
-            {it.via.link !== undefined && <>over {it.via.link.toUpperCase()}</>}.
+            {it.via.link !== undefined && <>{" "}over {it.via.link.toUpperCase()}</>}.
           </Step>
         )}
         {it.connectedAt !== undefined && <Step at={it.connectedAt}>The destination was connected after {milliseconds(it.setupMs)}.</Step>}
