@@ -53,6 +53,7 @@ function parsePattern(text: string): Pattern {
   const ports = [Number(first), Number(last)] as const;
   if (!(ports[0] >= 1 && ports[0] <= ports[1] && ports[1] <= 65_535)) throw fail("its ports are not in 1 to 65535");
   if (given === "udp") return { network: "udp", ports };
+  if (given === "tcp") throw fail(`a whole TCP port is written :${first}, and a host of that name "tcp."`);
   if (given === "") return { network: "tcp", ports };
   const name = given.toLowerCase().replace(/\.$/, "").replace(/^\*(?=\.)/, "");
   if (!NAME.test(name.replace(/^\./, ""))) throw fail(`${JSON.stringify(given)} is neither a name nor *.zone`);

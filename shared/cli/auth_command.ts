@@ -194,10 +194,17 @@ const renewCommand: Subcommand<ValuesOf<typeof renewOptions>> = {
       throw new ConfigError(`Cannot use --token ${JSON.stringify(old)}: ${cause.message}`, { cause });
     });
     await writeOutput(token, { file: out, mode: SECRET, force }, terminal);
-    const { jti, exp } = decodeJwt(token);
-    if (out !== "-") terminal.write(`jti ${jti}, expires ${new Date(exp! * 1000).toISOString()}\n`);
+    const [before, { jti, exp }] = [decodeJwt(text), decodeJwt(token)];
+    if (out === "-") return;
+    const isValid = before.exp! * 1_000 > Date.now();
+    const advice = isValid ? `the old one stays valid until ${timeOf(before.exp!)}, unless its jti ${before.jti} is revoked\n` : "";
+    terminal.write(`jti ${jti}, expires ${timeOf(exp!)}\n${advice}`);
   },
 };
+
+function timeOf(seconds: number): string {
+  return new Date(seconds * 1_000).toISOString();
+}
 
 const ticketOptions = defineOptions({
   "agent-id": { kind: "string", description: "Id of the agent that a client may reach with the ticket; the client's user name." },

@@ -49,7 +49,24 @@ describe("what an agent may publish", () => {
   }
 
   it("is written in patterns that can be read", () => {
-    for (const text of ["", "5432", ":", ":0", ":65536", ":2-1", "*:443", "a b:443", "a.*.b:443", "udp:", "a.example", ":1-2-3", "-a:1"]) {
+    for (
+      const text of [
+        "",
+        "5432",
+        ":",
+        ":0",
+        ":65536",
+        ":2-1",
+        "*:443",
+        "a b:443",
+        "a.*.b:443",
+        "udp:",
+        "a.example",
+        ":1-2-3",
+        "-a:1",
+        "tcp:80",
+      ]
+    ) {
       assert.throws(() => createPublishList([text]), RangeError, text);
     }
   });
