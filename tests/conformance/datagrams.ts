@@ -78,7 +78,7 @@ async function take(stream: Duplex, length: number): Promise<Uint8Array> {
 }
 
 /** Reads one capsule of a datagram, and returns its payload. */
-async function receive(stream: Duplex): Promise<Buffer> {
+export async function receive(stream: Duplex): Promise<Buffer> {
   const varint = async () => {
     const [first = 0] = await take(stream, 1);
     const rest = await take(stream, (1 << (first >> 6)) - 1);

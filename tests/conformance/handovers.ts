@@ -1,11 +1,14 @@
 // Hand-over of listening sockets to another network, as to another process: which one accepts, and that sessions go on.
 import assert from "node:assert/strict";
 import { mkdtemp, rm } from "node:fs/promises";
+import type { RemoteInfo } from "node:dgram";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe } from "node:test";
 import type { Channel, SocketHandover } from "../../shared/net/handover.ts";
 import type { Net } from "../../shared/net/net.ts";
+import { datagram, UdpServer } from "../../testing/masque.ts";
+import { receive } from "./datagrams.ts";
 import {
   assertUsable,
   bytes,
@@ -14,7 +17,9 @@ import {
   isPending,
   listenTcp,
   netError,
+  oneByOne,
   openPair,
+  portOf,
   readTextExactly,
   Sessions,
   type Suite,
@@ -79,6 +84,7 @@ export function handoverTests(suite: Suite): void {
       await second.write(bytes(HEAD));
       const [none, served] = [before.next(), after.request()];
       assert.ok(await isPending(Promise.race([none.catch(() => {}), served])));
+      old.handover.release();
       successor.handover.setAccepting(true);
       await assertUsable(second, (await within(served)).stream);
       before.listener.close();
@@ -87,6 +93,8 @@ export function handoverTests(suite: Suite): void {
       const third = await dialTcp(net, before.port);
       await third.write(bytes(HEAD));
       await assertUsable(third, (await after.request()).stream);
+      after.listener.close();
+      assert.equal((await next.listenTcp({ address: after.listener.address })).address, after.listener.address, "the address is free");
     });
 
     withProcesses("that fails leaves the old side as it was", async (net, { next, old, pass }) => {
@@ -108,6 +116,63 @@ export function handoverTests(suite: Suite): void {
       (await dialTcp(net, port)).close(); // the socket is still open
       successor.handover.dropUnused();
       await netError(next.connectTcp({ host: "127.0.0.1", port, timeoutMs: 5_000 }), "refused");
+    });
+
+    withProcesses("of UDP keeps peers, and gives new ones to the new side", async (net, { next, old, new: successor, pass }) => {
+      const before = await net.listenUdp({ address: "127.0.0.1:0" });
+      const accept = oneByOne(() => before.accept());
+      const to = { address: "127.0.0.1", port: portOf(before.address) } as RemoteInfo;
+      await using known = await UdpServer.start();
+      await using other = await UdpServer.start();
+      await known.send("a", to);
+      const { stream } = (await accept())!;
+      assert.equal(String(await receive(stream)), "a");
+      assert.equal(await pass(), 1);
+      const after = await next.listenUdp({ address: "127.0.0.1:0" });
+      assert.equal(after.address, before.address);
+      old.handover.setAccepting(false);
+      successor.handover.setAccepting(true);
+      before.stopAccepting();
+      await known.send("b", to);
+      assert.equal(String(await receive(stream)), "b");
+      await stream.write(datagram("c"));
+      assert.equal(String((await within(known.receive())).payload), "c");
+      await other.send("d", to);
+      const { stream: opened } = (await oneByOne(() => after.accept())())!;
+      assert.equal(opened.remote, other.authority);
+      assert.equal(String(await receive(opened)), "d");
+      before.close();
+      await known.send("e", to); // the old side has ended, and nobody else knows the peer
+      assert.equal((await oneByOne(() => after.accept())())?.stream.remote, known.authority);
+    });
+
+    withProcesses("leaves what has stopped accepting to the old side", async (net, { old, next, pass }) => {
+      const tcp = await listenTcp(net);
+      const udp = await net.listenUdp({ address: "127.0.0.1:0" });
+      const accept = oneByOne(() => udp.accept());
+      await using peer = await UdpServer.start();
+      const to = { address: "127.0.0.1", port: portOf(udp.address) } as RemoteInfo;
+      await peer.send("a", to);
+      const { stream } = (await accept())!;
+      assert.equal(String(await receive(stream)), "a");
+      const sessions = new Sessions("quic");
+      const { tls } = await pki;
+      const clients = adapter.create();
+      try {
+        const quic = await sessions.listen(net, { address: "127.0.0.1:0", tls, alpn: ["conformance"] });
+        const [client, server] = await Promise.all([sessions.dial(clients, await pki, portOf(quic.address)), within(quic.accept())]);
+        for (const listener of [tcp.listener, udp, quic]) listener.stopAccepting();
+        await within(tcp.next()); // null: it has ended
+        assert.equal(await pass(), 0);
+        old.handover.setAccepting(false);
+        const { a, b } = await openPair(client, server!);
+        await assertUsable(a, b);
+        await peer.send("b", to);
+        assert.equal(String(await receive(stream)), "b");
+        assert.equal((await listenTcp(next)).listener.address.split(":")[0], "127.0.0.1");
+      } finally {
+        clients.close();
+      }
     });
 
     for (const kind of adapter.sessions.filter((kind) => kind !== "websocket")) {

@@ -38,7 +38,7 @@ impl Kind {
 pub struct Passed {
     pub socket: OwnedFd,
     /// Of QUIC: where this process and each earlier one receive what arrives for their connections, with the generation of each. The first
-    /// is this process's.
+    /// is this process's. Of other UDP: where this process receives what is not of the new one's peers.
     pub relays: Vec<(u8, OwnedFd)>,
 }
 
@@ -53,11 +53,14 @@ impl From<OwnedFd> for Passed {
 
 /// A listener whose socket another process can have.
 pub trait Listening: Send + Sync {
-    /// Copies of its descriptors. Requires the runtime.
+    /// Copies of its descriptors. Requires the runtime. The error is `NotConnected` if it has stopped accepting.
     fn pass(&self) -> io::Result<Passed>;
 
     /// Called when listeners shall accept, or no longer. Those that have a [`Gate`] need not do anything.
     fn set_accepting(&self, _accepting: bool) {}
+
+    /// Called while it does not accept, once another process does: closes the descriptor, unless it is needed to send.
+    fn release(&self) {}
 }
 
 /// Tells a listener whether it accepts.
@@ -150,6 +153,14 @@ impl Sockets {
         }
     }
 
+    /// Closes the descriptors that a successor uses. Requires that listeners do not accept.
+    pub fn release(&self) {
+        let listeners: Vec<_> = lock(&self.offered).iter().filter_map(|one| one.listener.upgrade()).collect();
+        for listener in listeners {
+            listener.release();
+        }
+    }
+
     /// Closes what no listener has taken.
     pub fn drop_unused(&self) {
         lock(&self.inherited).clear();
@@ -159,8 +170,11 @@ impl Sockets {
     pub async fn send(&self, channel: &Channel) -> io::Result<()> {
         let mut passed = Vec::new();
         for one in &*lock(&self.offered) {
-            if let Some(listener) = one.listener.upgrade() {
-                passed.push((one.kind, one.address.clone(), listener.pass()?));
+            let Some(listener) = one.listener.upgrade() else { continue };
+            match listener.pass() {
+                Ok(socket) => passed.push((one.kind, one.address.clone(), socket)),
+                Err(error) if error.kind() == ErrorKind::NotConnected => {} // it accepts no more, as after a reload
+                Err(error) => return Err(error),
             }
         }
         for (kind, address, Passed { socket, relays }) in passed {

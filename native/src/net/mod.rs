@@ -10,3 +10,4 @@ pub mod tls;
 pub mod udp;
 pub mod udp_listener;
 pub mod udp_probe;
+mod udp_succession;

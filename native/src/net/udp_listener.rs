@@ -1,13 +1,14 @@
 //! Listens for UDP datagrams. Each source address is a peer with a stream of its own, which carries its datagrams in capsules. In an association
 //! of SOCKS 5 (RFC 1928 §7) there is one source address, and each destination has a stream.
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::net::UdpSocket;
+use tokio::net::{UdpSocket, UnixDatagram};
 use tokio::task::AbortHandle;
 use tokio::time::sleep;
 
@@ -19,6 +20,7 @@ use crate::http::head::Incoming;
 use crate::net::address::{bind_first, canonical};
 use crate::net::socks_datagram::Client;
 use crate::net::udp;
+use crate::net::udp_succession::{self, Origin, Succession};
 use crate::relay::datagram_queue::with_buffer;
 use crate::stream::reader::ReadHalf;
 use crate::stream::udp_peer::{Route, UdpPeer};
@@ -77,6 +79,9 @@ pub struct Listener {
 
 struct Shared {
     socket: Arc<UdpSocket>,
+    succession: Succession,
+    /// Accepts no new peers, and its socket is not passed on.
+    retired: AtomicBool,
     peers: Arc<Mutex<Peers>>,
     max_peers: usize,
     /// Of an association.
@@ -90,30 +95,32 @@ impl Listener {
     pub fn open(sockets: &Sockets, address: &str, max_peers: usize, client: Option<Client>, warn: &Warn) -> Result<Self, NetError> {
         // an association belongs to a client of this process
         let gate = client.is_none().then(|| sockets.gate());
-        let socket = match client {
+        let (socket, relays) = match client {
             None => match sockets.take(Kind::Udp, address) {
-                Some(passed) => passed.socket.into(),
-                None => udp::bind(address, warn)?,
+                Some(passed) => (passed.socket.into(), passed.relays),
+                None => (udp::bind(address, warn)?, Vec::new()),
             },
-            Some(_) => bind_first(address, udp::open_small)?,
+            Some(_) => (bind_first(address, udp::open_small)?, Vec::new()),
         };
         let bound = socket
             .local_addr()
             .map_err(|_| NetError::new(NetErrorCode::Internal, "A socket without an address"))?;
         let _guard = sockets.runtime.enter();
         let socket = Arc::new(UdpSocket::from_std(socket).map_err(|e| NetError::bind(&e, address))?);
-        if gate.is_some() {
-            sockets.offer(Kind::Udp, address, &socket);
-        }
         let accept_queue = Arc::new(AcceptQueue::new(ACCEPT_QUEUE));
         let shared = Arc::new(Shared {
             socket,
+            succession: Succession::new(relays).map_err(|e| NetError::bind(&e, address))?,
+            retired: AtomicBool::new(false),
             peers: Arc::default(),
             max_peers,
             client,
             dropped: Arc::default(),
             accept_queue: accept_queue.clone(),
         });
+        if gate.is_some() {
+            sockets.offer(Kind::Udp, address, &shared);
+        }
         let task = sockets.runtime.spawn(shared.clone().run(gate)).abort_handle();
         Ok(Self {
             address: canonical(bound).to_string(),
@@ -130,6 +137,7 @@ impl Listener {
 
     /// Accepts no new peers; those with a stream still receive.
     pub fn stop_accepting(&self) {
+        self.shared.retired.store(true, Ordering::Relaxed);
         self.accept_queue.finish();
     }
 
@@ -143,9 +151,19 @@ impl Listener {
     }
 }
 
-impl Listening for UdpSocket {
+impl Listening for Shared {
     fn pass(&self) -> std::io::Result<Passed> {
-        Ok(duplicate(self)?.into())
+        if self.retired.load(Ordering::Relaxed) {
+            return Err(ErrorKind::NotConnected.into());
+        }
+        Ok(Passed {
+            socket: duplicate(&*self.socket)?,
+            relays: self.succession.pass()?,
+        })
+    }
+
+    fn set_accepting(&self, accepting: bool) {
+        self.succession.set_accepting(accepting);
     }
 }
 
@@ -165,17 +183,25 @@ impl Drop for Listener {
 impl Shared {
     async fn run(self: Arc<Self>, mut gate: Option<Gate>) {
         loop {
-            let readable = match &mut gate {
-                Some(gate) => gate.accept(self.socket.readable()).await,
-                None => self.socket.readable().await,
+            if self.retired.load(Ordering::Relaxed) && !self.succession.has_later() {
+                gate = None; // no other process has the socket
+            }
+            let readable = async {
+                match &mut gate {
+                    Some(gate) => gate.accept(self.socket.readable()).await,
+                    None => self.socket.readable().await,
+                }
             };
-            let received = match readable {
-                Ok(()) => with_buffer(|buffer| self.receive_ready(buffer)),
-                Err(error) => Err(error),
+            let received = tokio::select! {
+                readable = readable => readable.and_then(|()| with_buffer(|buffer| self.receive_ready(buffer))),
+                relay = self.succession.readable() => match relay {
+                    Some((origin, relay)) => with_buffer(|buffer| self.receive_relayed(buffer, origin, &relay)),
+                    None => continue,
+                },
             };
             match received {
                 Ok(()) => tokio::task::yield_now().await,
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(_) => sleep(ERROR_PAUSE).await,
             }
         }
@@ -184,34 +210,54 @@ impl Shared {
     fn receive_ready(&self, buffer: &mut [u8]) -> std::io::Result<()> {
         for _ in 0..RECEIVE_BATCH {
             let (length, from) = self.socket.try_recv_from(buffer)?;
-            if !self.deliver(&buffer[..length], from) {
-                self.dropped.fetch_add(1, Ordering::Relaxed);
+            self.take(&buffer[..length], from, Origin::Socket);
+        }
+        Ok(())
+    }
+
+    /// Receives what another process has read of the socket.
+    fn receive_relayed(&self, buffer: &mut [u8], origin: Origin, relay: &UnixDatagram) -> std::io::Result<()> {
+        for _ in 0..RECEIVE_BATCH {
+            if let Some((from, datagram)) = udp_succession::receive(relay, buffer)? {
+                self.take(datagram, from, origin);
             }
         }
         Ok(())
     }
 
-    /// Gives a datagram to its peer. Returns false if there is none.
-    fn deliver(&self, datagram: &[u8], address: SocketAddr) -> bool {
+    fn take(&self, datagram: &[u8], from: SocketAddr, origin: Origin) {
+        if !self.deliver(datagram, from, origin) {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Gives a datagram to its peer, possibly one of another process. Returns false if there is none.
+    fn deliver(&self, datagram: &[u8], address: SocketAddr, origin: Origin) -> bool {
         let assigned = match &self.client {
             None => Some((Bytes::new(), datagram)),
             Some(client) => client.split(datagram, address),
         };
         let Some((header, payload)) = assigned else { return false };
-        let peer = self.peer(Route { address, header });
-        peer.inspect(|peer| peer.receive(payload)).is_some()
-    }
-
-    /// The peer of a route, a new one if it has no stream; `None` if there are too many.
-    fn peer(&self, route: Route) -> Option<Arc<UdpPeer>> {
+        let route = Route { address, header };
         let known = match lock(&self.peers).entries.get(&route) {
-            Some(Entry::Refused(at)) if at.elapsed() < REFUSED_FOR => return None,
+            Some(Entry::Refused(at)) if at.elapsed() < REFUSED_FOR => return false,
             Some(entry) => stream_of(entry),
             None => None,
         };
-        if let Some(peer) = known.filter(|peer| !peer.has_ended()) {
-            return Some(peer);
-        }
+        let peer = match known.filter(|peer| !peer.has_ended()) {
+            Some(peer) => peer,
+            None if self.client.is_none() && self.succession.send_on(datagram, address, origin) => return true,
+            None => match self.open_peer(route) {
+                Some(peer) => peer,
+                None => return false,
+            },
+        };
+        peer.receive(payload);
+        true
+    }
+
+    /// A new peer; `None` if there are too many.
+    fn open_peer(&self, route: Route) -> Option<Arc<UdpPeer>> {
         if self.accept_queue.is_full() || !lock(&self.peers).has_room(self.max_peers) {
             return None;
         }

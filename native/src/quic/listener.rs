@@ -138,6 +138,9 @@ impl Listener {
 
     /// Refuses new connections from now on.
     pub fn stop_accepting(&self) {
+        if let Some(socket) = self.socket.upgrade() {
+            socket.retire();
+        }
         self.open.send_replace(false);
         self.accept_queue.close();
     }

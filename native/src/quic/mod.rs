@@ -12,7 +12,7 @@ mod icmp;
 pub mod listener;
 mod losses;
 pub mod probe;
-mod relayed_packet;
+pub mod relayed_packet;
 pub mod signals;
 pub mod socket;
 mod succession;

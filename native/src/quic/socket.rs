@@ -38,6 +38,8 @@ pub struct Socket {
     is_full: AtomicBool,
     /// Of a listener.
     succession: Option<Succession>,
+    /// The listener accepts no more connections, and keeps the socket for those that it has.
+    retired: AtomicBool,
 }
 
 /// A peer whose ICMP errors count.
@@ -66,7 +68,13 @@ impl Socket {
             has_reported: AtomicBool::new(false),
             is_full: AtomicBool::new(false),
             succession,
+            retired: AtomicBool::new(false),
         }))
+    }
+
+    /// Keeps the socket in this process from now on.
+    pub fn retire(&self) {
+        self.retired.store(true, Ordering::Relaxed);
     }
 
     /// Whether the errors are this process's: only the one that reads the socket asks for them.
@@ -123,6 +131,9 @@ impl AsRawFd for Socket {
 impl Listening for Socket {
     fn pass(&self) -> io::Result<Passed> {
         let succession = self.succession.as_ref().ok_or(ErrorKind::Unsupported)?;
+        if self.retired.load(Ordering::Relaxed) {
+            return Err(ErrorKind::NotConnected.into());
+        }
         // SAFETY: `inner` owns the descriptor, and lives as long as `self`
         let socket = unsafe { BorrowedFd::borrow_raw(self.descriptor) };
         Ok(Passed {
@@ -132,7 +143,7 @@ impl Listening for Socket {
     }
 
     fn set_accepting(&self, accepting: bool) {
-        if let Some(succession) = &self.succession {
+        if let Some(succession) = self.succession.as_ref().filter(|_| !self.retired.load(Ordering::Relaxed)) {
             succession.set_accepting(accepting);
         }
     }

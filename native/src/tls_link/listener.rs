@@ -1,8 +1,10 @@
 //! Listeners of TLS links: accept sessions, within limits on handshakes, and close them.
+use std::future::poll_fn;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 
 use bytes::BytesMut;
 use rustls::server::UnbufferedServerConnection;
@@ -105,7 +107,7 @@ impl Listener {
         let (mut socket, mut bound) = (None, String::new());
         if let Some(address) = address {
             let (opened, at) = listen(sockets, address)?;
-            let opened = Arc::new(opened);
+            let opened = Arc::new(Mutex::new(Some(opened)));
             sockets.offer(Kind::Tcp, address, &opened);
             (socket, bound) = (Some(opened), at.to_string());
         }
@@ -187,11 +189,15 @@ struct Acceptor {
     warn: Arc<Warn>,
 }
 
-async fn accept_next(socket: Option<&TcpListener>) -> std::io::Result<Connection> {
+async fn accept_next(socket: Option<&Mutex<Option<TcpListener>>>) -> std::io::Result<Connection> {
     let Some(socket) = socket else {
         return std::future::pending().await;
     };
-    let (stream, remote) = socket.accept().await?;
+    let accepted = poll_fn(|cx| match &*lock(socket) {
+        Some(listener) => listener.poll_accept(cx),
+        None => Poll::Pending, // it was released
+    });
+    let (stream, remote) = accepted.await?;
     Ok(Connection {
         socket: Socket::Tcp(Tcp::new(stream)),
         incoming: BytesMut::new(),
@@ -201,7 +207,7 @@ async fn accept_next(socket: Option<&TcpListener>) -> std::io::Result<Connection
 
 /// Accepts connections, its own and those that are passed on. Handshakes run concurrently.
 async fn accept(
-    socket: Option<Arc<TcpListener>>,
+    socket: Option<Arc<Mutex<Option<TcpListener>>>>,
     mut gate: Gate,
     mut passed: mpsc::Receiver<Connection>,
     acceptor: Acceptor,

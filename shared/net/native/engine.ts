@@ -101,6 +101,7 @@ export interface Engine {
   sendSockets(op: number, channel: number): void;
   receiveSockets(op: number, channel: number): void;
   setAccepting(accepting: boolean): void;
+  releaseSockets(): void;
   dropUnusedSockets(): void;
   // the listeners and sessions below are of either kind
   sessionAccept(op: number, listener: number): void;

@@ -42,6 +42,10 @@ export class NativeHandover implements SocketHandover {
     this.#calls.engine.setAccepting(accepting);
   }
 
+  release(): void {
+    this.#calls.engine.releaseSockets();
+  }
+
   dropUnused(): void {
     this.#calls.engine.dropUnusedSockets();
   }

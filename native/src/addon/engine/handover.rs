@@ -131,6 +131,12 @@ impl Engine {
         self.state.sockets.set_accepting(accepting);
     }
 
+    /// Closes the listening sockets that the other process uses.
+    #[napi]
+    pub fn release_sockets(&self) {
+        self.state.sockets.release();
+    }
+
     /// Closes received sockets that no listener uses.
     #[napi]
     pub fn drop_unused_sockets(&self) {

@@ -47,11 +47,9 @@ impl Listening for Mutex<Option<TcpListener>> {
         let socket = socket.as_ref().ok_or(ErrorKind::NotConnected)?;
         Ok(duplicate(socket)?.into())
     }
-}
 
-impl Listening for TcpListener {
-    fn pass(&self) -> std::io::Result<Passed> {
-        Ok(duplicate(self)?.into())
+    fn release(&self) {
+        drop(lock(self).take());
     }
 }
 
