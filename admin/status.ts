@@ -4,12 +4,13 @@ import { escapeText, formatTable } from "./table.ts";
 import { formatBytes, formatMs, formatRate, formatSince } from "./units.ts";
 
 export function formatStatus(status: Status): string {
-  const { service, version, host, startedAt, at, ready, problems, draining, logLevel, now, failures } = status;
+  const { service, version, host, startedAt, at, ready, problems, draining, earlierProcesses: earlier, logLevel, now, failures } = status;
   const reasons = Object.entries(problems).map(([cause, reason]) => cause === reason ? cause : `${cause}: ${reason}`);
   const lines: readonly (readonly [name: string, value: string | undefined])[] = [
     ["service", `${service} ${version} on ${host}, for ${formatSince(startedAt, Date.parse(at))}`],
     ["ready", ready ? "yes" : `no: ${reasons.join("; ")}`],
     ["draining", draining ? "yes" : undefined],
+    ["handed over", earlier && `by processes that finish what is open: ${earlier.join(", ")}`],
     [service === "agent" ? "proxies" : "agents", String(now.agents)],
     ["clients", service === "agent" ? undefined : String(now.clients)],
     ["tunnels", `${now.tunnels} open, ${now.openRate}/s; ${now.opened} opened, ${now.refused} refused, ${now.broken} broken`],

@@ -31,6 +31,8 @@ export interface ReloaderOptions {
   readonly apply: (values: Resolved["values"]) => Promise<LogFields>;
   /** Reads the files again that the options name. */
   readonly reloadFiles: () => Promise<void>;
+  /** Sends a reload to the process that has taken over, if one has. Default: none can. */
+  readonly passOn?: (pid: number | undefined) => void;
   readonly log: Logger;
 }
 
@@ -50,13 +52,15 @@ export class Reloader {
   reload(): Promise<void> {
     return this.#next ??= this.#current.then(() => {
       this.#next = undefined;
-      return this.#current = this.#reload();
+      const { state: { turns } } = this.#given;
+      return this.#current = turns ? turns.run(() => this.#reload()) : this.#reload();
     });
   }
 
   async #reload(): Promise<void> {
-    const { options, read, check, apply, reloadFiles, log, state } = this.#given;
+    const { options, read, check, apply, reloadFiles, passOn, log, state } = this.#given;
     try {
+      if (state.successor) return passOn?.(state.successor.pid);
       const wanted = read();
       const plan = planReload(options, this.#running, wanted);
       const places = describePlaces(options, this.#running, plan.next);

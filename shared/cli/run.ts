@@ -17,6 +17,7 @@ import type { ConfigurationState } from "../service/configuration.ts";
 import { createSupervisor } from "../service/supervisor.ts";
 import { changedOptions, hashOf } from "../config/plan.ts";
 import { watchFile } from "../files/version.ts";
+import { Gate } from "../async/gate.ts";
 import { Reloader, reportOfReload } from "./reload.ts";
 import { createSuccessorStarter } from "./successor.ts";
 import { messageOf } from "../log/error_message.ts";
@@ -177,8 +178,10 @@ interface Signals {
 /** Installs handlers: without one, each of these signals would kill the process and all its tunnels. */
 function handleSignals(process: Process, log: Logger): Signals {
   let reload: (() => Promise<void>) | undefined;
+  let isAsked = false;
   process.on("SIGHUP", () => {
-    if (reload === undefined) return log.info("signal ignored: the service is not running yet", { signal: "SIGHUP" });
+    isAsked ||= reload === undefined; // the configuration may have been read already
+    if (reload === undefined) return log.info("reloading once the service runs", { signal: "SIGHUP" });
     log.debug("reloading", { signal: "SIGHUP" });
     void reload();
   });
@@ -191,7 +194,11 @@ function handleSignals(process: Process, log: Logger): Signals {
   });
   return {
     stop: whenStopped(process),
-    onReload: (next) => reload = next,
+    onReload(next) {
+      reload = next;
+      if (isAsked) void reload();
+      isAsked = false;
+    },
     onHandover: (next) => handOver = next,
   };
 }
@@ -272,6 +279,7 @@ async function runUntilSignalled(
     hash: hashOf(service.options, resolved),
     changed: changedOptions(service.options, resolved),
     isReloaded: true,
+    turns: new Gate(1, Infinity),
   };
   const { handover } = values as unknown as CommonValues;
   // of a separate runtime the arguments are unknown
@@ -296,6 +304,10 @@ async function runUntilSignalled(
       return ended;
     },
     reloadFiles: () => running.reload(),
+    passOn(pid) {
+      log.info("reload passed on to the process that has taken over", { pid });
+      if (pid !== undefined) process.kill(pid, "SIGHUP");
+    },
     log,
   });
   const reload = async () => {

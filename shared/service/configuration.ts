@@ -1,4 +1,5 @@
 // What operators see of the configuration in force.
+import type { Gate } from "../async/gate.ts";
 import type { ChangedOption } from "../config/plan.ts";
 import type { Metrics } from "./metrics.ts";
 
@@ -12,6 +13,10 @@ export interface ConfigurationState {
   isReloaded: boolean;
   /** Reads the configuration again, and all files that it names. Never rejects. Default: there is no file to read. */
   reload?: () => Promise<void>;
+  /** Reloads and hand-overs take turns here: none begins while another one runs. Default: they need not. */
+  readonly turns?: Gate;
+  /** The process that has taken over, for a reload that was asked for meanwhile. */
+  successor?: { readonly pid: number | undefined };
 }
 
 /** Reports the state in metrics. */

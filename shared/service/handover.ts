@@ -62,6 +62,8 @@ export interface HandoverDeps {
 /** The process that has served until now. */
 export class Predecessor {
   readonly state: HandoverState;
+  /** Its id, if the system says it. */
+  readonly pid: number | undefined;
   /** Resolves when everything that can move here has done so, or the process has ended. */
   readonly settled: Promise<void>;
   readonly #deps: HandoverDeps;
@@ -72,6 +74,7 @@ export class Predecessor {
     this.#deps = deps;
     this.#channel = channel;
     this.state = state;
+    this.pid = channel.pid;
     this.settled = new Promise((resolve) => this.#settle = resolve);
   }
 
@@ -136,12 +139,14 @@ export class Predecessor {
 
 /** What the process does that is replaced. */
 export interface Replaceable {
-  /** Passed on when a hand-over starts. */
-  readonly state: HandoverState;
+  /** What is passed on when a hand-over starts. */
+  readonly state: () => HandoverState;
   /** Why it cannot be replaced now. */
   readonly refusal: () => string | undefined;
   /** Starts a new process that takes over. Resolves with the reason if it has ended without that. Default: there is no program to start. */
   readonly start?: () => Promise<string>;
+  /** Runs what must not happen during a reload. Default: at once. */
+  readonly exclusively?: (task: () => Promise<void>) => Promise<void>;
   /** Another process serves. Called at most once, and the last call. Must not throw. */
   readonly released: (pid: number | undefined) => void;
   /** Finishes what is open. `settle` is called when everything that can move to the other process has done so. */
@@ -202,15 +207,19 @@ export class Successors {
     try {
       const version = await this.#accept(channel);
       if (version === undefined) return;
+      const { exclusively = (task) => task() } = this.#service;
       try {
-        await this.#passOn(channel, version);
+        await exclusively(async () => {
+          await this.#passOn(channel, version);
+          this.#deps.sockets.release();
+          log.info("handed over", { pid, version });
+          this.#service.released(pid);
+        });
       } catch (error) {
         this.#isBusy = false;
         await send(channel, { step: "refused", reason: messageOf(error) }).catch(() => {}); // it may have ended
         return log.warn("hand-over failed, and this process goes on", { pid, reason: messageOf(error) });
       }
-      log.info("handed over", { pid, version });
-      this.#service.released(pid);
       this.#resolveSuccessor({ pid, version });
       await send(channel, { step: "released" }).catch(() => {}); // it serves, or another one will
       await this.#service.finish(() => void send(channel, { step: "settled" }).catch(() => {}));
@@ -257,7 +266,7 @@ export class Successors {
   async #passOn(channel: Channel, version: string): Promise<void> {
     const { sockets, log } = this.#deps;
     log.info("handing over", { pid: channel.pid, version });
-    await send(channel, { step: "accepted", state: this.#service.state });
+    await send(channel, { step: "accepted", state: this.#service.state() });
     await sockets.send(channel);
     await expect(channel, ["ready"], START_TIMEOUT_MS);
     sockets.setAccepting(false);

@@ -140,10 +140,12 @@ export class ServiceRuntime implements ServiceContext {
     this.handover = new ServiceHandover(this, {
       isDraining: () => this.#isDraining,
       startSuccessor,
+      exclusively: configuration?.turns && ((task) => configuration.turns!.run(task)),
       takeOver: () => this.admin.takeOver(),
       released: (pid) => {
         this.audit.log?.share();
         if (pid !== undefined) supervisor?.handedOver(pid);
+        if (configuration) configuration.successor = { pid };
       },
       drain: (finish) => this.drain({ fields: { reason: "another process has taken over" }, delayMs: 0, finish }),
     });
@@ -180,6 +182,7 @@ export class ServiceRuntime implements ServiceContext {
   serveAdmin(own: ServiceOperations): void {
     const { name: service, health, metrics, activity, log, access, admin, audit } = this;
     const isDraining = () => this.#isDraining;
+    const earlier = () => this.handover.earlier;
     admin.serve({
       ...own,
       health,
@@ -195,6 +198,9 @@ export class ServiceRuntime implements ServiceContext {
       },
       get isDraining() {
         return isDraining();
+      },
+      get earlierProcesses() {
+        return earlier();
       },
       get revoke() {
         return access.revoke;

@@ -1,4 +1,5 @@
 // A service that takes over from an earlier process, and that a later one can take over from.
+import { getPriority } from "node:os";
 import { ConfigError } from "../config/option.ts";
 import type { ServiceContext } from "./context.ts";
 import { type HandoverDeps, type HandoverState, Predecessor, type Replaceable, Successors } from "./handover.ts";
@@ -8,6 +9,8 @@ export interface HandoverSteps {
   readonly isDraining: () => boolean;
   /** Starts a new process that takes over, as `start` of {@link Replaceable}. Default: it is not known how. */
   readonly startSuccessor?: Replaceable["start"];
+  /** Runs what must not happen during a reload. */
+  readonly exclusively?: Replaceable["exclusively"];
   /** Takes over what has a name in the file system. */
   readonly takeOver: () => Promise<void>;
   /** Another process serves. */
@@ -28,6 +31,8 @@ export class ServiceHandover {
   readonly #steps: HandoverSteps;
   #deps?: HandoverDeps;
   #predecessor?: Predecessor;
+  /** Ids of those that have handed over, one after the other, to this process. */
+  #earlier: readonly number[] = [];
   #isSettled = true;
   #isDone = false;
   #resolveDone: () => void = () => {};
@@ -48,12 +53,22 @@ export class ServiceHandover {
     return this.#isDone;
   }
 
+  /** Ids of the processes that have handed over, and still finish what is open there. */
+  get earlier(): readonly number[] {
+    return this.#earlier = this.#earlier.filter(exists);
+  }
+
   /** @throws {ConfigError | Error} as `find` of {@link Predecessor} */
   async findPredecessor(path: string): Promise<void> {
-    const { net, name: service, log } = this.#service;
+    const { net, name: service, log, metrics } = this.#service;
     if (net.handover === undefined) throw new ConfigError("Cannot use --handover.socket: this network has no sockets of the system");
     this.#deps = { path, sockets: net.handover, service, log };
     this.#predecessor = await Predecessor.find(this.#deps);
+    metrics.gauge(
+      "reverse_http_handover_earlier_processes",
+      "Processes that have handed over, and still finish what is open there.",
+      () => this.earlier.length,
+    );
   }
 
   /**
@@ -63,17 +78,20 @@ export class ServiceHandover {
   async complete(): Promise<void> {
     if (this.#deps === undefined) return;
     const predecessor = this.#predecessor;
-    const { isDraining, startSuccessor: start, takeOver, released, drain } = this.#steps;
+    const { isDraining, startSuccessor: start, exclusively, takeOver, released, drain } = this.#steps;
     if (predecessor) {
       this.#isSettled = false;
       void predecessor.settled.then(() => this.#isSettled = true);
       await predecessor.takeOver();
+      const { pid, state: { [EARLIER]: before = "" } } = predecessor;
+      this.#earlier = [...pid === undefined ? [] : [pid], ...before.split(",").map(Number).filter((id) => id > 0)];
       await takeOver();
     }
     const successors = await Successors.listen(this.#deps, {
-      state: this.state,
+      state: () => ({ ...this.state, [EARLIER]: this.earlier.join() }),
       refusal: () => isDraining() ? "it is stopping" : this.#isSettled ? undefined : "it has not finished taking over from another process",
       start,
+      exclusively,
       released: (pid) => {
         this.#isDone = true;
         this.#resolveDone();
@@ -82,5 +100,18 @@ export class ServiceHandover {
       finish: (settle) => drain(() => this.finish!(settle)),
     });
     this.#service.adopt(successors, (own) => own.close());
+  }
+}
+
+/** The ids of earlier processes, in what a process passes on. */
+const EARLIER = "earlier";
+
+/** Whether there is such a process. Its id may be another one's by now, which is rare, and harmless for a number that operators see. */
+function exists(pid: number): boolean {
+  try {
+    getPriority(pid);
+    return true;
+  } catch {
+    return false;
   }
 }

@@ -11,7 +11,7 @@ import { ServiceManager } from "../../testing/supervisor.ts";
 
 const FULL = process.env["REVERSE_HTTP_TEST_LOAD"] === "full";
 const { handOvers, tunnels, perSecond } = FULL
-  ? { handOvers: 20, tunnels: 200, perSecond: 100 }
+  ? { handOvers: 20, tunnels: 200, perSecond: 200 }
   : { handOvers: 2, tunnels: 24, perSecond: 20 };
 /** Age in milliseconds at which tunnels end: the others outlive a few hand-overs. */
 const TUNNEL_LIFE_MS = 30_000;

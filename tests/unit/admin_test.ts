@@ -30,6 +30,7 @@ async function setUp() {
     service: "proxy",
     startedAt: new Date(),
     isDraining: false,
+    earlierProcesses: [],
     agents: () => [
       { id: "7", connection: "a", state: "connected", address: "192.0.2.1:5", tunnels: 2, tokenId: "secret-of-the-api" },
       { id: "8", connection: "b", state: "gone", address: "192.0.2.1:6" },

@@ -8,9 +8,11 @@ import { proxyOptions } from "../../proxy/options.ts";
 import { Reloader, reportOfReload } from "../../shared/cli/reload.ts";
 import { readConfig } from "../../shared/config/file.ts";
 import { ConfigError, type Options } from "../../shared/config/option.ts";
-import { type ChangedOption, changedOptions, hashOf, planReload } from "../../shared/config/plan.ts";
+import { changedOptions, hashOf, planReload } from "../../shared/config/plan.ts";
 import { resolve, type Resolved, valueOf } from "../../shared/config/sources.ts";
 import { watchFile } from "../../shared/files/version.ts";
+import { Gate } from "../../shared/async/gate.ts";
+import type { ConfigurationState } from "../../shared/service/configuration.ts";
 import { LogBook } from "../../testing/network.ts";
 import { Folder } from "../../testing/programs.ts";
 
@@ -26,7 +28,8 @@ function setUp(text: string) {
   const log = new LogBook();
   const applied: Resolved["values"][] = [];
   const setting = { text, reads: 0, files: 0, refusal: undefined as Error | undefined };
-  const state = { hash: "", changed: [] as readonly ChangedOption[], isReloaded: true };
+  const state: ConfigurationState = { hash: "", changed: [], isReloaded: true, turns: new Gate(1, Infinity) };
+  const passedOn: (number | undefined)[] = [];
   const reloader = new Reloader({
     options: proxyOptions,
     running: read(text),
@@ -41,12 +44,29 @@ function setUp(text: string) {
       return Promise.resolve({ tunnelsCut: 0 });
     },
     reloadFiles: () => Promise.resolve(void setting.files++),
+    passOn: (pid) => void passedOn.push(pid),
     log,
   });
-  return { log, applied, setting, state, reloader };
+  return { log, applied, setting, state, passedOn, reloader };
 }
 
 describe("a reload", () => {
+  it("waits for the end of a hand-over, and goes to the process that has taken over", async () => {
+    for (const pid of [undefined, 7]) {
+      const { log, setting, state, passedOn, reloader } = setUp("log: { level: info }");
+      const handover = Promise.withResolvers<void>();
+      const over = state.turns!.run(() => handover.promise);
+      setting.text = "log: { level: debug }";
+      const reloads = Promise.all([reloader.reload(), reloader.reload()]);
+      await new Promise((resolve) => setImmediate(resolve));
+      assert.equal(setting.reads, 0);
+      if (pid !== undefined) state.successor = { pid };
+      handover.resolve();
+      await Promise.all([over, reloads]);
+      assert.deepEqual([setting.reads, passedOn, log.logged(RELOADED).length], pid === undefined ? [1, [], 1] : [0, [7], 0]);
+    }
+  });
+
   it("applies what needs no restart, and names what has changed by when it takes effect", async () => {
     const { log, applied, setting, state, reloader } = setUp("log: { level: info }");
     const before = state.hash;

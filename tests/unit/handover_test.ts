@@ -78,6 +78,7 @@ class Machine {
         return Promise.resolve(3);
       },
       setAccepting: (accepting) => event(accepting ? "accepts" : "holds"),
+      release: () => event("releases"),
       dropUnused: () => event("drops"),
     };
   }
@@ -94,6 +95,8 @@ class Bench implements AsyncDisposable {
   refusal?: string;
   /** Starts a successor, as a command asks. */
   start?: () => Promise<string>;
+  /** What a hand-over waits for. */
+  reloading: Promise<void> = Promise.resolve();
   #successors?: Successors;
 
   deps(name: string, service = "proxy"): HandoverDeps {
@@ -103,9 +106,10 @@ class Bench implements AsyncDisposable {
   static async start(): Promise<Bench> {
     const bench = new Bench();
     const service: Replaceable = {
-      state: { instance: "i" },
+      state: () => ({ instance: "i" }),
       refusal: () => bench.refusal,
       start: () => bench.start!(),
+      exclusively: (task) => bench.reloading.then(task),
       released: (pid) => void bench.released.push(pid),
       finish: async (settle) => {
         bench.finishing.resolve(settle);
@@ -142,7 +146,7 @@ describe("a hand-over", () => {
     const predecessor = await bench.find();
     assert.deepEqual(predecessor?.state, { instance: "i" });
     await predecessor!.takeOver();
-    assert.deepEqual(bench.machine.events.slice(-2), ["old holds", "new accepts"]);
+    assert.deepEqual(bench.machine.events.slice(-3), ["old holds", "new accepts", "old releases"]);
     assert.deepEqual(bench.released, [NEW]);
     const settle = await bench.finishing.promise;
     settle();
@@ -209,6 +213,21 @@ describe("a hand-over", () => {
     first.close();
   });
 
+  it("begins after a reload", async () => {
+    await using bench = await Bench.start();
+    const reload = Promise.withResolvers<void>();
+    bench.reloading = reload.promise;
+    const { sockets, path } = bench.deps("new");
+    const channel = await sockets.connect(path);
+    await channel.send(JSON.stringify({ step: "hello", protocol: 1, service: "proxy", version: "1" }));
+    const answer = channel.receive();
+    await new Promise((resolve) => setImmediate(resolve));
+    assert.deepEqual(bench.machine.events, []);
+    reload.resolve();
+    assert.match((await answer)!, /"accepted"/);
+    channel.close();
+  });
+
   it("is what a command asks for, and hears of", async () => {
     await using bench = await Bench.start();
     const { sockets, path } = bench.deps("command");
@@ -271,7 +290,7 @@ describe("a hand-over", () => {
     await using bench = await Bench.start();
     const path = `${bench.folder.path}/precious`;
     await writeFile(path, "precious");
-    const service: Replaceable = { state: {}, refusal: () => undefined, released: () => {}, finish: () => Promise.resolve() };
+    const service: Replaceable = { state: () => ({}), refusal: () => undefined, released: () => {}, finish: () => Promise.resolve() };
     await assert.rejects(Successors.listen({ ...bench.deps("old"), path }, service), {
       name: "ConfigError",
       message: /there is a file that is no socket/,

@@ -28,6 +28,8 @@ export interface Operations extends ServiceOperations {
   readonly activity: Activity;
   readonly health: Health;
   readonly isDraining: boolean;
+  /** Ids of processes that have handed over to this one, and still finish what is open there. */
+  readonly earlierProcesses: readonly number[];
   /** Missing if the embedding program has its own logger. */
   readonly logLevel?: LogLevelControl;
   readonly log: Logger;

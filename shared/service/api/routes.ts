@@ -63,7 +63,7 @@ export function createApi({ operations, hosts, operators }: ApiOptions): Hono<Ap
   api.notFound((c) => fail(c, 404, "there is no such route; openapi.json lists them"));
 
   const statusOf = (c: Context<ApiEnv>): Status => {
-    const { problems } = operations.health;
+    const { health: { problems }, earlierProcesses: earlier } = operations;
     return {
       service: operations.service,
       version: VERSION,
@@ -74,6 +74,7 @@ export function createApi({ operations, hosts, operators }: ApiOptions): Hono<Ap
       ready: problems.size === 0,
       problems: Object.fromEntries(problems),
       draining: operations.isDraining,
+      earlierProcesses: earlier.length === 0 ? undefined : earlier,
       logLevel: operations.logLevel?.level,
       role: c.get("operator").role,
       member: cluster?.self.address,

@@ -53,7 +53,12 @@ export const SCHEMAS: Readonly<Record<string, Schema>> = {
     role: oneOf(...ROLES),
     now: ref("Sample"),
     failures: listOf(ref("FailureCount")),
-  }, { logLevel: oneOf(...LOG_LEVELS), member: text, members: listOf(memberWith({ status: ref("Status") })) }),
+  }, {
+    earlierProcesses: listOf(count),
+    logLevel: oneOf(...LOG_LEVELS),
+    member: text,
+    members: listOf(memberWith({ status: ref("Status") })),
+  }),
   Configuration: object({
     hash: text,
     isReloaded: flag,

@@ -56,6 +56,8 @@ export interface Status {
   /** Reasons against readiness, by cause. */
   readonly problems: Readonly<Record<string, string>>;
   readonly draining: boolean;
+  /** Ids of processes that have handed over to this one, and still finish what is open there. Missing if there are none. */
+  readonly earlierProcesses?: readonly number[];
   /** Missing where an embedding program has its own log. */
   readonly logLevel?: LogLevel;
   /** What the caller may do. */
