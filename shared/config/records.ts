@@ -26,12 +26,16 @@ export function formatRecord(pairs: readonly (readonly [key: string, value: stri
 
 /** Splits at separators that are not escaped. The parts keep their escapes. */
 function split(text: string, separator: string): string[] {
-  const parts = [""];
-  for (const [token] of text.matchAll(/\\[^]|[^]/gu)) {
-    if (token === separator) parts.push("");
-    else parts[parts.length - 1] += token;
+  const parts: string[] = [];
+  let start = 0;
+  for (let at = 0; at < text.length; at++) {
+    if (text[at] === "\\") at++; // the next one is escaped
+    else if (text[at] === separator) {
+      parts.push(text.slice(start, at));
+      start = at + 1;
+    }
   }
-  return parts;
+  return [...parts, text.slice(start)];
 }
 
 function unescape(text: string): string {

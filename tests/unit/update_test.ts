@@ -42,6 +42,20 @@ describe("forwards that change", () => {
       staying.close();
     }));
 
+  it("of a thousand are the only ones that are touched", () => {
+    const thousand = (first: string) => Array.from({ length: 1_000 }, (_, i) => forward(`127.0.0.1:${7_000 + i}`, i === 0 ? first : "a:1"));
+    return withProxy({ forward: thousand("a:1") }, async (_, proxy, log) => {
+      const counts = () => [log.logged("forwarding").length, log.logged("forward closed").length];
+      assert.deepEqual(counts(), [1_000, 0]);
+      await proxy.update(optionsOf({ forward: thousand("a:1") }));
+      assert.deepEqual(counts(), [1_000, 0]);
+      await proxy.update(optionsOf({ forward: thousand("b:2") }));
+      assert.deepEqual(counts(), [1_001, 0]);
+      await proxy.update(optionsOf({ forward: [...thousand("b:2").slice(1), forward("127.0.0.1:9000", "c:3")] }));
+      assert.deepEqual(counts(), [1_002, 1]);
+    });
+  });
+
   it("lead new connections elsewhere through the same listener", () =>
     withProxy({ forward: [forward("127.0.0.1:7001", "a:1")] }, async (net, proxy, log) => {
       await proxy.update(optionsOf({ forward: [forward("127.0.0.1:7001", "b:2")] }));
