@@ -1,10 +1,12 @@
 // Running services are replaced by new processes under load, with the compiled executables: nothing is cut, and nothing refused.
 // REVERSE_HTTP_TEST_LOAD=full makes it 20 hand-overs with 200 tunnels.
 import assert from "node:assert/strict";
+import type { RemoteInfo } from "node:dgram";
 import process from "node:process";
 import { describe, it } from "node:test";
 import { check, Load } from "../../testing/load.ts";
-import { AGENT, AGENT_ID, eventually, LB, type Program, PROXY, Site, storeArgs } from "../../testing/programs.ts";
+import { AGENT, AGENT_ID, eventually, LB, type Program, PROXY, REVERSE_HTTP, runToEnd, Site, storeArgs } from "../../testing/programs.ts";
+import { UdpServer } from "../../testing/masque.ts";
 import { openTunnel, Origin, type Wire } from "../../testing/sockets.ts";
 import { StoreServer } from "../../testing/store_servers.ts";
 import { ServiceManager } from "../../testing/supervisor.ts";
@@ -94,6 +96,41 @@ describe("a hand-over of a proxy", () => {
       await check(last);
       await check(before);
     }
+  });
+
+  it("keeps UDP flows, and shows operators the process that finishes them", async () => {
+    await using site = await Site.create();
+    await using echo = await UdpServer.start((payload) => payload);
+    const admin = `${site.folder.path}/admin.sock`;
+    const args = [
+      ...site.proxyArgs(),
+      `--forward=listen=127.0.0.1:0,network=udp,agent=${AGENT_ID},to=${echo.authority}`,
+      "--http-proxy.host-whitelist=udp:127.0.0.1",
+      `--admin.socket=${admin}`,
+      `--handover.socket=${site.folder.path}/proxy.sock`,
+    ];
+    const old = site.start(PROXY, args);
+    const { agents, clients } = await old.waitFor("listening");
+    await site.startAgent({ agents: String(agents), clients: String(clients) }, ["--agent-client.host-whitelist=udp:127.0.0.1"]);
+    const { clients: listen } = await old.waitFor("forwarding");
+    const to = { address: "127.0.0.1", port: Number(String(listen).split(":")[1]) } as RemoteInfo;
+    await using one = await UdpServer.start();
+    await using two = await UdpServer.start();
+    const roundTrip = async (client: UdpServer, text: string) => {
+      await client.send(text, to);
+      assert.equal(String((await client.receive()).payload), text);
+    };
+    await roundTrip(one, "before");
+    const next = await replace(site, old, PROXY, args);
+    await next.waitFor("agent connected");
+    await roundTrip(one, "after");
+    await roundTrip(two, "new");
+    const status = async () => (await runToEnd(REVERSE_HTTP, ["status", `--admin=${admin}`])).stdout;
+    assert.match(await status(), new RegExp(`^handed over +by processes that finish what is open: ${old.pid}$`, "m"));
+    old.signal("SIGKILL");
+    await old.ended;
+    assert.doesNotMatch(await status(), /handed over/);
+    await roundTrip(one, "again");
   });
 
   it("follows SIGUSR2, and tells the service manager which process serves", async () => {
