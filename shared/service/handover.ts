@@ -27,7 +27,18 @@ const MAX_REASON = 500;
  * What each end says, in this order; `refused` at any time before `released`. A command for operators says `replace`, and gets `replaced` or
  * `refused`.
  */
-type Step = "hello" | "accepted" | "ready" | "held" | "serving" | "released" | "settled" | "refused" | "replace" | "replaced";
+type Step =
+  | "hello"
+  | "accepted"
+  | "ready"
+  | "held"
+  | "serving"
+  | "released"
+  | "settled"
+  | "superseded"
+  | "refused"
+  | "replace"
+  | "replaced";
 
 /** A message, JSON after its length in four bytes, the least significant first. */
 export interface Message {
@@ -122,6 +133,11 @@ export class Predecessor {
     });
   }
 
+  /** Tells it that yet another process has taken over: the end of this one is none of the service then. */
+  async supersede(): Promise<void> {
+    await send(this.#channel, { step: "superseded" }).catch(() => {}); // it has ended
+  }
+
   /** Returns false if the process has ended. */
   async #ask(step: Step, answer: Step, timeoutMs: number): Promise<boolean> {
     try {
@@ -164,6 +180,8 @@ export class Successors {
   readonly #successor: Promise<Pick<Message, "pid" | "version">>;
   #resolveSuccessor: (successor: Pick<Message, "pid" | "version">) => void = () => {};
   #isBusy = false;
+  /** Everything has been finished. */
+  #isOver = false;
 
   private constructor(deps: HandoverDeps, service: Replaceable, listener: ChannelListener, remove: () => Promise<void>) {
     this.#deps = deps;
@@ -222,12 +240,24 @@ export class Successors {
       }
       this.#resolveSuccessor({ pid, version });
       await send(channel, { step: "released" }).catch(() => {}); // it serves, or another one will
+      void this.#watch(channel);
       await this.#service.finish(() => void send(channel, { step: "settled" }).catch(() => {}));
+      this.#isOver = true;
     } catch (error) {
       log.error("hand-over failed", { pid, reason: messageOf(error) });
     } finally {
       channel.close();
     }
+  }
+
+  /**
+   * If the other process ends, and no other one has taken over from it, nobody else reads the sockets: what is open here would get nothing
+   * more of them.
+   */
+  async #watch(channel: Channel): Promise<void> {
+    if (await expect(channel, ["superseded"]).then(() => true, () => this.#isOver)) return;
+    this.#deps.log.warn("the process that has taken over has ended", { pid: channel.pid });
+    this.#deps.sockets.setAccepting(true);
   }
 
   /** Returns the version of the other process, which may take over then, unless it is refused. */

@@ -94,6 +94,7 @@ export class ServiceHandover {
       exclusively,
       released: (pid) => {
         this.#isDone = true;
+        void this.#predecessor?.supersede();
         this.#resolveDone();
         released(pid);
       },

@@ -98,6 +98,21 @@ describe("a hand-over of a proxy", () => {
     }
   });
 
+  it("keeps open tunnels when the new process is killed after it", async () => {
+    await using site = await Site.create();
+    await using origin = await Origin.start(echo);
+    const args = [...site.proxyArgs(), `--handover.socket=${site.folder.path}/proxy.sock`];
+    const proxy = site.start(PROXY, args);
+    const { agents, clients } = await proxy.waitFor("listening");
+    await site.startAgent({ agents: String(agents), clients: String(clients) });
+    using tunnel = await openTunnel(String(clients), origin.authority);
+    const next = await replace(site, proxy, PROXY, args);
+    await next.waitFor("agent connected");
+    next.signal("SIGKILL");
+    await proxy.waitFor("the process that has taken over has ended", { pid: next.pid });
+    await check(tunnel);
+  });
+
   it("keeps UDP flows, and shows operators the process that finishes them", async () => {
     await using site = await Site.create();
     await using echo = await UdpServer.start((payload) => payload);

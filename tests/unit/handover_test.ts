@@ -162,6 +162,23 @@ describe("a hand-over", () => {
     await predecessor!.settled;
   });
 
+  it("is taken back by the old process when the new one ends, unless another one has taken over from that", async () => {
+    for (const isSuperseded of [false, true]) {
+      await using bench = await Bench.start();
+      const channel = await bench.begin();
+      await channel.send(JSON.stringify({ step: "ready" }));
+      assert.match((await channel.receive())!, /"held"/);
+      await channel.send(JSON.stringify({ step: "serving" }));
+      assert.match((await channel.receive())!, /"released"/);
+      if (isSuperseded) await channel.send(JSON.stringify({ step: "superseded" }));
+      channel.close();
+      if (!isSuperseded) await bench.log.waitFor("the process that has taken over has ended");
+      else await new Promise((resolve) => setImmediate(resolve));
+      const expected = isSuperseded ? ["old holds", "old releases"] : ["old holds", "old releases", "old accepts"];
+      assert.deepEqual(bench.machine.events.filter((event) => event !== "old sends"), expected);
+    }
+  });
+
   it("does not begin where nothing listens", async () => {
     await using bench = await Bench.start();
     const elsewhere = { ...bench.deps("new"), path: `${bench.folder.path}/none` };

@@ -143,7 +143,9 @@ impl Listening for Socket {
     }
 
     fn set_accepting(&self, accepting: bool) {
-        if let Some(succession) = self.succession.as_ref().filter(|_| !self.retired.load(Ordering::Relaxed)) {
+        // after the end of a successor it is read again, for the connections that it has
+        let applies = accepting || !self.retired.load(Ordering::Relaxed);
+        if let Some(succession) = self.succession.as_ref().filter(|_| applies) {
             succession.set_accepting(accepting);
         }
     }
