@@ -12,7 +12,7 @@ export interface Http2Connection {
    * Opens a stream that is used like a connection of HTTP/1.1: what is written begins with the head of a CONNECT request, or of a GET with
    * `Upgrade`, which becomes an extended CONNECT (RFC 8441); what is read begins with the head of its response. Its calls fail with `closed`
    * if the server has not processed the request (RFC 9113 §6.8, §8.7).
-   * @throws {NetError} `limit` if as many streams are open as the server allows; `closed` if the connection is lost, or takes no more streams
+   * @throws {NetError} `limit` if as many streams are open as the server allows; `closed` if the connection is lost, or accepts no more streams
    */
   openStream(): Promise<Duplex>;
   /** Opens no more streams; the connection closes when those that are open have ended. */

@@ -140,7 +140,7 @@ describe("an agent behind an outbound proxy", onLinux, () => {
       const [url, why] of [
         [`http://${dead}`, `via proxy ${dead}: Connection refused`],
         [`socks5://${dead}`, `via proxy ${dead}: Connection refused`],
-        [`http://${USER_IN_URL}@${squid.address}`, "offers NTLM: supported are Basic, and Digest with MD5 or SHA-256"],
+        [`http://${USER_IN_URL}@${squid.address}`, "offers NTLM: only Basic and Digest (MD5 or SHA-256, qop=auth) are supported"],
         [`http://${socks.address}`, `via proxy ${socks.address}: the proxy does not answer in HTTP`],
         [`socks5://${socks.address}`, "the proxy needs a user name and a password"],
         ["http://proxy.invalid:3128", "via proxy proxy.invalid:3128: "],

@@ -40,7 +40,7 @@ class Proxy {
           remote: "proxy.test:443",
           openStream: async () => {
             await Promise.resolve();
-            if (this.isAway) throw new NetError("closed", "The connection takes no more streams");
+            if (this.isAway) throw new NetError("closed", "The connection accepts no more streams");
             if (streams.length >= most) throw new NetError("limit", "As many streams are open as the server allows");
             const { near, far } = streamPair();
             streams.push(far);

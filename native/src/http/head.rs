@@ -106,7 +106,7 @@ impl HeadScanner {
                 b'\t' | 0x20..=0x7e | 0x80.. => self.after_newline = false,
                 _ => {
                     let other = other_protocol(byte).filter(|_| self.scanned == 1);
-                    let message = other.map_or_else(|| format!("Control character {byte:#04x} in a head"), str::to_owned);
+                    let message = other.map_or_else(|| format!("The head contains the control character {byte:#04x}"), str::to_owned);
                     return Err(NetError::remote(NetErrorCode::HeadMalformed, message));
                 }
             }
@@ -219,6 +219,6 @@ mod tests {
         assert!(message(&[0x16, 3, 1]).contains("TLS"));
         assert!(message(&[0x05, 1, 0]).contains("SOCKS 5"));
         assert!(message(&[0x04, 1, 0]).contains("SOCKS 4"));
-        assert_eq!(message(b"A\x16"), "Control character 0x16 in a head");
+        assert_eq!(message(b"A\x16"), "The head contains the control character 0x16");
     }
 }

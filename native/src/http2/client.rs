@@ -142,13 +142,13 @@ async fn carry(carrier: Halves, pipe: DuplexStream) {
 
 impl Client {
     /// Opens a stream, which begins when a request is written to it. `limit`: as many streams are open as the server allows. `closed`: the
-    /// connection is lost, or takes no more streams.
+    /// connection is lost, or accepts no more streams.
     pub fn open_stream(&self) -> Result<Halves, NetError> {
         let mut requests = self.requests.clone();
         if let Poll::Ready(Err(error)) = requests.poll_ready(&mut Context::from_waker(Waker::noop())) {
             return Err(NetError::remote(
                 NetErrorCode::Closed,
-                format!("The connection takes no more streams: {error}"),
+                format!("The connection accepts no more streams: {error}"),
             ));
         }
         if self.streams.open() >= requests.current_max_send_streams() {

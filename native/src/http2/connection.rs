@@ -115,7 +115,7 @@ impl Http2 {
             }
             Ended::ByPeer(Some(error)) if error.is_go_away() && error.is_library() => Some(NetError::remote(
                 NetErrorCode::HeadMalformed,
-                format!("The connection does not follow HTTP/2: {error}"),
+                format!("The client violated HTTP/2: {error}"),
             )),
             Ended::ByPeer(_) => None,
         };
@@ -157,7 +157,7 @@ impl Http2 {
                 }
                 error = evicted(&mut permit) => return Ended::Here(Some(error), Reason::NO_ERROR),
                 () = &mut idle, if permit.is_some() => {
-                    let error = NetError::remote(NetErrorCode::HeadTimeout, "No request came in time");
+                    let error = NetError::remote(NetErrorCode::HeadTimeout, "No request was received in time");
                     return Ended::Here(Some(error), Reason::NO_ERROR);
                 }
             }

@@ -104,7 +104,7 @@ impl Listener {
         };
         let bound = socket
             .local_addr()
-            .map_err(|_| NetError::new(NetErrorCode::Internal, "A socket without an address"))?;
+            .map_err(|_| NetError::new(NetErrorCode::Internal, "The socket has no address"))?;
         let _guard = sockets.runtime.enter();
         let socket = Arc::new(UdpSocket::from_std(socket).map_err(|e| NetError::bind(&e, address))?);
         let accept_queue = Arc::new(AcceptQueue::new(ACCEPT_QUEUE));

@@ -229,7 +229,7 @@ impl Reader {
                 }),
             },
             ReadHalf::TlsLink(stream) => stream.read_chunks(chunks, stream.batch()).await?,
-            _ => return Err(NetError::new(NetErrorCode::Internal, "Not a stream of a session")),
+            _ => return Err(NetError::new(NetErrorCode::Internal, "The stream belongs to no session")),
         };
         self.ended = n.is_none();
         Ok(n)

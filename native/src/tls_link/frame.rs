@@ -206,7 +206,7 @@ fn control(kind: u8, payload: &[u8]) -> Result<Control, ProtocolError> {
         Some(&[a, b, c, d]) => Ok(u32::from_be_bytes([a, b, c, d])),
         _ => ProtocolError::new(format!("a frame of type {kind} is too short")),
     };
-    let token = || <[u8; 8]>::try_from(payload).or_else(|_| ProtocolError::new("a ping has 8 bytes"));
+    let token = || <[u8; 8]>::try_from(payload).or_else(|_| ProtocolError::new("a ping does not have 8 bytes"));
     let reason = |from: usize| String::from_utf8_lossy(payload.get(from..).unwrap_or_default()).into_owned();
     Ok(match kind {
         SETTINGS => Control::Settings(Settings {

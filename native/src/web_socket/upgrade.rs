@@ -175,7 +175,7 @@ mod tests {
         let invalid = "Cannot connect to proxy.example:80: no valid response to the WebSocket request: ";
         assert_eq!(
             refusal(b"HTTP/1.1 502 \x1b[31m\r\n\r\n").await,
-            format!("{invalid}Control character 0x1b in a head")
+            format!("{invalid}The head contains the control character 0x1b")
         );
         let endless = [b"HTTP/1.1 101 X\r\nA: ", &[b'x'; 20_000][..]].concat();
         assert_eq!(refusal(&endless).await, format!("{invalid}The head is too large"));

@@ -43,7 +43,7 @@ impl SystemResolver {
         thread.spawn(resolve).map_err(|e| {
             NetError::new(
                 NetErrorCode::Limit,
-                format!("its name cannot be resolved: no thread for the system's resolver: {e}"),
+                format!("its name cannot be resolved: the system's resolver has no thread: {e}"),
             )
         })?;
         receiver.await.map_err(|e| unknown(e.to_string()))?.map_err(unknown)

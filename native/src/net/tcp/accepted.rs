@@ -52,7 +52,7 @@ pub struct Current {
 impl Current {
     pub fn new(preamble: Preamble, tls: Option<&ServerTls>, settings: Settings) -> Result<Self, NetError> {
         if tls.is_some() && preamble == Preamble::ClientHello {
-            let message = "Cannot listen with TLS: there is no ClientHello to read then";
+            let message = "Cannot listen with TLS: the listener reads the ClientHello and passes TLS on";
             return Err(NetError::new(NetErrorCode::Invalid, message));
         }
         let Settings { limits, peers, links } = settings;

@@ -110,7 +110,7 @@ impl Session {
 
     fn receive_settings(&self, settings: Settings) -> Result<(), ProtocolError> {
         if self.settings.set(settings).is_err() {
-            return ProtocolError::new("a second SETTINGS frame");
+            return ProtocolError::new("SETTINGS was sent twice");
         }
         lock(&self.state).send_credit = settings.session_window.into();
         self.opening.add_permits(settings.streams as usize);

@@ -124,7 +124,7 @@ impl Stream {
     fn receive_end(&self, end: Direction) -> Result<bool, ProtocolError> {
         let mut state = lock(&self.state);
         if state.receive != Direction::Open {
-            return ProtocolError::new(format!("a second end of stream {}", self.id));
+            return ProtocolError::new(format!("stream {} was ended twice", self.id));
         }
         state.receive = end;
         let is_over = state.is_over();

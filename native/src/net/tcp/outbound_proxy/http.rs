@@ -12,7 +12,7 @@ use crate::error::printable;
 /// Limit on the head of a response, with the interim responses before it.
 const MAX_HEAD: usize = 16 << 10;
 const MAX_FIELDS: usize = 64;
-const UNSUPPORTED: &str = "supported are Basic, and Digest with MD5 or SHA-256 and qop=auth; use a local proxy that authenticates to this \
+const UNSUPPORTED: &str = "only Basic and Digest (MD5 or SHA-256, qop=auth) are supported; use a local proxy that authenticates to this \
                            one, such as cntlm";
 
 /// A response to CONNECT. It is displayed as its status and reason.
