@@ -7,6 +7,7 @@ import { connect as connectTls } from "node:tls";
 import { ConfigError } from "../shared/config/option.ts";
 import { describeFileError, readText } from "../shared/files/read.ts";
 import { parseResponseHead } from "../shared/http/head.ts";
+import { isUnknownIssuer } from "../shared/tls/advice.ts";
 import { readCertificates } from "../shared/tls/pem.ts";
 import { readPemFile } from "../shared/tls/reloadable_tls.ts";
 import type { OperatorOptions } from "./options.ts";
@@ -179,16 +180,9 @@ function findSocket(): string {
 function describe(error: unknown): string {
   const { code, message, name } = error as NodeJS.ErrnoException;
   if (name === "AbortError" || name === "TimeoutError") return "no response in time";
-  if (UNKNOWN_ISSUERS.has(code ?? "")) return `${message}; set --admin-root-ca to a file with the certificate of its authority`;
+  if (isUnknownIssuer(code)) return `${message}; set --admin-root-ca to a file with the certificate of its authority`;
   return REASONS[code ?? ""] ?? message;
 }
-
-const UNKNOWN_ISSUERS: ReadonlySet<string> = new Set([
-  "DEPTH_ZERO_SELF_SIGNED_CERT",
-  "SELF_SIGNED_CERT_IN_CHAIN",
-  "UNABLE_TO_GET_ISSUER_CERT_LOCALLY",
-  "UNABLE_TO_VERIFY_LEAF_SIGNATURE",
-]);
 
 const REASONS: Readonly<Record<string, string>> = {
   ECONNREFUSED: "no service listens there",

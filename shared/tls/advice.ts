@@ -36,3 +36,15 @@ export function tlsAdvice(
   return `unless this system trusts the certificate's authority, set ${tls}.pin-sha256, which a proxy with a self-signed ` +
     `certificate logs on startup, or set ${authority}`;
 }
+
+/** Whether Node.js refuses a certificate with this error code because it does not know the authority. */
+export function isUnknownIssuer(code: string | undefined): boolean {
+  return UNKNOWN_ISSUERS.has(code ?? "");
+}
+
+const UNKNOWN_ISSUERS: ReadonlySet<string> = new Set([
+  "DEPTH_ZERO_SELF_SIGNED_CERT",
+  "SELF_SIGNED_CERT_IN_CHAIN",
+  "UNABLE_TO_GET_ISSUER_CERT_LOCALLY",
+  "UNABLE_TO_VERIFY_LEAF_SIGNATURE",
+]);

@@ -14,7 +14,7 @@ import { covers, idOf, renewalTime } from "../../shared/tls/acme/certificate.ts"
 import { type AcmeOptions, acmeOptions, checkAcmeOptions } from "../../shared/tls/acme/options.ts";
 import { type Authority, Orderer, type OrdererOptions } from "../../shared/tls/acme/orderer.ts";
 import { checkCommand, createCommandSolver, HttpSolver, type SharedStore } from "../../shared/tls/acme/solvers.ts";
-import { dnsValueOf, type ExternalAccount, type Solver } from "../../shared/tls/acme/client.ts";
+import { AcmeClient, dnsValueOf, type ExternalAccount, type Solver } from "../../shared/tls/acme/client.ts";
 import { openAcme } from "../../shared/service/acme.ts";
 import { Lease } from "../../shared/tls/acme/lease.ts";
 import { AcmeState } from "../../shared/tls/acme/state.ts";
@@ -377,6 +377,13 @@ describe("a certificate by ACME", () => {
     allow();
     await issued(setting);
     assert.equal(setting.server.orders.length, 2);
+  });
+
+  it("needs the authority of a private directory's own certificate, and the error names the option", async () => {
+    await using setting = await Setting.open();
+    const { directory } = setting.server;
+    const client = new AcmeClient({ directory, accountKey: await setting.state.accountKey(), signal: new AbortController().signal });
+    await assert.rejects(client.terms(), /cannot be reached: .*; set --acme\.file\.root-ca /);
   });
 
   it("is proved in DNS by a command, which cleans up", async () => {

@@ -7,6 +7,7 @@ import { setTimeout as sleep } from "node:timers/promises";
 import { calculateJwkThumbprint, FlattenedSign, type JWK } from "jose";
 import type { SigningKey } from "../../auth/keys.ts";
 import { printable } from "../../net/printable.ts";
+import { isUnknownIssuer } from "../advice.ts";
 import { type AcmeRequest, type AcmeResponse, send } from "./request.ts";
 
 /** The authority has refused a request, or its answer is unusable. */
@@ -88,6 +89,8 @@ const POLL_MS = { first: 250, last: 8_000 };
 const POLL_TIMEOUT_MS = 300_000;
 /** Limit on `Retry-After`, in milliseconds. */
 export const MAX_RETRY_AFTER_MS = 7 * 86_400_000;
+const ROOT_CA_ADVICE =
+  "; set --acme.file.root-ca (--acme.fallback.file.root-ca of the second authority) to the authority of its certificate";
 const ERROR_PREFIX = "urn:ietf:params:acme:error:";
 
 export class AcmeClient {
@@ -235,14 +238,10 @@ export class AcmeClient {
     try {
       response = await send(url, { ...request, ca, signal });
     } catch (cause) {
-      throw new AcmeError(
-        `${printable(URL.parse(url)?.host ?? url)} cannot be reached: ${(cause as Error).message}`,
-        undefined,
-        undefined,
-        {
-          cause,
-        },
-      );
+      const { code, message } = cause as NodeJS.ErrnoException;
+      const advice = isUnknownIssuer(code) ? ROOT_CA_ADVICE : "";
+      const host = printable(URL.parse(url)?.host ?? url);
+      throw new AcmeError(`${host} cannot be reached: ${message}${advice}`, undefined, undefined, { cause });
     }
     const nonce = response.headers["replay-nonce"];
     if (typeof nonce === "string") this.#nonce = nonce;
