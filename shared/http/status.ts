@@ -8,7 +8,7 @@ import { formatProxyStatus, type Intermediary, NO_PROXY_STATUS, type ProxyStatus
 export const CONNECTION_ESTABLISHED_HEAD: Uint8Array = encodeHead("HTTP/1.1 200 Connection established", []);
 
 /** The error text of a TLS port for plain HTTP. lb recognises by it that its proxy requires TLS. */
-export const TLS_NEEDED = "This port takes TLS, and plain HTTP came: the proxy's URL begins with https://";
+export const TLS_NEEDED = "This port takes TLS, and plain HTTP came: its URL begins with https://";
 
 /** An error of HTTP itself, whose status does not follow from its type. */
 export class ProxyError extends TunnelError {
