@@ -379,7 +379,7 @@ describe("the key of a cluster", () => {
     for (let count = 0; refused === undefined && count < 20_000; count++) {
       refused = await both.verifyRequest(await old.signRequest(signed), request).then(() => undefined, (error: Error) => error.message);
     }
-    assert.equal(refused, "too many requests of this operator have acted lately");
+    assert.equal(refused, "too many requests of this operator have acted recently");
     await both.verifyRequest(await old.signRequest({ ...signed, operator: { name: "bob", role: "operator" } }), request);
     await assert.rejects(both.verifyRequest(token, request), /served before/); // it is not forgotten
     assert.equal(await both.readMember(token), undefined);

@@ -14,7 +14,7 @@ const MAX_TRAILERS: usize = 64 << 10;
 pub enum Body {
     /// With the direction: a tunnel, or a response without framing.
     Raw,
-    /// After so many bytes.
+    /// After this number of bytes.
     Length(u64),
     Chunked(Chunks),
 }

@@ -1,4 +1,4 @@
-// Replaces an executable atomically: whoever starts it meanwhile gets the old one or the new one. The old one stays beside it.
+// Replaces an executable atomically: a process that starts meanwhile is of the old one or of the new one. The old one stays beside it.
 import { chmod, chown, copyFile, link, mkdtemp, open, rename, rm, stat } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 

@@ -202,9 +202,9 @@ export class ClusterKey {
     }
     // to forget one that is still valid would let it be served again
     if (this.#seenOf.get(request.by) >= MAX_SEEN_OF_ONE) {
-      throw new MemberRequestError("too many requests of this operator have acted lately");
+      throw new MemberRequestError("too many requests of this operator have acted recently");
     }
-    if (this.#seen.size >= MAX_SEEN) throw new MemberRequestError("too many requests have acted lately");
+    if (this.#seen.size >= MAX_SEEN) throw new MemberRequestError("too many requests have acted recently");
     this.#seen.set(id, request);
     this.#seenOf.add(request.by);
   }

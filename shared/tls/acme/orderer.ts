@@ -228,7 +228,7 @@ export class Orderer {
         const until = new Date(leaf.validTo).toISOString();
         return log.info("certificate issued", { names: names.join(","), authority: host, until });
       } catch (error) {
-        // not the authority's fault: whoever orders next need not wait
+        // not the authority's fault: the next order need not wait
         if (signal.aborted) return await state.writeAttempts({ ...before, at: this.#now() });
         retryAfters.push(this.#now() + ((error instanceof AcmeError ? error.retryAfterMs : undefined) ?? 0));
         onOrder("failed");
