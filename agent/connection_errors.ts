@@ -25,7 +25,13 @@ export function describeConnectError(error: unknown, address: string, options: A
 export function explainFailure(error: unknown, address: string, options: AgentOptions): Failure {
   if (!(error instanceof NetError)) return { reason: messageOf(error) };
   const { message: reason } = error;
-  if (isOnTheWayOut(error)) return { reason, remedy: "is --agent-client.proxy right, or HTTPS_PROXY?" };
+  if (isOnTheWayOut(error)) {
+    const isForbidden = reason.includes("the proxy answers 403");
+    return {
+      reason,
+      remedy: isForbidden ? `its operator must permit CONNECT to ${address}` : "is --agent-client.proxy right, or HTTPS_PROXY?",
+    };
+  }
   switch (error.code) {
     case "closed":
       return error.appCode === undefined ? { reason } : explainCode(error.appCode, reason, options.auth.type);

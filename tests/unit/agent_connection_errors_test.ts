@@ -19,6 +19,17 @@ describe("an agent's description of a failure", () => {
     );
   });
 
+  it("says who must permit the connection if an outbound proxy answers 403", () => {
+    const describe = (status: string) =>
+      describeConnectError(
+        new NetError("outbound-proxy", `Cannot connect to a:1 via proxy p:3128: the proxy answers ${status}`),
+        "a:1",
+        options("noauth"),
+      );
+    assert.match(describe("403 Forbidden"), /403 Forbidden; its operator must permit CONNECT to a:1$/);
+    assert.match(describe("503"), /503; is --agent-client\.proxy right, or HTTPS_PROXY\?$/);
+  });
+
   it("asks whether the proxy is running if its port is closed", () => {
     const error = new NetError("refused", "Cannot connect to a:1: connection refused");
     assert.match(describeConnectError(error, "a:1", options("noauth")), /is the proxy running there\?$/);
