@@ -186,6 +186,8 @@ describe("upgrade", () => {
     await refuses(/Cannot run the new executable on this machine: too old a libc/);
     await own.releases.publish(NEXT, working("9.9.8"));
     await refuses(/it says that it is 9\.9\.8/);
+    await own.releases.publish(NEXT, "#!/bin/sh\nprintf '\\033[2Jx'\n");
+    await refuses(/it says that it is \?\[2Jx/);
   });
 
   it("names the server that cannot be reached, and uses a proxy", async () => {

@@ -4,6 +4,7 @@ import { BUILD } from "../../build.ts";
 import { ConfigError, defineOptions, type ValuesOf } from "../../config/option.ts";
 import { describeFileError, describeWriteError, readText } from "../../files/read.ts";
 import { messageOf } from "../../log/error_message.ts";
+import { printable } from "../../net/printable.ts";
 import { CommandFailure, type Executable, type Subcommand, type Terminal } from "../command.ts";
 import { type Owner, ownerOf } from "./package_manager.ts";
 import { compareVersions, isVersion, ReleaseServer, REPOSITORY } from "./release.ts";
@@ -16,6 +17,8 @@ import { requestSuccessor } from "./takeover.ts";
 export const NEWER = 3;
 
 const MAX_TRUSTED_ROOT = 1 << 20;
+/** Characters of what a new executable prints that are shown. */
+const MAX_SHOWN = 500;
 
 const options = defineOptions({
   "version": {
@@ -139,20 +142,17 @@ async function ownerOfCopy(
 /** @throws {Error} if it does not start, or is of another version */
 async function checkStart(file: string, version: string | undefined, run: Run): Promise<void> {
   const { code, stdout, stderr } = await run([file, "--version"]);
-  const printed = stdout.trim();
-  if (code !== 0) throw new Error(`Cannot run the new executable on this machine: ${stderr.trim()}`);
+  const printed = printable(stdout.trim(), MAX_SHOWN);
+  if (code !== 0) throw new Error(`Cannot run the new executable on this machine: ${printable(stderr.trim(), MAX_SHOWN)}`);
   if (version !== undefined && printed !== version) throw new Error(`Cannot use the new executable: it says that it is ${printed}`);
 }
 
 function describeFailure(error: unknown, file: string, { rollback }: Values): unknown {
   const { code } = error as NodeJS.ErrnoException;
   if (rollback && code === "ENOENT") return new ConfigError(`Cannot roll back: ${previousOf(file)} does not exist`);
-  if (code === "EACCES" || code === "EPERM" || code === "EROFS") {
-    return new Error(`Cannot replace ${file}: ${describeWriteError(error)}; run it as the owner of the folder, with sudo`, {
-      cause: error,
-    });
-  }
-  return error;
+  if (typeof code !== "string") return error;
+  const remedy = code === "EACCES" || code === "EPERM" ? "; run it as the owner of the folder, with sudo" : "";
+  return new Error(`Cannot replace ${file}: ${describeWriteError(error)}${remedy}`, { cause: error });
 }
 
 /**
