@@ -144,7 +144,7 @@ describe("a proxy with agents of an issuer", () => {
     const client = (token: string) =>
       authenticator.authenticateClient({ scheme: "bearer", token }, { address: "192.0.2.1", requestId: "r" });
     const denied = (message: RegExp) => (error: unknown) => error instanceof AuthenticationError && message.test(error.message);
-    const claims = { aud: ["agents", "x"], azp: "site7", sub: "s", publish: ["tcp:2222"], allow: ["db:5432"] };
+    const claims = { aud: ["agents", "x"], azp: "site7", sub: "s", publish: [":2222"], allow: ["db:5432"] };
     const identity = await agent(await issuer.sign(claims));
     assert.ok(typeof identity === "object");
     assert.deepEqual([identity.agentId, identity.subject], ["site7", "s"]);
