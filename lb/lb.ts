@@ -5,6 +5,7 @@ import { checkLogout } from "../shared/auth/oidc.ts";
 import { checkClientCertificates } from "../shared/auth/mtls.ts";
 import { checkAuthOptions, clientScheme } from "../shared/auth/scheme.ts";
 import { ConfigError } from "../shared/config/option.ts";
+import { checkListenAddresses } from "../shared/frontend/listen_addresses.ts";
 import { ServiceFrontend } from "../shared/frontend/service_frontend.ts";
 import { createHttpProxy, type Endpoints } from "../shared/frontend/http_proxy.ts";
 import { prepareService } from "../shared/frontend/prepare_service.ts";
@@ -112,6 +113,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     });
     checkClientCertificates(options);
     checkLogout(options);
+    checkListenAddresses(options);
     await checkPublished(options);
     const allowList = createAllowList(options.httpProxy.hostWhitelist);
     const authenticator = await runtime.access.openAuthenticator(options.auth, deps.authenticator);
@@ -266,6 +268,7 @@ export async function checkLoadBalancerOptions(
   await checkAuthOptions(options.auth);
   checkClientCertificates(options);
   checkLogout(options);
+  checkListenAddresses(options);
   await checkAdminOptions(options.admin, net);
   await checkClusterOptions(options);
   await checkForwards(options.forward, { authType: clientScheme(options.auth), isAuthenticatedAgain: true });

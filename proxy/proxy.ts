@@ -7,6 +7,7 @@ import { checkLogout } from "../shared/auth/oidc.ts";
 import { checkClientCertificates } from "../shared/auth/mtls.ts";
 import { ConfigError } from "../shared/config/option.ts";
 import { checkAuthOptions, clientScheme } from "../shared/auth/scheme.ts";
+import { checkListenAddresses } from "../shared/frontend/listen_addresses.ts";
 import { ServiceFrontend } from "../shared/frontend/service_frontend.ts";
 import { createHttpProxy, type Endpoints } from "../shared/frontend/http_proxy.ts";
 import { prepareService } from "../shared/frontend/prepare_service.ts";
@@ -144,6 +145,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
     });
     checkClientCertificates(options);
     checkLogout(options);
+    checkListenAddresses(options);
     const allowList = createAllowList(options.httpProxy.hostWhitelist);
     const authenticator = await runtime.access.openAuthenticator(options.auth, deps.authenticator);
     const policy = await runtime.access.openPolicy(options.auth.policyFile);
@@ -416,6 +418,7 @@ export async function checkProxyOptions(options: ProxyOptions, deps: { net: TlsC
   await checkAuthOptions(options.auth);
   checkClientCertificates(options);
   checkLogout(options);
+  checkListenAddresses(options);
   await checkAdminOptions(options.admin, deps.net);
   await checkClusterOptions(options);
   if (options.auth.policyFile !== undefined) (await openPolicy(options.auth.policyFile, { log: silentLogger })).close();
