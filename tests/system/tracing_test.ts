@@ -6,7 +6,7 @@ import { createServer, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
 import { join } from "node:path";
 import { describe, it } from "node:test";
-import { Pair, Site, storeArgs } from "../../testing/programs.ts";
+import { eventually, Pair, Site, storeArgs } from "../../testing/programs.ts";
 import { ask, credentials, dial, Origin } from "../../testing/sockets.ts";
 import { StoreServer } from "../../testing/store_servers.ts";
 
@@ -150,7 +150,8 @@ describe("a trace", () => {
     for (const [program, message] of [[lb, "request"], [proxy, "request"], [agent, "tunnel"]] as const) {
       await program.waitFor(message, { trace_id: TRACE });
     }
-    assert.match(readFileSync(audit, "utf8"), new RegExp(`"event":"start".*"trace_id":"${TRACE}"`));
+    const audited = new RegExp(`"event":"start".*"trace_id":"${TRACE}"`);
+    await eventually(() => audited.test(readFileSync(audit, "utf8")), () => readFileSync(audit, "utf8"));
   });
 
   it("has the cause of a failure, and goes on to the server of a plain request", async () => {
