@@ -159,7 +159,7 @@ it("auth jwt show and renew say and extend what a token permits", async () => {
     /^verified: yes\nrole: {5}client\nname: {5}Alice Smith\nagents: {3}site-\*, hq\nallow: {4}db:5432\njti: {6}[\w-]{36}\n/,
   );
   const said = await run("jwt", "renew", "--token=a.jwt", "--out=b.jwt", "--duration=720h");
-  assert.match(said, /^jti [\w-]{36}, expires \S+Z\nthe old one stays valid until \S+Z, unless its jti [\w-]{36} is revoked\n$/);
+  assert.match(said, /^jti [\w-]{36}, expires \S+Z\nthe old one stays valid until \S+Z, unless its jti [\w-]{36} is revoked$/);
   const [old, renewed] = ["a.jwt", "b.jwt"].map((name) => decodeJwt(readFileSync(join(site.folder.path, name), "utf8")));
   assert.notEqual(old!.jti, renewed!.jti);
   assert.equal(renewed!.exp! - renewed!.iat!, 720 * 3600);

@@ -23,6 +23,11 @@ describe("slow client", () => {
     using slow = await openTunnel(pair.addresses.clients, endless.authority, { highWater: 0 });
     const reading = readSlowly(slow, 10_000);
     const beside = [await timeDownload(pair, fast, 128 * MIB)];
+    for (let before = 0; sent > before;) { // until all buffers are full
+      before = sent + MIB;
+      beside.push(await timeDownload(pair, fast, 128 * MIB));
+      assert.ok(sent < 64 * MIB, `${sent} bytes taken for a client that has read ${slow.received}`);
+    }
     const [sentAtFirst, receivedAtFirst] = [sent, slow.received];
     const most = { proxy: 0, agent: 0 };
     while (slow.received < receivedAtFirst + 100_000) {
