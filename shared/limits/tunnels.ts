@@ -233,11 +233,11 @@ export class TunnelLimits {
     const { tunnel: each, client: ofClient, agent, all, quota } = this.#bandwidth;
     const ownRate = each.create();
     const shared: SharedRate[] = [];
-    const share = (rate: SharedRate | undefined) => void (rate && shared.push(rate));
-    for (const { key, bytesPerSecond } of quotas) share(quota.join(key, bytesPerSecond));
-    share(ofClient.join(client));
-    share(agent.join(agentId));
-    share(all.join(""));
+    for (const { key, bytesPerSecond } of quotas) {
+      const ofPolicy = quota.join(key, bytesPerSecond);
+      if (ofPolicy) shared.push(ofPolicy);
+    }
+    for (const rate of [ofClient.join(client), agent.join(agentId), all.join("")]) if (rate) shared.push(rate);
     const tunnel = new TrackedTunnel(this, owner, ownRate, shared);
     tunnel.maxAgeMs = tunnelMaxDuration;
     if (tunnelMaxDuration > 0) this.#track(tunnel);
