@@ -53,8 +53,8 @@ interface Opened {
   readonly options: AcmeOptions;
   readonly path: string;
   readonly authorities: readonly [Authority, ...Authority[]];
-  readonly accounts: readonly AcmeState[];
-  readonly state: AcmeState;
+  /** Those of the authorities; the first one has the service's certificate, too. */
+  readonly accounts: readonly [AcmeState, ...AcmeState[]];
   readonly secrets?: StoreSecrets;
   readonly publishedNames: number;
 }
@@ -104,14 +104,13 @@ export async function openAcme(
     ? []
     : [await authorityOf(fallback.directory, "acme.fallback", fallback.file, fallback.eab)];
   const secrets = storeKeyFile === undefined ? undefined : await StoreSecrets.open(storeKeyFile, log ?? silentLogger);
-  const accounts = [first, ...others].map(({ state }) => state);
+  const accounts = [first.state, ...others.map(({ state }) => state)] as const;
   if (log) { for (const state of accounts) await state.open(); }
   return new ServiceAcme({
     options,
     path,
     authorities: [{ ...first, profile }, ...others],
     accounts,
-    state: first.state,
     secrets,
     publishedNames,
   });
@@ -141,12 +140,13 @@ class ServiceAcme implements Acme {
   }
 
   get certificateFile(): string | undefined {
-    const { options: { domain }, state } = this.#opened;
+    const { options: { domain }, accounts: [state] } = this.#opened;
     return domain.length === 0 ? undefined : state.certificateFile;
   }
 
   async start(runtime: ServiceRuntime, { useChallenges, useHosts, shared }: AcmeStart): Promise<void> {
-    const { options, path, authorities, accounts, state, secrets, publishedNames } = this.#opened;
+    const { options, path, authorities, accounts, secrets, publishedNames } = this.#opened;
+    const [state] = accounts;
     const { domain, email } = options;
     const { log, health, metrics, net, certificates, handover: { predecessor } } = runtime;
     const { signal } = this.#stopping;
