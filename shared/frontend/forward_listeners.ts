@@ -130,7 +130,7 @@ export interface ForwardListenersOptions {
   readonly tls: ForwardTls;
   /** Of the service in Proxy-Status. */
   readonly name: Intermediary;
-  /** Called with the hosts that need certificates by ACME when they may have changed. Default: nobody orders any. */
+  /** Called with the hosts that need certificates by ACME when they may have changed. Default: none are ordered. */
   readonly onHosts?: (configured: readonly string[], published: readonly string[]) => void;
 }
 

@@ -30,7 +30,7 @@ export interface HostOrdersOptions extends Common {
   readonly net: Pick<TlsCheck, "checkServerTls">;
   /** Reports when certificates expire. */
   readonly certificates: Pick<ServiceCertificates, "watch">;
-  /** Returns what exchanges the certificate of a name with others; `undefined` if nobody shares it. */
+  /** Returns what exchanges the certificate of a name with others; `undefined` if no other process shares it. */
   readonly share: (state: AcmeState, names: readonly string[], onChange: () => Promise<void>) => (() => Promise<void>) | undefined;
   /** Called with all certificates when one has changed. */
   readonly use: (hosts: readonly HostTls[]) => void;

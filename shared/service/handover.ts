@@ -251,7 +251,7 @@ export class Successors {
   }
 
   /**
-   * If the other process ends, and no other one has taken over from it, nobody else reads the sockets: what is open here would get nothing
+   * If the other process ends, and no other one has taken over from it, no process reads the sockets: what is open here would get nothing
    * more of them.
    */
   async #watch(channel: Channel): Promise<void> {

@@ -142,7 +142,7 @@ export function handoverTests(suite: Suite): void {
       assert.equal(opened.remote, other.authority);
       assert.equal(String(await receive(opened)), "d");
       before.close();
-      // the old side ends, and then nobody else knows the peer, who sends again what is lost
+      // the old side ends, then no side knows the peer, which sends lost datagrams again
       const sending = setInterval(() => void known.send("e", to), 50);
       try {
         assert.equal((await oneByOne(() => after.accept())())?.stream.remote, known.authority);

@@ -299,7 +299,7 @@ describe("logout tokens of the issuer", () => {
       await assert.rejects(bench.as(await issuer.sign({ sid: "s1", ...later })), refused(/revoked/, "ended"));
       assert.match(readFileSync(file, "utf8"), /^# sessions\nbefore:20[^ ]*Z sid:s1 sub:u-1 # signed out at http:[^\n]*\n$/);
 
-      // all sessions of a person, and a session of nobody
+      // all sessions of a person, and a session without a person
       const all = await issuer.sign(loggedOut());
       assert.deepEqual(await bench.provider.signOut!(all), { target: "u-1", affected: 1 });
       assert.equal(await endOf(second!), "The token is revoked");

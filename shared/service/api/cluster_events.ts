@@ -1,4 +1,4 @@
-// The events of all members of a cluster as one stream. It runs while somebody watches, and says whose events are missing.
+// The events of all members of a cluster as one stream. It runs while there are watchers, and says whose events are missing.
 import { setTimeout as sleep } from "node:timers/promises";
 import type { Cluster } from "../cluster/cluster.ts";
 import type { Member } from "../cluster/member.ts";

@@ -27,7 +27,7 @@ export class EventHub {
   #timer?: ReturnType<typeof setInterval>;
   #isClosed = false;
 
-  /** @param watched called when the first one watches, and when nobody does any more */
+  /** @param watched called when there is a first watcher, and when there are none left */
   constructor(watched: (isWatched: boolean) => void = () => {}) {
     this.#watched = watched;
   }

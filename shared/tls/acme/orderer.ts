@@ -33,7 +33,7 @@ export interface OrdererOptions {
   readonly state: AcmeState;
   readonly solver: Solver;
   readonly lease: Lease;
-  /** Exchanges the state with those who share it, before and after an order. Never rejects. Default: nobody does. */
+  /** Exchanges the state with those who share it, before and after an order. Never rejects. Default: none shares it. */
   readonly sync?: () => Promise<void>;
   /** Nothing is ordered before. Default: at once. */
   readonly allowed?: Promise<void>;
