@@ -9,7 +9,7 @@ export class Generations {
   readonly #runtime: Pick<ServiceRuntime, "log" | "certificates">;
   readonly #sessions: OpenSessions;
   /** Those that are kept, the newest last. */
-  readonly #kept: Connections[] = [];
+  readonly #kept = new Set<Connections>();
 
   constructor(runtime: Pick<ServiceRuntime, "log" | "certificates">, sessions: OpenSessions) {
     this.#runtime = runtime;
@@ -19,17 +19,19 @@ export class Generations {
   /** Adds connections, and retires the earlier ones once these are open. `refreshMs` returns the interval at which `tls` is read again. */
   add(connections: Connections, tls: ReloadableTls<ClientTls>, refreshMs: () => number): void {
     const stopRefresh = this.#runtime.certificates.refresh(tls, refreshMs);
-    this.#kept.push(connections);
+    this.#kept.add(connections);
     void connections.connected.then(() => this.#retireBefore(connections)); // never rejects
     void connections.done.then(stopRefresh);
   }
 
   async #retireBefore(connections: Connections): Promise<void> {
-    const earlier = this.#kept.slice(0, this.#kept.indexOf(connections));
+    if (!this.#kept.has(connections)) return; // later ones were open first, and have retired these
+    const kept = [...this.#kept];
+    const earlier = kept.slice(0, kept.indexOf(connections));
     if (earlier.length === 0) return;
     this.#runtime.log.info("earlier connections end when their tunnels have ended", { connections: this.#sessions.all.size - 1 });
     await Promise.all(earlier.map((old) => old.retire()));
-    for (const old of earlier) this.#kept.splice(this.#kept.indexOf(old), 1);
+    for (const old of earlier) this.#kept.delete(old);
   }
 
   /** Opens no more connections. Those that are open stay. */
@@ -39,6 +41,6 @@ export class Generations {
 
   /** Resolves when no connection is being opened, after {@link stop}. */
   async done(): Promise<void> {
-    await Promise.all(this.#kept.map(({ done }) => done));
+    await Promise.all([...this.#kept].map(({ done }) => done));
   }
 }
