@@ -50,8 +50,8 @@ export function versionOf(subject: Subject): string | undefined {
   if (subject.kind !== "pair" && subject.kind !== "tool") return undefined;
   const [file, ...args] = subject.kind === "tool" ? TOOLS[subject.tool].version(subject.path) : [...subject.proxy, "--version"];
   const { stdout, stderr, status } = spawnSync(file!, args, { encoding: "utf8" });
-  // ssh prints it to standard error
-  const version = status === 0 ? /\d+\.\d+[\w.-]*/.exec(stdout || stderr)?.[0] : undefined;
+  // ssh prints it to standard error, rathole behind a time
+  const version = status === 0 ? /(?<![\d.:])\d+\.\d+[\w.-]*/.exec(stdout || stderr)?.[0] : undefined;
   const commit = subject.kind === "pair" ? commitOf(dirname(file!)) : undefined;
   return version !== undefined && commit !== undefined ? `${version} (${commit})` : version;
 }
