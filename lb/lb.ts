@@ -1,5 +1,4 @@
 // Assembles the load balancer: clients on one side, the store and the proxies on the other.
-import { createAllowList } from "../shared/address/allow_list.ts";
 import type { Authenticator } from "../shared/auth/authenticator.ts";
 import { checkLogout } from "../shared/auth/oidc.ts";
 import { checkClientCertificates } from "../shared/auth/mtls.ts";
@@ -8,7 +7,7 @@ import { ConfigError } from "../shared/config/option.ts";
 import { checkListenAddresses } from "../shared/frontend/listen_addresses.ts";
 import { ServiceFrontend } from "../shared/frontend/service_frontend.ts";
 import { createHttpProxy, type Endpoints } from "../shared/frontend/http_proxy.ts";
-import { prepareService } from "../shared/frontend/prepare_service.ts";
+import { prepareParts } from "../shared/frontend/service_parts.ts";
 import { autoConfigOf } from "../shared/frontend/proxy_auto_config.ts";
 import { acmeHosts } from "../shared/frontend/forwards.ts";
 import { checkForwards, ForwardListeners, type ForwardTls, openForwardTls } from "../shared/frontend/forward_listeners.ts";
@@ -115,7 +114,6 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     checkLogout(options);
     checkListenAddresses(options);
     await checkPublished(options);
-    const allowList = createAllowList(options.httpProxy.hostWhitelist);
     const authenticator = await runtime.access.openAuthenticator(options.auth, deps.authenticator);
     const store = await runtime.store.open(options.store, ENTRY_TTL_MS, deps.store);
     if (!store) throw new ConfigError("Cannot start: there is no store");
@@ -143,7 +141,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
       onNoLocalPort: (address: string) => clients.limits.recordNoPort(address),
       pseudonym: createPseudonym(),
     };
-    const frontend = clients.serve({ upstreamRole: "proxy", authenticator, allowList, dial: createDialer(dialing), audit, tracer });
+    const frontend = clients.serve({ upstreamRole: "proxy", authenticator, dial: createDialer(dialing), audit, tracer });
     let current = options;
     const refreshProxyTls = () => tls.proxies && runtime.certificates.refresh(tls.proxies, () => current.httpConnector.tls.refresh);
     let stopRefresh = refreshProxyTls();
@@ -203,7 +201,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
       let authenticates = false;
       const before = current;
       await Change.run(async (change) => {
-        authenticates = await prepareService(change, runtime, frontend, before, next);
+        authenticates = await prepareParts(change, runtime, frontend, before, next);
         const forwardTls = await prepareTls(change, next);
         await clients.prepare(change, next, { ...protocols, tls: forwardTls.clients });
         await forwards.prepare(change, next.forward, forwardTls);

@@ -1,54 +1,37 @@
 // Assembles the proxy: agents on one side, clients on the other, and tunnels between them.
-import { hostname } from "node:os";
-import { createAllowList } from "../shared/address/allow_list.ts";
 import type { Authenticator } from "../shared/auth/authenticator.ts";
 import { bindToCertificate } from "../shared/auth/certificate_names.ts";
-import { checkLogout } from "../shared/auth/oidc.ts";
-import { checkClientCertificates } from "../shared/auth/mtls.ts";
-import { ConfigError } from "../shared/config/option.ts";
-import { checkAuthOptions, clientScheme } from "../shared/auth/scheme.ts";
-import { checkListenAddresses } from "../shared/frontend/listen_addresses.ts";
-import { ServiceFrontend } from "../shared/frontend/service_frontend.ts";
+import { checkOrdered, ForwardListeners, type ForwardTls } from "../shared/frontend/forward_listeners.ts";
 import { createHttpProxy, type Endpoints } from "../shared/frontend/http_proxy.ts";
-import { prepareService } from "../shared/frontend/prepare_service.ts";
 import { autoConfigOf } from "../shared/frontend/proxy_auto_config.ts";
-import type { Frontend } from "../shared/frontend/server.ts";
 import { ForwardClaims } from "../shared/frontend/published_claims.ts";
-import { acmeHosts } from "../shared/frontend/forwards.ts";
-import { checkForwards, ForwardListeners, type ForwardTls } from "../shared/frontend/forward_listeners.ts";
+import type { Frontend } from "../shared/frontend/server.ts";
+import { type ListenAllOptions, ServiceFrontend } from "../shared/frontend/service_frontend.ts";
+import { checkCombinations, checkParts, openParts, prepareParts, type ServiceParts } from "../shared/frontend/service_parts.ts";
 import type { WebSocketEndpoint } from "../shared/frontend/web_socket.ts";
 import { ConnectionLimiter } from "../shared/limits/connection_limiter.ts";
 import type { LimitReporter } from "../shared/limits/limit.ts";
-import { type Logger, silentLogger } from "../shared/log/logger.ts";
-import { openPolicy } from "../shared/policy/policy.ts";
-import { openAcme } from "../shared/service/acme.ts";
+import type { Hello } from "../shared/link/message.ts";
+import type { SessionListener } from "../shared/net/session.ts";
+import type { Acme } from "../shared/service/acme.ts";
 import { Change, differs } from "../shared/service/change.ts";
-import { checkAdminOptions } from "../shared/service/admin.ts";
-import { checkClusterOptions } from "../shared/service/cluster/cluster.ts";
 import { type ServiceDeps, type ServiceRuntime, startService } from "../shared/service/runtime.ts";
-import { checkStoreOptions } from "../shared/store/options.ts";
-import { type PresencePublisher, startPresencePublisher } from "../shared/store/presence.ts";
 import type { Store } from "../shared/store/store.ts";
 import type { TlsCheck } from "../shared/tls/reloadable_tls.ts";
-import { checkTracingOptions } from "../shared/tracing/otlp.ts";
-import type { ServerTls } from "../shared/net/tls.ts";
-import type { Dialer } from "../shared/tunnel/request.ts";
 import { Arrivals } from "./agents/arrivals.ts";
+import { AgentCertificates } from "./agents/certificates.ts";
 import { DestinationFailures } from "./agents/destination_failures.ts";
 import { AgentListeners } from "./agents/listener.ts";
-import { type AgentEvents, AgentServer } from "./agents/server.ts";
 import { PublishedForwards } from "./agents/published_forwards.ts";
+import { type AgentEvents, AgentServer, type AgentServerOptions } from "./agents/server.ts";
 import { StalledAgentMonitor } from "./agents/stalled_agents.ts";
-import { dialAgent } from "./dial.ts";
+import { dialAgent, type DialContext } from "./dial.ts";
+import { createHello } from "./hello.ts";
 import { registerProxyMetrics } from "./metrics.ts";
 import type { ProxyOptions } from "./options.ts";
-import { agentAddresses, clientAddresses, isEvery } from "./public_address.ts";
-import { checkProxyTls, logPin, openProxyTls, pinsOf, type ProxyTls, stateDirectoryOf } from "./tls.ts";
-import { pinFor } from "../shared/tls/trust.ts";
-import { VERSION } from "../shared/version.ts";
-import type { Hello } from "../shared/link/message.ts";
-import { splitHostPort } from "../shared/address/host_port.ts";
-import { messageOf } from "../shared/log/error_message.ts";
+import { ProxyPresence } from "./presence.ts";
+import { agentAddresses } from "./public_address.ts";
+import { checkProxyTls, hasOtherTls, logPin, openProxyAcme, openProxyTls, type ProxyTls } from "./tls.ts";
 
 /** What the proxy needs besides its options. */
 export interface ProxyDeps extends ServiceDeps, AgentEvents {
@@ -120,6 +103,8 @@ const NAME = "reverse-http-proxy";
 const DESCRIPTORS = 1;
 /** Interval in milliseconds at which an address may fail another authentication: a site may have many agents with one mistake. */
 const FAILURE_REFILL_MS = 1_000;
+/** A proxy is the last hop: it verifies what clients send, and agents ask for nothing. */
+const TRAITS = { isAuthenticatedAgain: false };
 
 /**
  * Starts a proxy; it listens when the promise resolves.
@@ -128,276 +113,348 @@ const FAILURE_REFILL_MS = 1_000;
  */
 export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promise<UpdatableProxy> {
   return await startService<UpdatableProxy>("proxy", deps, async (runtime) => {
-    const { log, metrics } = runtime;
-    const hasStore = deps.store !== undefined || options.store.type !== "none";
-    const acme = await openAcme(options.acme, {
-      directory: stateDirectoryOf(options, deps),
-      hosts: acmeHosts(options.forward),
-      publishedNames: options.acme.published ? options.acme.publishedNames : 0,
-      hasStore,
-      log,
-    });
-    const tls = await openProxyTls(options, { ...deps, log, acme });
-    const hasOwnAuthenticator = deps.authenticator !== undefined;
-    await checkForwards(options.forward, {
-      authType: hasOwnAuthenticator ? undefined : clientScheme(options.auth),
-      isAuthenticatedAgain: false,
-    });
-    checkClientCertificates(options);
-    checkLogout(options);
-    checkListenAddresses(options);
-    const allowList = createAllowList(options.httpProxy.hostWhitelist);
-    const authenticator = await runtime.access.openAuthenticator(options.auth, deps.authenticator);
-    const policy = await runtime.access.openPolicy(options.auth.policyFile);
-    if (!policy && providesPeople(options.auth)) {
-      log.warn("every client of the identity providers may reach every agent", { remedy: "set --auth.policy-file" });
-    }
-    const store = await runtime.store.open(options.store, options.store.ttl, deps.store);
-    const audit = await runtime.audit.open(options.audit);
-    const tracer = await runtime.openTracer(options.tracing);
-    await runtime.admin.listen(options.admin);
-    await runtime.admin.joinCluster(options.admin.cluster, store, options.store.ttl);
-    const countAgents = metrics.outcomes("reverse_http_agent_connections_total", "Connections of agents: accepted, refused or failed.");
-    const listeners = await AgentListeners.open(runtime, options, tls.agents.current, countAgents);
-    const clients = new ServiceFrontend(runtime, options, { descriptors: DESCRIPTORS, hasOwnAuthenticator });
-    const endpoints: Endpoints = { webSocket: webSocketsOf(options, listeners), autoConfig: autoConfigOf(options) };
-    const protocols = { http: createHttpProxy(NAME, endpoints), http2: createHttpProxy(NAME, {}, "http2") };
-    const linksOf = ({ agentServer }: ProxyOptions) => agentServer.shareClientPort ? listeners.tls : undefined;
-    await clients.listenAll({ ...protocols, tls: tls.clients, links: linksOf(options) });
-    const onHosts = acme &&
-      ((configured: readonly string[], published: readonly string[]) => acme.want(configured, options.acme.published ? published : []));
-    const forwards = new ForwardListeners(clients, { log, tls: tls.forwards, name: NAME, onHosts });
-    await forwards.open(options.forward);
-    const limiter = createAgentLimiter(options, runtime.limitReporter);
-    let current = options;
-    const instance = crypto.randomUUID();
-    let hello = createHello(options, clients.addresses.clientAddress, tls, instance);
-    let presence = store && publishPresence(store, options, clients.addresses.clientAddress, log);
-    runtime.defer(() => presence?.close());
-    const claimsIn = (store: Store | undefined, { ttl: ttlMs }: ProxyOptions["store"]) =>
-      store && { claims: new ForwardClaims(store), ttlMs };
-    const published = runtime.adopt(
-      new PublishedForwards(forwards, log, claimsIn(store, options.store)),
-      (published) => published.close(),
-    );
-    let pins = pinsOf(tls);
-    const server = new AgentServer({
-      onArrival: (agentId) => arrivals?.connected(agentId), // never before this function goes on
-      onAgentConnected: deps.onAgentConnected,
-      onAgentDisconnected: deps.onAgentDisconnected,
-      log,
-      presence: () => presence,
-      published,
-      listeners: listeners.all,
-      authenticator: bindToCertificate(authenticator, () => current.agentServer.tls.agentIdFrom, log),
-      multiple: options.agentServer.agent.multiple,
-      hello: () => hello(),
-      pins: () => pins,
-      onConflict: options.agentServer.agent.onConflict,
-      limiter,
-      onResult: countAgents,
-      events: runtime.activity.events,
-      onRefused: (refusal) => runtime.activity.agentRefused(refusal),
-      onReplaced: metrics.count("reverse_http_agents_replaced_total", "Agents that were replaced by another one with the same id."),
-    });
-    const { agents } = server;
-    const { predecessor } = runtime.handover;
-    const arrivals = predecessor && new Arrivals({
-      over: predecessor.settled,
-      isConnected: (agentId) => agents.isConnected(agentId),
-      timeoutMs: () => dialing.timeoutMs,
-    });
-    runtime.defer(() => server.close());
-    registerProxyMetrics(metrics, server);
-    runtime.certificates.watch("agents", () => tls.agents.current.cert);
-    const monitor = runtime.adopt(new StalledAgentMonitor(agents), (monitor) => monitor.close());
-    const dialing = { agents, monitor, failures: new DestinationFailures(), timeoutMs: options.agentServer.agent.dialTimeout };
-    const dial: Dialer = (request) => dialAgent(dialing, request, runtime.isDraining);
-    const labelsOf = (agentId: string) => agents.labelsOf(agentId);
-    const whenExpected = arrivals && ((agentId: string) => arrivals.whenExpected(agentId));
-    const frontend = clients.serve({ authenticator, allowList, policy, labelsOf, whenExpected, dial, audit, tracer });
-    const useAgentTls = (renewed: ServerTls) => {
-      for (const listener of listeners.all) listener.setTls(renewed);
-      queueMicrotask(announcePins); // it is in force then
-    };
-    const announcePins = () => {
-      const before = pins.join();
-      pins = pinsOf(tls);
-      if (pins.join() !== before) server.announcePins();
-    };
-    runtime.certificates.refresh(tls.nextPin, () => current.agentServer.tls.refresh, () => queueMicrotask(announcePins));
-    runtime.certificates.refresh(tls.agents, () => current.agentServer.tls.refresh, useAgentTls);
-    const shared = store && { store, ttlMs: options.store.ttl };
-    await acme?.start(runtime, {
-      useChallenges: (challenges) => clients.setChallenges(challenges),
-      useHosts: (hosts) => clients.setHosts(hosts),
-      shared,
-    });
-    runtime.describe = () => `${runtime.isDraining ? "Draining" : "Serving"}: ${agents.size} agents, ${frontend.open} clients`;
-    const agentTcpAddress = () => listeners.tls && (listeners.tls.address || clients.addresses.clientAddress);
-    if (tls.selfSigned) logPin(tls.selfSigned, agentAddresses(options, { bound: listeners.quic.address }), log);
-    const drainAll = () => {
-      if (runtime.handover.isDone) void frontend.drain(current.drain.timeout, Promise.resolve()); // sooner than planned
-      return drain(runtime, server, frontend, current.drain);
-    };
-    runtime.handover.finish = async (settle) => {
-      const { timeout: timeoutMs } = current.handover;
-      await acme?.release();
-      await server.migrate(timeoutMs);
-      server.closeUnmovable();
-      settle();
-      await frontend.outlive(timeoutMs);
-    };
-    runtime.serveAdmin({
-      agents: () => server.operations.list(),
-      population: () => ({ agents: agents.size }),
-      disconnect: (request, by) => server.operations.disconnect(request, by),
-      drain: drainAll,
-    });
-    const { clientAddress, http2Address, socksAddress } = clients.addresses;
-    log.info("listening", {
-      agents: listeners.quic.address,
-      agentsTcp: agentTcpAddress(),
-      clients: clientAddress,
-      http2: http2Address,
-      socks: socksAddress,
-      admin: runtime.admin.address,
-    });
-
-    /** Prepares other certificates; returns those of clients and forwards as they will be. */
-    const prepareTls = async (change: Change, next: ProxyOptions): Promise<ForwardTls> => {
-      const tlsOf = ({ agentServer, httpProxy, forward }: ProxyOptions) => [
-        agentServer.tls,
-        agentServer.shareClientPort,
-        httpProxy.tls,
-        forward.map((
-          { listen, network, acme, certFile, keyFile, clientCaFile },
-        ) => [listen, network, acme, certFile, keyFile, clientCaFile]),
-      ];
-      if (!acme && acmeHosts(next.forward).length > 0) {
-        throw new ConfigError("Cannot use acme of a --forward without a restart: nothing is ordered yet");
-      }
-      if (!differs(tlsOf(current), tlsOf(next))) return { listeners: tls.forwards.listeners, clients: tls.clients };
-      const opened = await openProxyTls(next, { ...deps, log, acme });
-      const clientsTls = opened.clients && (tls.clients ?? opened.clients);
-      change.onCommit(() => {
-        void tls.agents.replaceBy(opened.agents, useAgentTls); // never rejects
-        void tls.nextPin.replaceBy(opened.nextPin, () => queueMicrotask(announcePins));
-        if (tls.clients && opened.clients) void tls.clients.replaceBy(opened.clients, (renewed) => clients.useTls(clientsTls!, renewed));
-        tls.clients = clientsTls;
-      });
-      return { listeners: opened.forwards.listeners, clients: clientsTls };
-    };
-
-    let storeInUse = store;
-    const preparePresence = async (change: Change, next: ProxyOptions): Promise<void> => {
-      const publish = (store: Store | undefined) => {
-        presence?.close();
-        presence = store && publishPresence(store, next, clients.addresses.clientAddress, log);
-        for (const id of new Set(Array.from(agents, ({ identity }) => identity.agentId))) if (agents.isAvailable(id)) presence?.add(id);
-      };
-      if (!differs(current.store, next.store)) {
-        if (current.httpProxy.listenAddress !== next.httpProxy.listenAddress) change.onCommit(() => publish(storeInUse));
-        return;
-      }
-      await runtime.store.prepare(change, next.store, next.store.ttl, (other) => {
-        storeInUse = other;
-        published.share(claimsIn(other, next.store));
-        if (shared && other) Object.assign(shared, { store: other, ttlMs: next.store.ttl });
-      });
-      change.onCommit(() => publish(storeInUse));
-    };
-
-    const update = async (next: ProxyOptions): Promise<UpdateResult> => {
-      let authenticates = false;
-      const before = current;
-      await Change.run(async (change) => {
-        authenticates = await prepareService(change, runtime, frontend, before, next);
-        const forwardTls = await prepareTls(change, next);
-        await listeners.prepare(change, next, tls.agents.current, (opened, left) => {
-          for (const listener of opened) server.add(listener);
-          for (const listener of left) server.retire(listener);
-        });
-        await clients.prepare(change, next, { ...protocols, tls: forwardTls.clients, links: linksOf(next) });
-        await forwards.prepare(change, next.forward, forwardTls);
-        await preparePresence(change, next);
-        change.onCommit(() => {
-          current = next;
-          Object.assign(endpoints, { webSocket: webSocketsOf(next, listeners), autoConfig: autoConfigOf(next) });
-          limiter.update({ all: next.limits.agents, perAddress: next.limits.agentsPerAddress }, next.limits);
-          dialing.timeoutMs = next.agentServer.agent.dialTimeout;
-          server.update(next.agentServer.agent);
-          hello = createHello(next, clients.addresses.clientAddress, tls, instance);
-        });
-      });
-      const rulesOf = ({ auth, forward, httpProxy, agentServer: { tls } }: ProxyOptions) => [
-        auth,
-        forward,
-        httpProxy.hostWhitelist,
-        httpProxy.agentSuffix,
-        tls.agentIdFrom,
-      ];
-      if (!differs(rulesOf(before), rulesOf(next))) return { tunnelsCut: 0, agentsClosed: 0 };
-      const keeps = next.reload.forbidden === "keep";
-      const tunnelsCut = await frontend.recheck({ authenticates, keeps });
-      const isBound = before.agentServer.tls.agentIdFrom === next.agentServer.tls.agentIdFrom;
-      const agentsClosed = authenticates || !isBound ? await server.recheck({ keeps }) : 0;
-      runtime.access.closeRetired();
-      return { tunnelsCut, agentsClosed };
-    };
-
-    return {
-      get adminAddress() {
-        return runtime.admin.address;
-      },
-      get agentAddress() {
-        return listeners.quic.address;
-      },
-      get agentTcpAddress() {
-        return agentTcpAddress();
-      },
-      get clientAddress() {
-        return clients.addresses.clientAddress;
-      },
-      get socksAddress() {
-        return clients.addresses.socksAddress;
-      },
-      get http2Address() {
-        return clients.addresses.http2Address;
-      },
-      get forwardAddresses() {
-        return forwards.addresses;
-      },
-      get agents() {
-        return agents.size;
-      },
-      get draining() {
-        return runtime.isDraining;
-      },
-      drain: drainAll,
-      closed: runtime.closed,
-      handedOver: runtime.handover.done,
-      reload: () => runtime.reload(),
-      update,
-      close: () => runtime.close(),
-    };
+    const proxy = new RunningProxy(runtime, options, deps, await openAll(runtime, options, deps));
+    await proxy.start();
+    return proxy;
   }, options.handover);
 }
 
-function drain(runtime: ServiceRuntime, server: AgentServer, frontend: Frontend, options: ProxyOptions["drain"]): Promise<void> {
-  const { delay: delayMs, timeout: timeoutMs } = options;
-  return runtime.drain({
-    fields: { agents: server.agents.size, clients: frontend.open, delayMs, timeoutMs },
-    delayMs,
-    async finish() {
-      const start = performance.now();
-      if (timeoutMs === 0) return await frontend.drain(0);
-      // clients are still served: some agents are moving, and some find no other proxy
-      await server.migrate(timeoutMs);
-      if (server.agents.hasAvailable) runtime.log.info("no other proxy for the agents", { advice: "clients are served to the end" });
-      await frontend.drain(Math.max(1, timeoutMs - (performance.now() - start)), server.abandoned()); // 0 would cut the newest clients
-    },
-  });
+/** What a proxy opens before it serves. */
+interface Opened {
+  /** Missing if nothing needs a certificate. */
+  readonly acme?: Acme;
+  readonly tls: ProxyTls;
+  readonly parts: ServiceParts;
+  readonly listeners: AgentListeners;
+  readonly countAgents: NonNullable<AgentServerOptions["onResult"]>;
+  readonly clients: ServiceFrontend;
+  /** Served to clients besides proxy requests; it changes with the options. */
+  readonly endpoints: Endpoints;
+  readonly protocols: Pick<ListenAllOptions, "http" | "http2">;
+  readonly forwards: ForwardListeners;
+}
+
+/** Opens it; the runtime closes it. */
+async function openAll(runtime: ServiceRuntime, options: ProxyOptions, deps: ProxyDeps): Promise<Opened> {
+  const { log, metrics } = runtime;
+  const hasOwnAuthenticator = deps.authenticator !== undefined;
+  const acme = await openProxyAcme(options, deps, log);
+  const tls = await openProxyTls(options, { ...deps, log, acme });
+  await checkCombinations(options, { ...TRAITS, hasOwnAuthenticator });
+  const { authenticator, store } = deps;
+  const parts = await openParts(runtime, options, { authenticator, store, ttlMs: options.store.ttl });
+  if (!parts.policy && providesPeople(options.auth)) {
+    log.warn("every client of the identity providers may reach every agent", { remedy: "set --auth.policy-file" });
+  }
+  const countAgents = metrics.outcomes("reverse_http_agent_connections_total", "Connections of agents: accepted, refused or failed.");
+  const listeners = await AgentListeners.open(runtime, options, tls.agents.current, countAgents);
+  const clients = new ServiceFrontend(runtime, options, { descriptors: DESCRIPTORS, hasOwnAuthenticator });
+  const endpoints = endpointsOf(options, listeners);
+  const protocols = { http: createHttpProxy(NAME, endpoints), http2: createHttpProxy(NAME, {}, "http2") };
+  await clients.listenAll({ ...protocols, tls: tls.clients, links: linksOf(options, listeners) });
+  const onHosts = acme &&
+    ((configured: readonly string[], published: readonly string[]) => acme.want(configured, options.acme.published ? published : []));
+  const forwards = new ForwardListeners(clients, { log, tls: tls.forwards, name: NAME, onHosts });
+  await forwards.open(options.forward);
+  return { acme, tls, parts, listeners, countAgents, clients, endpoints, protocols, forwards };
+}
+
+/** A proxy that serves agents and clients. */
+class RunningProxy implements UpdatableProxy {
+  readonly #runtime: ServiceRuntime;
+  readonly #deps: ProxyDeps;
+  readonly #opened: Opened;
+  readonly #limiter: ConnectionLimiter;
+  readonly #presence: ProxyPresence;
+  readonly #published: PublishedForwards;
+  readonly #certificates: AgentCertificates;
+  readonly #server: AgentServer;
+  readonly #dialing: DialContext;
+  readonly #frontend: Frontend;
+  /** Tells agents this process from others. */
+  readonly #instance = crypto.randomUUID();
+  /** The store that certificates are ordered with; missing without one at the start. */
+  readonly #shared?: { store: Store; ttlMs: number };
+  #options: ProxyOptions;
+  #store?: Store;
+  #hello: () => Hello;
+
+  constructor(runtime: ServiceRuntime, options: ProxyOptions, deps: ProxyDeps, opened: Opened) {
+    const { log, metrics, certificates } = runtime;
+    const { tls, parts: { store, ...rules }, listeners, clients, forwards } = opened;
+    this.#runtime = runtime;
+    this.#deps = deps;
+    this.#opened = opened;
+    this.#options = options;
+    this.#store = store;
+    this.#shared = store && { store, ttlMs: options.store.ttl };
+    this.#limiter = createAgentLimiter(options, runtime.limitReporter);
+    this.#hello = this.#createHello();
+    this.#presence = runtime.adopt(new ProxyPresence(log), (presence) => presence.close());
+    this.#presence.publish({ store, options: options.store, bound: this.clientAddress, agents: [] });
+    this.#published = runtime.adopt(
+      new PublishedForwards(forwards, log, claimsIn(store, options.store)),
+      (published) => published.close(),
+    );
+    this.#certificates = new AgentCertificates(tls, listeners);
+    const arrivals = this.#awaitArrivals();
+    this.#server = runtime.adopt(this.#createServer(arrivals), (server) => server.close());
+    registerProxyMetrics(metrics, this.#server);
+    this.#certificates.refresh(certificates, () => this.#options.agentServer.tls.refresh, () => this.#server.announcePins());
+    const { agents } = this.#server;
+    const monitor = runtime.adopt(new StalledAgentMonitor(agents), (monitor) => monitor.close());
+    this.#dialing = { agents, monitor, failures: new DestinationFailures(), timeoutMs: options.agentServer.agent.dialTimeout };
+    this.#frontend = clients.serve({
+      ...rules,
+      labelsOf: (agentId) => agents.labelsOf(agentId),
+      whenExpected: arrivals && ((agentId) => arrivals.whenExpected(agentId)),
+      dial: (request) => dialAgent(this.#dialing, request, runtime.isDraining),
+    });
+  }
+
+  /** Agents that another process has had, if this one takes over from it. */
+  #awaitArrivals(): Arrivals | undefined {
+    const { predecessor } = this.#runtime.handover;
+    return predecessor && new Arrivals({
+      over: predecessor.settled,
+      isConnected: (agentId) => this.#server.agents.isConnected(agentId),
+      timeoutMs: () => this.#options.agentServer.agent.dialTimeout,
+    });
+  }
+
+  #createServer(arrivals: Arrivals | undefined): AgentServer {
+    const { log, metrics, activity } = this.#runtime;
+    const { onAgentConnected, onAgentDisconnected } = this.#deps;
+    const { parts: { authenticator }, listeners, countAgents } = this.#opened;
+    const { multiple, onConflict } = this.#options.agentServer.agent;
+    return new AgentServer({
+      log,
+      onAgentConnected,
+      onAgentDisconnected,
+      onArrival: (agentId) => arrivals?.connected(agentId),
+      presence: () => this.#presence.current,
+      published: this.#published,
+      listeners: listeners.all,
+      authenticator: bindToCertificate(authenticator, () => this.#options.agentServer.tls.agentIdFrom, log),
+      multiple,
+      hello: () => this.#hello(),
+      pins: () => this.#certificates.pins,
+      onConflict,
+      limiter: this.#limiter,
+      onResult: countAgents,
+      events: activity.events,
+      onRefused: (refusal) => activity.agentRefused(refusal),
+      onReplaced: metrics.count("reverse_http_agents_replaced_total", "Agents that were replaced by another one with the same id."),
+    });
+  }
+
+  #createHello(): () => Hello {
+    return createHello(this.#options, this.clientAddress, this.#opened.tls, this.#instance);
+  }
+
+  /** Orders certificates, lets operators in, and says where it listens. */
+  async start(): Promise<void> {
+    const runtime = this.#runtime;
+    const { acme, tls, listeners, clients } = this.#opened;
+    await acme?.start(runtime, {
+      useChallenges: (challenges) => clients.setChallenges(challenges),
+      useHosts: (hosts) => clients.setHosts(hosts),
+      shared: this.#shared,
+    });
+    runtime.describe = () => `${runtime.isDraining ? "Draining" : "Serving"}: ${this.agents} agents, ${this.#frontend.open} clients`;
+    if (tls.selfSigned) logPin(tls.selfSigned, agentAddresses(this.#options, { bound: listeners.quic.address }), runtime.log);
+    runtime.handover.finish = (settle) => this.#finish(settle);
+    const { operations } = this.#server;
+    runtime.serveAdmin({
+      agents: () => operations.list(),
+      population: () => ({ agents: this.agents }),
+      disconnect: (request, by) => operations.disconnect(request, by),
+      drain: () => this.drain(),
+    });
+    runtime.log.info("listening", {
+      agents: this.agentAddress,
+      agentsTcp: this.agentTcpAddress,
+      clients: this.clientAddress,
+      http2: this.http2Address,
+      socks: this.socksAddress,
+      admin: this.adminAddress,
+    });
+  }
+
+  get agentAddress(): string {
+    return this.#opened.listeners.quic.address;
+  }
+
+  get agentTcpAddress(): string | undefined {
+    const { tls } = this.#opened.listeners;
+    return tls && (tls.address || this.clientAddress);
+  }
+
+  get clientAddress(): string {
+    return this.#opened.clients.addresses.clientAddress;
+  }
+
+  get socksAddress(): string | undefined {
+    return this.#opened.clients.addresses.socksAddress;
+  }
+
+  get http2Address(): string | undefined {
+    return this.#opened.clients.addresses.http2Address;
+  }
+
+  get forwardAddresses(): readonly string[] {
+    return this.#opened.forwards.addresses;
+  }
+
+  get adminAddress(): string | undefined {
+    return this.#runtime.admin.address;
+  }
+
+  get agents(): number {
+    return this.#server.agents.size;
+  }
+
+  get draining(): boolean {
+    return this.#runtime.isDraining;
+  }
+
+  get closed(): Promise<void> {
+    return this.#runtime.closed;
+  }
+
+  get handedOver(): Promise<void> {
+    return this.#runtime.handover.done;
+  }
+
+  drain(): Promise<void> {
+    const { delay: delayMs, timeout: timeoutMs } = this.#options.drain;
+    if (this.#runtime.handover.isDone) void this.#frontend.drain(timeoutMs, Promise.resolve()); // sooner than planned
+    return this.#runtime.drain({
+      fields: { agents: this.agents, clients: this.#frontend.open, delayMs, timeoutMs },
+      delayMs,
+      finish: () => this.#finishClients(timeoutMs),
+    });
+  }
+
+  async #finishClients(timeoutMs: number): Promise<void> {
+    const [server, frontend] = [this.#server, this.#frontend];
+    const start = performance.now();
+    if (timeoutMs === 0) return await frontend.drain(0);
+    // clients are still served: some agents are moving, and some find no other proxy
+    await server.migrate(timeoutMs);
+    if (server.agents.hasAvailable) this.#runtime.log.info("no other proxy for the agents", { advice: "clients are served to the end" });
+    await frontend.drain(Math.max(1, timeoutMs - (performance.now() - start)), server.abandoned()); // 0 would cut the newest clients
+  }
+
+  /** Finishes what is open after another process has taken over. */
+  async #finish(settle: () => void): Promise<void> {
+    const { timeout: timeoutMs } = this.#options.handover;
+    await this.#opened.acme?.release();
+    await this.#server.migrate(timeoutMs);
+    this.#server.closeUnmovable();
+    settle();
+    await this.#frontend.outlive(timeoutMs);
+  }
+
+  reload(): Promise<void> {
+    return this.#runtime.reload();
+  }
+
+  close(): Promise<void> {
+    return this.#runtime.close();
+  }
+
+  async update(next: ProxyOptions): Promise<UpdateResult> {
+    const before = this.#options;
+    let authenticates = false;
+    await Change.run(async (change) => {
+      authenticates = await this.#prepare(change, next);
+    });
+    if (!differs(rulesOf(before), rulesOf(next))) return { tunnelsCut: 0, agentsClosed: 0 };
+    const keeps = next.reload.forbidden === "keep";
+    const tunnelsCut = await this.#frontend.recheck({ authenticates, keeps });
+    const isBound = before.agentServer.tls.agentIdFrom === next.agentServer.tls.agentIdFrom;
+    const agentsClosed = authenticates || !isBound ? await this.#server.recheck({ keeps }) : 0;
+    this.#runtime.access.closeRetired();
+    return { tunnelsCut, agentsClosed };
+  }
+
+  /** Returns whether credentials must be verified again. */
+  async #prepare(change: Change, next: ProxyOptions): Promise<boolean> {
+    const { tls, listeners, clients, protocols, forwards } = this.#opened;
+    const authenticates = await prepareParts(change, this.#runtime, this.#frontend, this.#options, next);
+    const forwardTls = await this.#prepareTls(change, next);
+    await listeners.prepare(change, next, tls.agents.current, (opened, left) => {
+      for (const listener of opened) this.#server.add(listener);
+      for (const listener of left) this.#server.retire(listener);
+    });
+    await clients.prepare(change, next, { ...protocols, tls: forwardTls.clients, links: linksOf(next, listeners) });
+    await forwards.prepare(change, next.forward, forwardTls);
+    await this.#prepareStore(change, next);
+    change.onCommit(() => this.#apply(next));
+    return authenticates;
+  }
+
+  /** Prepares other certificates; returns those of clients and forwards as they will be. */
+  async #prepareTls(change: Change, next: ProxyOptions): Promise<ForwardTls> {
+    const { acme, tls, clients } = this.#opened;
+    checkOrdered(next.forward, acme !== undefined);
+    if (!hasOtherTls(this.#options, next)) return { listeners: tls.forwards.listeners, clients: tls.clients };
+    const opened = await openProxyTls(next, { ...this.#deps, log: this.#runtime.log, acme });
+    const clientsTls = opened.clients && (tls.clients ?? opened.clients);
+    change.onCommit(() => {
+      this.#certificates.replaceBy(opened);
+      if (tls.clients && opened.clients) void tls.clients.replaceBy(opened.clients, (renewed) => clients.useTls(clientsTls!, renewed));
+      tls.clients = clientsTls;
+    });
+    return { listeners: opened.forwards.listeners, clients: clientsTls };
+  }
+
+  /** Prepares another store, and another address in it. */
+  async #prepareStore(change: Change, next: ProxyOptions): Promise<void> {
+    const { store, httpProxy } = this.#options;
+    const isOtherStore = differs(store, next.store);
+    if (!isOtherStore && httpProxy.listenAddress === next.httpProxy.listenAddress) return;
+    if (isOtherStore) {
+      await this.#runtime.store.prepare(change, next.store, next.store.ttl, (other) => {
+        this.#store = other;
+        this.#published.share(claimsIn(other, next.store));
+        if (this.#shared && other) Object.assign(this.#shared, { store: other, ttlMs: next.store.ttl });
+      });
+    }
+    change.onCommit(() => {
+      this.#presence.publish({
+        store: this.#store,
+        options: next.store,
+        bound: this.clientAddress,
+        agents: this.#server.agents.availableIds,
+      });
+    });
+  }
+
+  #apply(next: ProxyOptions): void {
+    const { listeners, endpoints } = this.#opened;
+    this.#options = next;
+    Object.assign(endpoints, endpointsOf(next, listeners));
+    this.#limiter.update({ all: next.limits.agents, perAddress: next.limits.agentsPerAddress }, next.limits);
+    this.#dialing.timeoutMs = next.agentServer.agent.dialTimeout;
+    this.#server.update(next.agentServer.agent);
+    this.#hello = this.#createHello();
+  }
+}
+
+/** The options whose change may forbid what is open. */
+function rulesOf({ auth, forward, httpProxy: { hostWhitelist, agentSuffix }, agentServer: { tls } }: ProxyOptions): unknown {
+  return [auth, forward, hostWhitelist, agentSuffix, tls.agentIdFrom];
+}
+
+/**
+ * Checks the files that the options name, and options that depend on each other.
+ * @throws {ConfigError}
+ */
+export async function checkProxyOptions(options: ProxyOptions, deps: { net: TlsCheck; stateDirectory?: string }): Promise<void> {
+  await checkParts(options, deps.net, TRAITS);
+  await checkProxyTls(options, { ...deps, acme: await openProxyAcme(options, deps) });
 }
 
 function createAgentLimiter({ limits }: ProxyOptions, reports: LimitReporter): ConnectionLimiter {
@@ -410,74 +467,23 @@ function createAgentLimiter({ limits }: ProxyOptions, reports: LimitReporter): C
   });
 }
 
-/**
- * Checks the files that the options name, and options that depend on each other.
- * @throws {ConfigError}
- */
-export async function checkProxyOptions(options: ProxyOptions, deps: { net: TlsCheck; stateDirectory?: string }): Promise<void> {
-  await checkAuthOptions(options.auth);
-  checkClientCertificates(options);
-  checkLogout(options);
-  checkListenAddresses(options);
-  await checkAdminOptions(options.admin, deps.net);
-  await checkClusterOptions(options);
-  if (options.auth.policyFile !== undefined) (await openPolicy(options.auth.policyFile, { log: silentLogger })).close();
-  await checkForwards(options.forward, { authType: clientScheme(options.auth), isAuthenticatedAgain: false });
-  const acme = await openAcme(options.acme, {
-    directory: stateDirectoryOf(options, deps),
-    hosts: acmeHosts(options.forward),
-    publishedNames: options.acme.published ? options.acme.publishedNames : 0,
-    hasStore: options.store.type !== "none",
-  });
-  await checkProxyTls(options, { ...deps, acme });
-  await checkStoreOptions(options.store);
-  await checkTracingOptions(options.tracing);
+/** What is served to clients besides proxy requests. */
+function endpointsOf(options: ProxyOptions, { tls }: AgentListeners): Endpoints {
+  const { websocketPath: path } = options.agentServer;
+  const webSocket: WebSocketEndpoint | undefined = path === undefined || tls === undefined
+    ? undefined
+    : { path, accept: (stream, client) => tls.acceptWebSocket(stream, client) };
+  return { webSocket, autoConfig: autoConfigOf(options) };
 }
 
-/** What the proxy tells agents about itself. */
-function createHello(options: ProxyOptions, bound: string, { clients }: ProxyTls, instance: string): () => Hello {
-  const { doubt, addresses: [known] } = clientAddresses(options);
-  const { port } = splitHostPort(bound);
-  // where the proxy can only guess its address, agents know at which one they reach it
-  const isKnown = doubt === undefined || !isEvery(options.httpProxy.listenAddress);
-  const address = isKnown ? known!.replace(/:0$/, `:${port}`) : `:${port}`;
-  const fixed = { version: `reverse-http/${VERSION}`, instance, host: "", labels: {} };
-  const access = { address, tls: clients !== undefined, token: options.auth.type !== "noauth" };
-  let pinned: { readonly cert: string; readonly pin?: string } | undefined;
-  return () => {
-    const cert = clients?.current.cert;
-    if (cert !== undefined && pinned?.cert !== cert) pinned = { cert, pin: pinFor(cert) }; // it takes milliseconds
-    return { ...fixed, clients: { ...access, pin: pinned?.pin } };
-  };
+/** What takes the TLS connections of agents at the port of clients. */
+function linksOf({ agentServer: { shareClientPort } }: ProxyOptions, { tls }: AgentListeners): SessionListener | undefined {
+  return shareClientPort ? tls : undefined;
 }
 
-/** The path for agents that connect within WebSockets. */
-function webSocketsOf({ agentServer: { websocketPath: path } }: ProxyOptions, { tls }: AgentListeners): WebSocketEndpoint | undefined {
-  return path === undefined || tls === undefined ? undefined : { path, accept: (stream, client) => tls.acceptWebSocket(stream, client) };
-}
-
-/** Publishes agents with the address at which lb reaches this proxy. */
-function publishPresence(store: Store, options: ProxyOptions, bound: string, log: Logger): PresencePublisher {
-  const address = options.store.httpProxyAddress ?? reachable(bound);
-  log.info("publishing agents to the store", { address });
-  if (options.store.httpProxyAddress === undefined) {
-    log.warn("lb may not reach this proxy at this address: set --store.http-proxy-address", { address });
-  }
-  return startPresencePublisher({
-    store,
-    address,
-    ttlMs: options.store.ttl,
-    onFailure: ({ agentId, error }) =>
-      log.debug("presence of the agent could not be stored", {
-        agent: agentId,
-        reason: messageOf(error),
-      }),
-  });
-}
-
-/** A wildcard address means nothing on another host: the host name replaces it. */
-function reachable(bound: string): string {
-  return bound.replace(/^(0\.0\.0\.0|\[::\])(?=:[0-9]+$)/, hostname());
+/** The claims of published forwards that all proxies of a store share. */
+function claimsIn(store: Store | undefined, { ttl: ttlMs }: ProxyOptions["store"]) {
+  return store && { claims: new ForwardClaims(store), ttlMs };
 }
 
 /** Whether people of an identity provider are clients, who may reach every agent without a policy. */

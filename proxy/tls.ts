@@ -1,9 +1,12 @@
 // The proxy's TLS: always for agents, with a self-signed certificate by default, and for clients if enabled.
 import { ConfigError } from "../shared/config/option.ts";
-import { type ForwardTls, openForwardTls } from "../shared/frontend/forward_listeners.ts";
+import { certificateOptionsOf, type ForwardTls, openForwardTls } from "../shared/frontend/forward_listeners.ts";
 import { type Logger, silentLogger } from "../shared/log/logger.ts";
 import type { ServerTls } from "../shared/net/tls.ts";
-import type { Acme } from "../shared/service/acme.ts";
+import { acmeHosts } from "../shared/frontend/forwards.ts";
+import { type Acme, openAcme } from "../shared/service/acme.ts";
+import { differs } from "../shared/service/change.ts";
+import type { Store } from "../shared/store/store.ts";
 import {
   type CertifiedKey,
   type DefaultIdentity,
@@ -14,7 +17,7 @@ import {
   type ServerTlsOptions,
   type TlsCheck,
 } from "../shared/tls/reloadable_tls.ts";
-import type { StateDirectory } from "../shared/files/state_directory.ts";
+import { type StateDirectoryDefault, stateDirectoryOf } from "../shared/files/state_directory.ts";
 import { AGENT_CERTIFICATE, checkSelfSigned, openSelfSigned, type SelfSigned } from "../shared/tls/self_signed.ts";
 import { keyPinOfChain } from "../shared/tls/trust.ts";
 import type { ProxyOptions } from "./options.ts";
@@ -32,14 +35,32 @@ export interface ProxyTls {
 }
 
 /** What TLS needs besides the options. */
-export interface ProxyTlsDeps {
+export interface ProxyTlsDeps extends StateDirectoryDefault {
   readonly log: Logger;
   /** Checks the files' content. */
   readonly net: TlsCheck;
-  /** For the self-signed certificate, if the options name no directory. */
-  readonly stateDirectory?: string;
   /** The certificate of an authority, for listeners whose options name none. */
   readonly acme?: Acme;
+}
+
+/**
+ * The certificates that an authority issues; `undefined` if nothing needs one.
+ * @param log default: it is only a check
+ * @throws {ConfigError}
+ */
+export async function openProxyAcme(
+  options: ProxyOptions,
+  deps: StateDirectoryDefault & { readonly store?: Store },
+  log?: Logger,
+): Promise<Acme | undefined> {
+  const { acme, forward, store } = options;
+  return await openAcme(acme, {
+    directory: stateDirectoryOf(options, deps),
+    hosts: acmeHosts(forward),
+    publishedNames: acme.published ? acme.publishedNames : 0,
+    hasStore: deps.store !== undefined || store.type !== "none",
+    log,
+  });
 }
 
 /**
@@ -63,13 +84,19 @@ export async function checkProxyTls(options: ProxyOptions, deps: Omit<ProxyTlsDe
   await openAll(options, { ...deps, log: silentLogger }, selfSigned);
 }
 
-/** The directory for what the proxy keeps. */
-export function stateDirectoryOf({ stateDir }: ProxyOptions, { stateDirectory }: { readonly stateDirectory?: string }): StateDirectory {
-  return { path: stateDir || stateDirectory, required: Boolean(stateDir) };
+/** Whether the certificates of `next` may be others. */
+export function hasOtherTls(before: ProxyOptions, next: ProxyOptions): boolean {
+  const of = ({ agentServer: { tls, shareClientPort }, httpProxy, forward }: ProxyOptions) => [
+    tls,
+    shareClientPort,
+    httpProxy.tls,
+    forward.map(certificateOptionsOf),
+  ];
+  return differs(of(before), of(next));
 }
 
 /** Pins of the agents' port: that of the key in use, and of the next one. */
-export function pinsOf({ agents, nextPin }: ProxyTls): string[] {
+export function pinsOf({ agents, nextPin }: Pick<ProxyTls, "agents" | "nextPin">): string[] {
   const { current: next } = nextPin;
   return [...new Set([keyPinOfChain(agents.current.cert), ...next === undefined ? [] : [next]])];
 }

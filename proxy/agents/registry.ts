@@ -72,6 +72,11 @@ export class AgentRegistry {
     return (this.#agents.get(agentId) ?? []).some(isStaying);
   }
 
+  /** The ids for which {@link isAvailable} holds. */
+  get availableIds(): string[] {
+    return [...this.#agents.keys()].filter((agentId) => this.isAvailable(agentId));
+  }
+
   /** Whether the agent has a connection. */
   isConnected(agentId: string): boolean {
     return this.#agents.has(agentId);

@@ -9,6 +9,16 @@ export interface StateDirectory {
   readonly required: boolean;
 }
 
+/** The directory that the options name, or else the default one. */
+export function stateDirectoryOf({ stateDir }: { readonly stateDir?: string }, { stateDirectory }: StateDirectoryDefault): StateDirectory {
+  return { path: stateDir || stateDirectory, required: Boolean(stateDir) };
+}
+
+/** The directory if the options name none. */
+export interface StateDirectoryDefault {
+  readonly stateDirectory?: string;
+}
+
 /**
  * The default state directory of the user `uid`: systemd's `$STATE_DIRECTORY`, `$XDG_STATE_HOME/reverse-http`, `/var/lib/reverse-http` for
  * root, or `$HOME/.local/state/reverse-http`; `undefined` if none applies.

@@ -90,6 +90,20 @@ export async function openForwardTls(
   return { listeners, clients };
 }
 
+/** The options of a forward that decide about its certificate. */
+export function certificateOptionsOf({ listen, network, acme, certFile, keyFile, clientCaFile }: Forward): unknown {
+  return [listen, network, acme, certFile, keyFile, clientCaFile];
+}
+
+/**
+ * Checks that certificates are ordered if forwards need that.
+ * @throws {ConfigError}
+ */
+export function checkOrdered(forwards: readonly Forward[], isOrdering: boolean): void {
+  if (isOrdering || acmeHosts(forwards).length === 0) return;
+  throw new ConfigError("Cannot use acme of a --forward without a restart: nothing is ordered yet");
+}
+
 /** The TLS of a listener whose records name files. */
 async function openHostTls(
   { fallback, hosts }: HostCertificates,

@@ -79,7 +79,7 @@ export interface ListenAllOptions extends Pick<ListenOptions, "tls" | "links"> {
 /** What a service decides about its frontend. */
 export type ServeOptions = Pick<
   FrontendOptions,
-  "upstreamRole" | "authenticator" | "allowList" | "policy" | "labelsOf" | "whenExpected" | "dial" | "audit" | "tracer"
+  "upstreamRole" | "authenticator" | "policy" | "labelsOf" | "whenExpected" | "dial" | "audit" | "tracer"
 >;
 
 /** A listener, and what is needed to renew its certificate, to change it and to warn. */
@@ -351,12 +351,13 @@ export class ServiceFrontend {
   /** Starts the frontend on all listeners. The runtime closes it. */
   serve(options: ServeOptions): Frontend {
     const { net, log, metrics } = this.#runtime;
-    const { auth, httpProxy: { agentSuffix, trustedProxies, proxyProtocol } } = this.#options;
+    const { auth, httpProxy: { hostWhitelist, agentSuffix, trustedProxies, proxyProtocol } } = this.#options;
     metrics.gauge("reverse_http_client_connections_active", "Connections of clients, with a tunnel or without.", () => frontend.open);
     const tunnels = metrics.tunnels(() => frontend.tunnels, () => frontend.datagramsDropped);
     const frontend = new Frontend({
       ...options,
       net,
+      allowList: createAllowList(hostWhitelist),
       agentSuffix,
       certificates: new CertificateIdentities(auth.mtls),
       listeners: [...this.#listeners],

@@ -5,7 +5,6 @@ import { agentOptions } from "../../agent/options.ts";
 import { PublishedForwards } from "../../proxy/agents/published_forwards.ts";
 import type { ConnectedAgent } from "../../proxy/agents/registry.ts";
 import { proxyOptions } from "../../proxy/options.ts";
-import { createAllowList } from "../../shared/address/allow_list.ts";
 import { createNoAuth } from "../../shared/auth/authenticator.ts";
 import { createPublishList } from "../../shared/auth/publish_list.ts";
 import { withDefaults } from "../../shared/config/defaults.ts";
@@ -114,7 +113,6 @@ function withBench(records: object[], body: (bench: Bench) => Promise<void>): Pr
     await listeners.open(options.forward);
     clients.serve({
       authenticator: createNoAuth(),
-      allowList: createAllowList([]),
       dial: recordDials(dialled),
     });
     const published = new PublishedForwards(listeners, log);

@@ -3,7 +3,6 @@ import assert from "node:assert/strict";
 import { X509Certificate } from "node:crypto";
 import { describe, it } from "node:test";
 import { lbOptions } from "../../lb/options.ts";
-import { createAllowList } from "../../shared/address/allow_list.ts";
 import { createNoAuth } from "../../shared/auth/authenticator.ts";
 import { withDefaults } from "../../shared/config/defaults.ts";
 import { ServiceFrontend } from "../../shared/frontend/service_frontend.ts";
@@ -42,7 +41,7 @@ describe("the clients' side", () => {
         clients.listen({ option: "http-proxy.listen-address", address: "127.0.0.1:0", tls, protocol });
       const sharing = [await listen(tls), await listen(tls)];
       await listen();
-      clients.serve({ authenticator: createNoAuth(), allowList: createAllowList([]), dial: () => Promise.reject(new Error("no tunnel")) });
+      clients.serve({ authenticator: createNoAuth(), dial: () => Promise.reject(new Error("no tunnel")) });
       const expiry = async () => (await runtime.metrics.registry.metrics()).split("\n").find((line) => line.startsWith(EXPIRY));
       const ends = (cert: string) => `${EXPIRY} ${Date.parse(new X509Certificate(cert).validTo) / 1_000}`;
       assert.equal(await expiry(), ends(before!.cert));
