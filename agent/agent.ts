@@ -17,6 +17,7 @@ import { reportDescriptors, withinDescriptors } from "../shared/limits/resources
 import { TunnelLimits } from "../shared/limits/tunnels.ts";
 import { type Logger, silentLogger } from "../shared/log/logger.ts";
 import type { Net } from "../shared/net/net.ts";
+import type { Tracer } from "../shared/tracing/span.ts";
 import type { Metrics, TunnelMetrics } from "../shared/service/metrics.ts";
 import { type ServiceDeps, type ServiceRuntime, startService } from "../shared/service/runtime.ts";
 import { SecretFiles } from "../shared/files/secret_files.ts";
@@ -108,150 +109,220 @@ const TAKE_OVER_TIMEOUT_MS = 60_000;
  * @throws {NetError} if the admin address cannot be bound
  */
 export async function startAgent(options: AgentOptions, deps: AgentDeps): Promise<UpdatableAgent> {
-  return await startService("agent", deps, (runtime) => start(runtime, options, deps), options.handover);
+  return await startService<UpdatableAgent>("agent", deps, async (runtime) => {
+    const agent = new RunningAgent(runtime, options, deps, await openAll(runtime, options, deps));
+    await agent.start();
+    return agent;
+  }, options.handover);
 }
 
-async function start(runtime: ServiceRuntime, options: AgentOptions, deps: AgentDeps): Promise<UpdatableAgent> {
-  const { net, log, metrics } = runtime;
-  const { random = Math.random, environment = {} } = deps;
-  let current = options;
-  const first = await prepare(options, net, log, deps);
-  let { tls } = first;
-  const resolve: Resolve = deps.resolve ?? ((host, options) => net.resolve(host, options));
-  const secrets = new SecretFiles(log);
+/** What an agent opens before it connects. */
+interface Opened {
+  readonly prepared: Prepared;
+  readonly memory: StoredTransports;
+  readonly pins: LearnedPins;
+  readonly tracer?: Tracer;
+}
+
+/** Opens it; the runtime closes it. */
+async function openAll(runtime: ServiceRuntime, options: AgentOptions, deps: AgentDeps): Promise<Opened> {
+  const { net, log, admin } = runtime;
+  const prepared = await prepare(options, net, log, deps);
   const memory = runtime.adopt(await StoredTransports.open(stateDirectoryOf(options, deps), log), (memory) => memory.close());
   const pins = runtime.adopt(await LearnedPins.open(options.stateDir || deps.stateDirectory, log), (pins) => pins.close());
-  const sessions = new OpenSessions({
-    log,
-    health: runtime.health,
-    agentClient: () => current.agentClient,
-    onConnected: isolateHook("onConnected", deps.onConnected, log),
-    onDisconnected: isolateHook("onDisconnected", deps.onDisconnected, log),
-  });
-  const { tunnelMetrics, countChange } = registerMetrics(metrics, sessions);
-  runtime.certificates.watch("proxies", () => tls.current.cert);
-  await runtime.admin.listen(options.admin);
-  if (runtime.admin.address !== undefined) log.info("listening", { admin: runtime.admin.address });
-  const limits = new TunnelLimits({
-    ...options.limits,
-    tunnels: maxTunnelsOf(options, log),
-    createRate: (rate) => net.createRate(rate),
-    buffers: net,
-    reports: runtime.limitReporter,
-  });
-  runtime.defer(() => limits.close());
-  const tracer = await runtime.openTracer(options.tracing);
-  const tunnels: TunnelOptions = {
-    net,
-    log,
-    limits,
-    ...tunnelValues(options, resolve),
-    activity: runtime.activity,
-    tracer,
-    nextKey: createRequestIds(),
-    onEnd: (end) => tunnelMetrics.ended(end),
-  };
-  // to proxies, a process that takes over is the same one with another connection
-  const instance = runtime.handover.predecessor?.state.instance ?? crypto.randomUUID();
-  runtime.handover.state = { instance };
-  runtime.describe = () => describeService(sessions, runtime.isDraining, current);
-  const generations = new Generations(runtime, sessions);
-  const connect = (next: AgentOptions, prepared: Prepared): Connections => {
+  await admin.listen(options.admin);
+  if (admin.address !== undefined) log.info("listening", { admin: admin.address });
+  return { prepared, memory, pins, tracer: await runtime.openTracer(options.tracing) };
+}
+
+/** An agent that connects until it is closed. */
+class RunningAgent implements UpdatableAgent {
+  readonly #runtime: ServiceRuntime;
+  readonly #deps: AgentDeps;
+  readonly #opened: Opened;
+  readonly #sessions: OpenSessions;
+  readonly #limits: TunnelLimits;
+  readonly #tunnels: TunnelOptions;
+  readonly #generations: Generations;
+  readonly #secrets: SecretFiles;
+  readonly #resolve: Resolve;
+  readonly #countChange: (change: TransportChange) => void;
+  /** To proxies, a process that takes over is the same one with another connection. */
+  readonly #instance: string;
+  readonly #drainRequested = Promise.withResolvers<void>();
+  #options: AgentOptions;
+  /** Those by the options in force, and their certificate. */
+  #connections: Connections;
+  #tls: Prepared["tls"];
+
+  constructor(runtime: ServiceRuntime, options: AgentOptions, deps: AgentDeps, opened: Opened) {
+    const { net, log, metrics, handover } = runtime;
+    this.#runtime = runtime;
+    this.#deps = deps;
+    this.#opened = opened;
+    this.#options = options;
+    this.#tls = opened.prepared.tls;
+    this.#secrets = new SecretFiles(log);
+    this.#resolve = deps.resolve ?? ((host, options) => net.resolve(host, options));
+    this.#sessions = new OpenSessions({
+      log,
+      health: runtime.health,
+      agentClient: () => this.#options.agentClient,
+      onConnected: isolateHook("onConnected", deps.onConnected, log),
+      onDisconnected: isolateHook("onDisconnected", deps.onDisconnected, log),
+    });
+    const { tunnelMetrics, countChange } = registerMetrics(metrics, this.#sessions);
+    this.#countChange = countChange;
+    runtime.certificates.watch("proxies", () => this.#tls.current.cert);
+    this.#limits = runtime.adopt(
+      new TunnelLimits({
+        ...options.limits,
+        tunnels: maxTunnelsOf(options, log),
+        createRate: (rate) => net.createRate(rate),
+        buffers: net,
+        reports: runtime.limitReporter,
+      }),
+      (limits) => limits.close(),
+    );
+    this.#tunnels = {
+      net,
+      log,
+      limits: this.#limits,
+      ...tunnelValues(options, this.#resolve),
+      activity: runtime.activity,
+      tracer: opened.tracer,
+      nextKey: createRequestIds(),
+      onEnd: (end) => tunnelMetrics.ended(end),
+    };
+    this.#instance = handover.predecessor?.state.instance ?? crypto.randomUUID();
+    handover.state = { instance: this.#instance };
+    this.#generations = new Generations(runtime, this.#sessions);
+    this.#connections = this.#connect(options, opened.prepared);
+    runtime.defer(async () => {
+      await this.#generations.done();
+      await this.#sessions.closed();
+    });
+    runtime.defer(() => {
+      this.#generations.stop();
+      this.#sessions.close();
+    });
+  }
+
+  /** Opens connections by other options. Earlier ones stay until these are open. */
+  #connect(options: AgentOptions, prepared: Prepared): Connections {
+    const { net, log } = this.#runtime;
+    const { fetch, environment = {}, random = Math.random, backoff, settledAfterMs = 30_000, tokenIntervalMs = TOKEN_INTERVAL_MS } =
+      this.#deps;
+    const { memory, pins } = this.#opened;
     const connections: Connections = new Connections({
       net,
       log,
-      options: next,
+      options,
       ...prepared,
       environment,
       memory,
       pins,
-      secrets,
-      hello: helloOf(next, instance),
-      tunnels,
-      maxTunnels: maxTunnelsOf(next, log),
-      fetch: deps.fetch,
-      resolve,
-      backoff: deps.backoff ?? (() => new Backoff({ random })),
-      settledAfterMs: deps.settledAfterMs ?? 30_000,
-      tokenIntervalMs: deps.tokenIntervalMs ?? TOKEN_INTERVAL_MS,
+      secrets: this.#secrets,
+      hello: helloOf(options, this.#instance),
+      tunnels: this.#tunnels,
+      maxTunnels: maxTunnelsOf(options, log),
+      fetch,
+      resolve: this.#resolve,
+      backoff: backoff ?? (() => new Backoff({ random })),
+      settledAfterMs,
+      tokenIntervalMs,
       random,
-      onConnected: (session) => sessions.add(session, connections.agentId),
+      onConnected: (session) => this.#sessions.add(session, connections.agentId),
       onChange: (change) => {
-        countChange(change);
+        this.#countChange(change);
         log.info("link changed", { ...change });
       },
     });
-    generations.add(connections, prepared.tls, () => current.agentClient.tls.refresh);
+    this.#generations.add(connections, prepared.tls, () => this.#options.agentClient.tls.refresh);
     return connections;
-  };
-  let latest = connect(options, first);
-  runtime.defer(async () => {
-    await generations.done();
-    await sessions.closed();
-  });
-  runtime.defer(() => {
-    generations.stop();
-    sessions.close();
-  });
-  const finishTunnels = async (limitMs: number) => {
-    generations.stop();
-    await sessions.drain(limitMs);
-  };
-  const drainRequested = Promise.withResolvers<void>();
-  runtime.handover.finish = async (settle) => {
-    settle();
-    await Promise.race([finishTunnels(current.handover.timeout), drainRequested.promise]);
-  };
-  const drain = () => {
-    const { timeout: timeoutMs } = current.drain;
-    if (runtime.handover.isDone) void finishTunnels(timeoutMs).then(drainRequested.resolve); // sooner than planned
-    return runtime.drain({
-      fields: { tunnels: sessions.tunnels, timeoutMs },
-      delayMs: 0,
-      finish: () => finishTunnels(timeoutMs),
+  }
+
+  /** Waits for a connection if it takes over from another process, and lets operators in. */
+  async start(): Promise<void> {
+    const runtime = this.#runtime;
+    const sessions = this.#sessions;
+    runtime.describe = () => describeService(sessions, runtime.isDraining, this.#options);
+    runtime.handover.finish = async (settle) => {
+      settle();
+      await Promise.race([this.#finishTunnels(this.#options.handover.timeout), this.#drainRequested.promise]);
+    };
+    if (runtime.handover.predecessor) await connectInTime(sessions, this.#options); // until then, the predecessor serves
+    const states = new SessionStates();
+    runtime.serveAdmin({
+      agents: () => [...sessions.all].map((session) => describeSession(this.#connections.agentId, session, states)),
+      population: () => ({ agents: sessions.all.size }),
+      disconnect: (request, by) => disconnect(sessions.all, request, by),
+      drain: () => this.drain(),
     });
-  };
-  if (runtime.handover.predecessor) await connectInTime(sessions, options); // until then, the predecessor serves
-  const states = new SessionStates();
-  runtime.serveAdmin({
-    agents: () => [...sessions.all].map((session) => describeSession(latest.agentId, session, states)),
-    population: () => ({ agents: sessions.all.size }),
-    disconnect: (request, by) => disconnect(sessions.all, request, by),
-    drain,
-  });
-  const update = async (next: AgentOptions): Promise<{ tunnelsCut: number }> => {
-    const before = current;
+  }
+
+  get adminAddress(): string | undefined {
+    return this.#runtime.admin.address;
+  }
+
+  get proxies(): readonly string[] {
+    return [...this.#sessions.all].map(({ remote }) => remote);
+  }
+
+  get closed(): Promise<void> {
+    return this.#runtime.closed;
+  }
+
+  get handedOver(): Promise<void> {
+    return this.#runtime.handover.done;
+  }
+
+  drain(): Promise<void> {
+    const { timeout: timeoutMs } = this.#options.drain;
+    if (this.#runtime.handover.isDone) void this.#finishTunnels(timeoutMs).then(this.#drainRequested.resolve); // sooner than planned
+    return this.#runtime.drain({
+      fields: { tunnels: this.#sessions.tunnels, timeoutMs },
+      delayMs: 0,
+      finish: () => this.#finishTunnels(timeoutMs),
+    });
+  }
+
+  async #finishTunnels(limitMs: number): Promise<void> {
+    this.#generations.stop();
+    await this.#sessions.drain(limitMs);
+  }
+
+  reload(): Promise<void> {
+    return this.#runtime.reload();
+  }
+
+  close(): Promise<void> {
+    return this.#runtime.close();
+  }
+
+  async update(next: AgentOptions): Promise<{ tunnelsCut: number }> {
+    const { net, log } = this.#runtime;
+    const before = this.#options;
     const isOther = differs(connectionOptions(before), connectionOptions(next));
-    const prepared = isOther ? await prepare(next, net, log, deps) : undefined;
+    const prepared = isOther ? await prepare(next, net, log, this.#deps) : undefined;
     await Change.run(async (change) => {
-      if (differs(before.admin, next.admin)) await runtime.admin.prepare(change, next.admin);
-      change.onCommit(() => {
-        current = next;
-        limits.update({ ...next.limits, tunnels: maxTunnelsOf(next, log) });
-        Object.assign(tunnels, tunnelValues(next, resolve));
-        if (prepared === undefined || runtime.isDraining) return;
-        latest = connect(next, prepared);
-        ({ tls } = prepared);
-      });
+      if (differs(before.admin, next.admin)) await this.#runtime.admin.prepare(change, next.admin);
+      change.onCommit(() => this.#apply(next, prepared));
     });
     const listsOf = ({ agentClient: { hostWhitelist, hostDenylist } }: AgentOptions) => [hostWhitelist, hostDenylist];
     if (!differs(listsOf(before), listsOf(next)) || next.reload.forbidden === "keep") return { tunnelsCut: 0 };
-    return { tunnelsCut: await cutForbidden(tunnels, runtime) };
-  };
-  return {
-    get adminAddress() {
-      return runtime.admin.address;
-    },
-    get proxies() {
-      return [...sessions.all].map(({ remote }) => remote);
-    },
-    drain,
-    closed: runtime.closed,
-    handedOver: runtime.handover.done,
-    reload: () => runtime.reload(),
-    update,
-    close: () => runtime.close(),
-  };
+    return { tunnelsCut: await cutForbidden(this.#tunnels, this.#runtime) };
+  }
+
+  /** @param prepared missing if the connections stay */
+  #apply(next: AgentOptions, prepared: Prepared | undefined): void {
+    this.#options = next;
+    this.#limits.update({ ...next.limits, tunnels: maxTunnelsOf(next, this.#runtime.log) });
+    Object.assign(this.#tunnels, tunnelValues(next, this.#resolve));
+    if (prepared === undefined || this.#runtime.isDraining) return;
+    this.#connections = this.#connect(next, prepared);
+    this.#tls = prepared.tls;
+  }
 }
 
 /** What connections are opened with, besides the options. */

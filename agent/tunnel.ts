@@ -6,7 +6,7 @@ import { parseRequestHead, requestIdOf } from "../shared/http/head.ts";
 import { CONNECTION_ESTABLISHED_HEAD, encodeErrorResponse, ProxyError, statusOf } from "../shared/http/status.ts";
 import { LimitReached } from "../shared/limits/limit.ts";
 import type { OpenTunnel, TunnelLimits } from "../shared/limits/tunnels.ts";
-import type { Logger } from "../shared/log/logger.ts";
+import type { LogFields, Logger } from "../shared/log/logger.ts";
 import type { Activity } from "../shared/service/live/activity.ts";
 import { endOfRequest } from "../shared/service/live/trace.ts";
 import type { LiveTunnel } from "../shared/service/live/tunnel.ts";
@@ -48,112 +48,168 @@ export interface TunnelOptions {
  * Serves a request. Never rejects: errors are sent to the proxy and logged.
  * @param via the connection to the proxy
  */
-export async function serveTunnel(options: TunnelOptions, { stream, head, error }: Incoming, via?: TunnelVia): Promise<void> {
-  const { log, limits, activity, nextKey, tracer } = options;
-  let tunnel: OpenTunnel | undefined;
-  let id: string | undefined;
-  let destination: string | undefined;
-  let network: "udp" | undefined;
-  let trace: Span | undefined;
-  const startedAt = performance.now();
-  const key = nextKey();
-  const record: LiveTunnel = { key, id: key, startedAt, via, sent: 0, received: 0 };
-  activity?.tunnels.set(stream, record);
-  try {
+export async function serveTunnel(options: TunnelOptions, incoming: Incoming, via?: TunnelVia): Promise<void> {
+  await new ServedTunnel(options, incoming.stream, via).serve(incoming);
+}
+
+/** What a request is for. */
+interface Asked {
+  readonly authority: Authority;
+  readonly network: Network;
+  /** Whether datagrams may be sent in DATAGRAM frames. */
+  readonly datagrams: boolean;
+}
+
+class ServedTunnel {
+  readonly #options: TunnelOptions;
+  readonly #stream: Duplex;
+  readonly #startedAt = performance.now();
+  /** Shown to operators. */
+  readonly #record: LiveTunnel;
+  #limited?: OpenTunnel;
+  #trace?: Span;
+  /** That of the client; missing if it has sent none. */
+  #id?: string;
+
+  constructor(options: TunnelOptions, stream: Duplex, via: TunnelVia | undefined) {
+    this.#options = options;
+    this.#stream = stream;
+    const key = options.nextKey();
+    this.#record = { key, id: key, startedAt: this.#startedAt, via, sent: 0, received: 0 };
+  }
+
+  async serve(incoming: Incoming): Promise<void> {
+    const { activity } = this.#options;
+    activity?.tunnels.set(this.#stream, this.#record);
+    try {
+      const { remote, ended } = await this.#open(this.#read(incoming));
+      const setupMs = this.#opened(remote);
+      this.#ended(await ended, setupMs);
+    } catch (cause) {
+      await this.#refuse(cause);
+    } finally {
+      this.#limited?.close();
+      this.#trace?.end(() => endOfRequest(this.#record));
+      activity?.ended(this.#record);
+      activity?.tunnels.delete(this.#stream);
+    }
+  }
+
+  /**
+   * Reads the head.
+   * @throws {HeadError | ProxyError}
+   */
+  #read({ head, error }: Incoming): Asked {
     if (head === undefined) throw new ProxyError(400, "http_request_error", "The request head is malformed", [], { cause: error });
+    const record = this.#record;
     const request = parseRequestHead(head);
-    id = requestIdOf(request.fields);
+    this.#id = requestIdOf(request.fields);
     const parent = parseTraceContext(request.fields);
-    trace = tracer?.start(parent, startedAt);
-    record.traceId = parent?.traceId ?? trace?.context.traceId;
+    this.#trace = this.#options.tracer?.start(parent, this.#startedAt);
+    record.traceId = parent?.traceId ?? this.#trace?.context.traceId;
     const udp = parseUdpRequest(request);
-    network = udp && "udp";
+    if (udp) record.network = "udp";
     if (!udp && request.method !== "CONNECT") {
       throw new ProxyError(405, "http_request_denied", "Only CONNECT and UDP proxying are served", [["Allow", "CONNECT"]]);
     }
     const authority = udp ?? parseAuthority(request.target);
-    destination = formatAuthority(authority);
-    Object.assign(record, { id: id ?? record.id, destination, network } satisfies Partial<LiveTunnel>);
-    tunnel = limits?.open({});
-    const relay = { network: network ?? "tcp", datagrams: network === "udp" && takesDatagrams(request) } as const;
-    const dial = trace?.child("client", "connect", () => ({
-      ...addressAttributes("server", formatAuthority(authority)),
-      "network.transport": network ?? "tcp",
+    record.id = this.#id ?? record.id;
+    record.destination = formatAuthority(authority);
+    return { authority, network: udp ? "udp" : "tcp", datagrams: udp !== undefined && takesDatagrams(request) };
+  }
+
+  /**
+   * Connects, responds, and starts the relay.
+   * @throws {TunnelError}
+   */
+  async #open(asked: Asked): Promise<ConnectedTunnel | ConnectedFlow> {
+    const { limits } = this.#options;
+    const destination = formatAuthority(asked.authority);
+    this.#limited = limits?.open({});
+    const span = this.#trace?.child("client", "connect", () => ({
+      ...addressAttributes("server", destination),
+      "network.transport": asked.network,
     }));
-    const opening = inSpan(
-      dial,
-      () => connect(options, stream, authority, relay, tunnel),
+    const connected = inSpan(
+      span,
+      () => connect(this.#options, this.#stream, asked, this.#limited),
       ({ remote }) => ({ attributes: addressAttributes("network.peer", remote) }),
     );
-    const { remote, ended } = await opening.catch((cause) => {
-      if (cause instanceof NetError && cause.code === "address-not-available") limits?.recordNoPort(destination!);
-      throw destinationError(cause, destination!);
+    return await connected.catch((cause) => {
+      if (cause instanceof NetError && cause.code === "address-not-available") limits?.recordNoPort(destination);
+      throw destinationError(cause, destination);
     });
+  }
+
+  /** Returns the time since the request, in milliseconds. */
+  #opened(address: string): number {
+    const { activity, log } = this.#options;
+    const record = this.#record;
     record.connectedAt = performance.now();
     activity?.opened(record);
-    const setupMs = round(record.connectedAt - startedAt);
-    log.debug("tunnel opened", { id, network, destination, address: remote, setupMs });
-    const result: SpliceResult | FlowResult = await ended;
-    const { aToB, bToA, error: relayError, errorSide } = result;
-    const isIdle = relayError?.code === "timed-out" && errorSide === undefined;
-    if (isIdle && !network) tunnel?.recordIdle();
-    if (relayError?.code === "limit" && errorSide === undefined) tunnel?.recordCut();
-    const reason = record.closedBy !== undefined
-      ? `closed by the operator ${record.closedBy}`
-      : record.cutBecause !== undefined
-      ? `cut: ${record.cutBecause}`
-      : relayError && tunnel?.signal?.aborted
-      ? endReason(tunnel.signal)
-      : relayError && `${errorSide === undefined ? "" : errorSide === "a" ? "proxy: " : "destination: "}${relayError.message}`;
-    const totalMs = round(performance.now() - startedAt);
+    const setupMs = round(record.connectedAt - this.#startedAt);
+    const { network, destination } = record;
+    log.debug("tunnel opened", { id: this.#id, network, destination, address, setupMs });
+    return setupMs;
+  }
+
+  #ended(result: SpliceResult | FlowResult, setupMs: number): void {
+    const record = this.#record;
+    const { network } = record;
+    const { aToB: sent, bToA: received, error, errorSide } = result;
+    const isIdle = error?.code === "timed-out" && errorSide === undefined;
+    if (isIdle && !network) this.#limited?.recordIdle();
+    if (error?.code === "limit" && errorSide === undefined) this.#limited?.recordCut();
     const status = network ? 101 : 200;
+    // a flow that is idle has just ended
+    const proxyError = error && !(isIdle && network) ? "connection_terminated" : undefined;
+    Object.assign(record, { status, proxyError, reason: this.#endReason(result), sent, received } satisfies Partial<LiveTunnel>);
+    const totalMs = round(performance.now() - this.#startedAt);
     const datagrams = "datagrams" in result ? result.datagrams : undefined;
     const counts = datagrams && {
       datagramsSent: datagrams.aToB,
       datagramsReceived: datagrams.bToA,
       datagramsDropped: datagrams.dropped,
     };
-    log.info("tunnel", {
-      id,
-      trace_id: record.traceId,
-      network,
-      destination,
-      status,
-      reason,
-      sent: aToB,
-      received: bToA,
-      ...counts,
-      setupMs,
-      totalMs,
-    });
-    // a flow that is idle has just ended
-    const failure = relayError && !(isIdle && network) ? "connection_terminated" : undefined;
-    Object.assign(record, { status, proxyError: failure, reason, sent: aToB, received: bToA } satisfies Partial<LiveTunnel>);
-    const traceId = trace?.isRecorded ? trace.context.traceId : undefined;
-    options.onEnd?.({ status, error: failure, setupMs, totalMs, id: record.id, traceId, sent: aToB, received: bToA, datagrams });
-  } catch (cause) {
+    const { reason } = record;
+    this.#options.log.info("tunnel", { ...this.#logFields(), status, reason, sent, received, ...counts, setupMs, totalMs });
+    const traceId = this.#trace?.isRecorded ? this.#trace.context.traceId : undefined;
+    this.#options.onEnd?.({ status, error: proxyError, setupMs, totalMs, id: record.id, traceId, sent, received, datagrams });
+  }
+
+  /** Why the tunnel has ended; `undefined` if both directions were complete. */
+  #endReason({ error, errorSide }: SpliceResult | FlowResult): string | undefined {
+    const { closedBy, cutBecause } = this.#record;
+    if (closedBy !== undefined) return `closed by the operator ${closedBy}`;
+    if (cutBecause !== undefined) return `cut: ${cutBecause}`;
+    if (error && this.#limited?.signal?.aborted) return endReason(this.#limited.signal);
+    return error && `${errorSide === undefined ? "" : errorSide === "a" ? "proxy: " : "destination: "}${error.message}`;
+  }
+
+  /** Responds with an error. Never rejects. */
+  async #refuse(cause: unknown): Promise<void> {
+    const { log, onEnd } = this.#options;
     const failure = reportableError(cause);
     const [status, reason] = [statusOf(failure), describeTunnelError(failure)];
-    Object.assign(record, { status, proxyError: failure.type, reason } satisfies Partial<LiveTunnel>);
-    const asked = { id, trace_id: record.traceId, network, destination };
+    Object.assign(this.#record, { status, proxyError: failure.type, reason } satisfies Partial<LiveTunnel>);
+    const asked = this.#logFields();
     if (failure !== cause) log.error("tunnel failed", { ...asked, error: cause instanceof Error ? cause.stack : String(cause) });
     else log[cause instanceof LimitReached ? "debug" : "info"]("tunnel refused", { ...asked, status, reason });
-    await stream.write(encodeErrorResponse(failure, "reverse-http-agent")).catch(() => {}); // the proxy has disconnected
-    stream.close();
-    options.onEnd?.({ status, error: failure.type, sent: 0, received: 0 });
-  } finally {
-    tunnel?.close();
-    trace?.end(() => endOfRequest(record));
-    activity?.ended(record);
-    activity?.tunnels.delete(stream);
+    await this.#stream.write(encodeErrorResponse(failure, "reverse-http-agent")).catch(() => {}); // the proxy has disconnected
+    this.#stream.close();
+    onEnd?.({ status, error: failure.type, sent: 0, received: 0 });
+  }
+
+  #logFields(): LogFields {
+    const { traceId, network, destination } = this.#record;
+    return { id: this.#id, trace_id: traceId, network, destination };
   }
 }
 
 async function connect(
   { net, destinations, limits, connectTimeoutMs, udpIdleMs }: TunnelOptions,
   stream: Duplex,
-  authority: Authority,
-  { network, datagrams }: { network: Network; datagrams: boolean },
+  { authority, network, datagrams }: Asked,
   tunnel: OpenTunnel | undefined,
 ): Promise<ConnectedTunnel | ConnectedFlow> {
   const { rates, signal } = tunnel ?? {};
