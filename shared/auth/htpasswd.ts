@@ -8,7 +8,7 @@ import { PolledFile } from "../files/polled_file.ts";
 import { AuthLockout, RecentKeys } from "../limits/counters.ts";
 import type { Logger } from "../log/logger.ts";
 import { ALL_AGENTS } from "./agent_list.ts";
-import { AuthenticationError } from "./authenticator.ts";
+import { AuthenticationError, type ClientCredentials, type Identity } from "./authenticator.ts";
 import { everySecond, LiveCredentials } from "./live_credentials.ts";
 import { type PasswordChecker, startPasswordChecker } from "./passwords.ts";
 import { AGENT_SEPARATOR, type ClientProvider, splitUser } from "./providers.ts";
@@ -42,7 +42,6 @@ interface LiveUser {
  * @throws {ConfigError} for an invalid file
  */
 export async function createHtpasswdProvider({ file: name }: { readonly file?: string }, deps: HtpasswdDeps): Promise<ClientProvider> {
-  const { log, now = Date.now } = deps;
   if (name === undefined) throw new ConfigError("Cannot use --auth.clients: htpasswd needs --auth.htpasswd.file");
   const file = new PolledFile(name, readUsers);
   try {
@@ -50,77 +49,110 @@ export async function createHtpasswdProvider({ file: name }: { readonly file?: s
   } catch (cause) {
     throw new ConfigError(`Cannot use --auth.htpasswd.file ${JSON.stringify(name)}: ${describeFileError(cause)}`, { cause });
   }
-  const checker = deps.checker ?? startPasswordChecker();
-  const live = new LiveCredentials<LiveUser>();
-  const gate = new Gate(MAX_CHECKS, MAX_WAITING);
-  const lockout = new AuthLockout(MAX_FAILURES, MAX_LOCKOUT_MS, FAILURE_REFILL_MS);
-  // passwords that were right, by a keyed digest: a client sends its password with each request
-  const [known, key] = [new RecentKeys<true>(), randomBytes(32)];
-  const digestOf = (hash: string, password: string) => createHmac("sha256", key).update(`${hash}\n${password}`).digest("base64");
+  return new HtpasswdProvider(file, deps);
+}
 
-  const verify = async (user: string, password: string): Promise<string> => {
+class HtpasswdProvider implements ClientProvider {
+  readonly name = "htpasswd";
+  readonly #file: PolledFile<ReadonlyMap<string, string>>;
+  readonly #log: Logger;
+  readonly #checker: PasswordChecker;
+  readonly #live = new LiveCredentials<LiveUser>();
+  readonly #gate = new Gate(MAX_CHECKS, MAX_WAITING);
+  readonly #lockout = new AuthLockout(MAX_FAILURES, MAX_LOCKOUT_MS, FAILURE_REFILL_MS);
+  /** Passwords that were right, by a keyed digest: a client sends its password with each request. */
+  readonly #known = new RecentKeys<true>();
+  readonly #key = randomBytes(32);
+  readonly #stop: () => void;
+  #reloading?: Promise<void>;
+
+  constructor(
+    file: PolledFile<ReadonlyMap<string, string>>,
+    { log, now = Date.now, checker = startPasswordChecker() }: HtpasswdDeps,
+  ) {
+    this.#file = file;
+    this.#log = log;
+    this.#checker = checker;
+    this.#stop = everySecond(now, () => void this.reload()); // never rejects
+  }
+
+  async authenticateClient(credentials: ClientCredentials): Promise<Identity> {
+    if (credentials.scheme !== "basic") {
+      throw new AuthenticationError("denied", "The client sent a token, and no user name with a password");
+    }
+    const { user, agentId } = splitUser(credentials.username);
+    if (user === "" || credentials.password === "") throw new AuthenticationError("denied", "The user name or the password is empty");
+    const hash = await this.#verify(user, credentials.password);
+    // the file may have changed meanwhile
+    if (this.#file.value.get(user) !== hash) throw new AuthenticationError("ended", "The user was removed, or the password was changed");
+    return {
+      agentId,
+      agents: ALL_AGENTS,
+      subject: user,
+      name: user,
+      user,
+      client: `htpasswd ${user}`,
+      ...this.#live.add({ user, hash }, Infinity),
+    };
+  }
+
+  /** Returns the hash in the file. */
+  async #verify(user: string, password: string): Promise<string> {
     const deny = (why: string) => new AuthenticationError("denied", why);
-    const hash = file.value.get(user);
-    const digest = hash === undefined ? undefined : digestOf(hash, password);
-    if (digest !== undefined && known.get(digest)) return hash!;
-    const lockedMs = lockout.lockedMs(user);
+    const users = this.#file.value;
+    const hash = users.get(user);
+    const digest = hash === undefined ? undefined : this.#digestOf(hash, password);
+    if (digest !== undefined && this.#known.get(digest)) return hash!;
+    const lockedMs = this.#lockout.lockedMs(user);
     if (lockedMs > 0) {
       throw deny(`Too many passwords of the user ${JSON.stringify(user)} were wrong: none is checked for ${lockedMs / 1000} s`);
     }
     // a check for an unknown user takes the same time, which does not tell that there is none
-    const compared = hash ?? file.value.values().next().value;
-    const isRight = compared !== undefined && await gate.run(() => checker.check(password, compared)).catch((cause) => {
+    const compared = hash ?? users.values().next().value;
+    const isRight = compared !== undefined && await this.#check(password, compared);
+    if (hash !== undefined && isRight) {
+      this.#known.set(digest!, true);
+      return hash;
+    }
+    this.#lockout.recordFailure(user);
+    throw deny(hash === undefined ? "There is no such user" : `The password of the user ${JSON.stringify(user)} is wrong`);
+  }
+
+  async #check(password: string, hash: string): Promise<boolean> {
+    return await this.#gate.run(() => this.#checker.check(password, hash)).catch((cause) => {
       if (!(cause instanceof GateFull)) throw cause;
       throw new AuthenticationError("unavailable", "Too many passwords are being checked");
     });
-    if (hash !== undefined && isRight) {
-      known.set(digest!, true);
-      return hash;
-    }
-    lockout.recordFailure(user);
-    throw deny(hash === undefined ? "There is no such user" : `The password of the user ${JSON.stringify(user)} is wrong`);
-  };
+  }
 
-  const reloadFile = async (): Promise<void> => {
+  #digestOf(hash: string, password: string): string {
+    return createHmac("sha256", this.#key).update(`${hash}\n${password}`).digest("base64");
+  }
+
+  reload(): Promise<void> {
+    return this.#reloading ??= this.#reloadFile().finally(() => this.#reloading = undefined);
+  }
+
+  async #reloadFile(): Promise<void> {
+    const file = this.#file;
     try {
       if (!await file.poll()) return;
-      log.info("user file reloaded", { file: name, users: file.value.size });
-      live.closeIf(({ user, hash }) => file.value.get(user) === hash ? undefined : "The user was removed, or the password was changed");
+      this.#log.info("user file reloaded", { file: file.name, users: file.value.size });
+      this.#live.closeIf(({ user, hash }) =>
+        file.value.get(user) === hash ? undefined : "The user was removed, or the password was changed"
+      );
     } catch (error) {
-      log.error("user file is missing or invalid; its previous content stays in force", { file: name, reason: describeFileError(error) });
+      this.#log.error("user file is missing or invalid; its previous content stays in force", {
+        file: file.name,
+        reason: describeFileError(error),
+      });
     }
-  };
-  let reloading: Promise<void> | undefined;
-  const reload = () => reloading ??= reloadFile().finally(() => reloading = undefined);
-  const stop = everySecond(now, () => void reload());
+  }
 
-  return {
-    name: "htpasswd",
-    async authenticateClient(credentials) {
-      if (credentials.scheme !== "basic") {
-        throw new AuthenticationError("denied", "The client sent a token, and no user name with a password");
-      }
-      const { user, agentId } = splitUser(credentials.username);
-      if (user === "" || credentials.password === "") throw new AuthenticationError("denied", "The user name or the password is empty");
-      const hash = await verify(user, credentials.password);
-      // the file may have changed meanwhile
-      if (file.value.get(user) !== hash) throw new AuthenticationError("ended", "The user was removed, or the password was changed");
-      return {
-        agentId,
-        agents: ALL_AGENTS,
-        subject: user,
-        name: user,
-        user,
-        client: `htpasswd ${user}`,
-        ...live.add({ user, hash }, Infinity),
-      };
-    },
-    reload,
-    close() {
-      stop();
-      checker.close();
-    },
-  };
+  close(): void {
+    this.#stop();
+    this.#checker.close();
+  }
 }
 
 /** Hashes whose check takes long enough: bcrypt, and argon2 in the PHC string format. */

@@ -67,117 +67,157 @@ const MAX_MISSING_POLLS = 2;
  * missing later, that is logged and its previous content stays in force.
  * @throws {ConfigError} for an invalid file
  */
-export async function createJwtAuth(options: JwtOptions, { log, jwks, fetch, now = Date.now }: JwtDeps): Promise<Authenticator> {
-  const files = await openFiles(options, jwks?.url !== undefined, log);
-  const verified = new VerifiedTokens<Token>();
-  const live = new LiveCredentials<Token>();
-  let keys = currentKeys(files.keys);
+export async function createJwtAuth(options: JwtOptions, deps: JwtDeps): Promise<Authenticator> {
+  return new JwtAuth(options, deps, await openFiles(options, deps.jwks?.url !== undefined, deps.log));
+}
 
-  const problemOf = (token: Token): string | undefined => {
-    const { keyId } = token;
-    if (!keys.has(keyId) && !published?.has(keyId)) return "The public key of the token was removed";
-    return files.revocations?.revokes(token) ? "The token is revoked" : undefined;
-  };
-  const endInvalid = () => live.closeIf(problemOf);
-  const onRemoved = () => {
-    verified.clear();
-    endInvalid();
-  };
-  const published = jwks?.url === undefined ? undefined : new RemoteKeys({
-    source: { jwksUrl: jwks.url },
-    refreshMs: jwks.refresh,
-    maxStaleMs: jwks.maxStale,
-    onRemoved,
-    log,
-    fetch,
-  });
+class JwtAuth implements Authenticator {
+  readonly #options: JwtOptions;
+  readonly #log: Logger;
+  readonly #now: () => number;
+  readonly #files: Files;
+  readonly #verified = new VerifiedTokens<Token>();
+  readonly #live = new LiveCredentials<Token>();
+  /** Those of the URL. */
+  readonly #published?: RemoteKeys;
+  readonly #stop: () => void;
+  /** Those of the files, by their id. */
+  #keys: Map<string, VerificationKey>;
+  #reloading?: Promise<void>;
 
-  const { audience } = options;
-  const verifyWithKeys = async (text: string, role: Role): Promise<Token> => {
+  constructor(options: JwtOptions, { log, jwks, fetch, now = Date.now }: JwtDeps, files: Files) {
+    this.#options = options;
+    this.#log = log;
+    this.#now = now;
+    this.#files = files;
+    this.#keys = currentKeys(files.keys);
+    this.#published = jwks?.url === undefined ? undefined : new RemoteKeys({
+      source: { jwksUrl: jwks.url },
+      refreshMs: jwks.refresh,
+      maxStaleMs: jwks.maxStale,
+      onRemoved: () => this.#onRemoved(),
+      log,
+      fetch,
+    });
+    this.#stop = everySecond(now, () => {
+      this.#live.closeExpired(now());
+      this.#published?.poll();
+      void this.reload(); // never rejects
+    });
+  }
+
+  async authenticateAgent(credentials: Uint8Array): Promise<Identity> {
+    return await this.#admit(await this.#verifyJwt(decode(credentials), "agent"), "agent");
+  }
+
+  async authenticateClient(credentials: ClientCredentials): Promise<Identity> {
+    const text = tokenOf(credentials);
+    if (isTicket(text)) {
+      if (credentials.scheme === "basic") return await this.#admit(await this.#verifyTicket(text, credentials.username), "client");
+      throw new AuthenticationError(
+        "denied",
+        "The client sent a ticket without the agent id, as a Bearer token: it belongs in the password",
+      );
+    }
+    const identity = await this.#admit(await this.#verifyJwt(text, "client"), "client");
+    if (identity.agents) return { ...identity, agentId: agentNamedBy(credentials, identity.agents) };
+    if (credentials.scheme === "basic" && !agentIdsOf(credentials.username).includes(identity.agentId)) {
+      identity.release?.();
+      const name = isLoggable(credentials.username) ? JSON.stringify(credentials.username) : "too long, or a token";
+      const claim = JSON.stringify(identity.agentId);
+      throw new AuthenticationError("denied", `The token is for the agent id ${claim}, and the user name is ${name}`, identity);
+    }
+    return identity;
+  }
+
+  /** A token is valid for one role only. */
+  #verifyJwt(text: string, role: Role): Promise<Token> {
+    return this.#verified.get(`${role} ${text}`, () => this.#verifyWithKeys(text, role));
+  }
+
+  async #verifyWithKeys(text: string, role: Role): Promise<Token> {
     const { algorithm, kid } = readHeader(text, role);
     let unavailable: AuthenticationError | undefined;
-    const found = await published?.find(kid, keyAlgorithm(algorithm)).catch((error) => {
+    const found = await this.#published?.find(kid, keyAlgorithm(algorithm)).catch((error) => {
       if (!(error instanceof AuthenticationError)) throw error;
       unavailable = error; // a key of the files may do
       return [];
     });
-    const candidates = [...keys.values(), ...found as readonly VerificationKey[] | undefined ?? []];
-    return await verifyToken(text, candidates, { role, audience, now: now() }).catch((error) => {
+    const candidates = [...this.#keys.values(), ...found as readonly VerificationKey[] | undefined ?? []];
+    const { audience } = this.#options;
+    return await verifyToken(text, candidates, { role, audience, now: this.#now() }).catch((error) => {
       throw unavailable ?? error;
     });
-  };
-  // a token is valid for one role only
-  const verifyJwt = (text: string, role: Role) => verified.get(`${role} ${text}`, () => verifyWithKeys(text, role));
-  // a ticket is valid for one user name only
-  const verifyTicketOf = (text: string, username: string) =>
-    verified.get(`ticket ${text} ${username}`, () => verifyTicket(text, [...keys.values()], { agentIds: agentIdsOf(username), audience }));
+  }
 
-  const admit = async (token: Token, role: Role): Promise<Identity> => {
-    if (!keys.has(token.keyId)) await published?.ready();
+  /** A ticket is valid for one user name only. */
+  #verifyTicket(text: string, username: string): Promise<Token> {
+    const { audience } = this.#options;
+    return this.#verified.get(
+      `ticket ${text} ${username}`,
+      () => verifyTicket(text, [...this.#keys.values()], { agentIds: agentIdsOf(username), audience }),
+    );
+  }
+
+  /** Whom a verified token stands for, unless it has ended. */
+  async #admit(token: Token, role: Role): Promise<Identity> {
+    if (!this.#keys.has(token.keyId)) await this.#published?.ready();
     // a cached token may have been revoked or expired since
-    const closes = options.onExpiry === "close" || (options.onExpiry === "close-agents" && role === "agent");
+    const { onExpiry } = this.#options;
+    const closes = onExpiry === "close" || (onExpiry === "close-agents" && role === "agent");
     // a token that closes connections at its expiry is not accepted within the leeway, or the agent would reconnect with it
-    const expired = token.expiresAt + (closes ? 0 : LEEWAY_S * 1000) <= now() ? describeExpiry(token) : undefined;
-    const problem = problemOf(token) ?? expired;
+    const expired = token.expiresAt + (closes ? 0 : LEEWAY_S * 1000) <= this.#now() ? describeExpiry(token) : undefined;
+    const problem = this.#problemOf(token) ?? expired;
     if (problem !== undefined) {
       const { agentId, id: tokenId } = token;
       const claims = `${agentId === undefined ? "" : `agent_id ${JSON.stringify(agentId)}, `}jti ${JSON.stringify(tokenId)}`;
       throw new AuthenticationError("ended", `${problem} (${claims})`, { agentId, tokenId });
     }
     const { agentId = "", agents, id: tokenId, expiresAt, subject, name, allowList, publish } = token;
-    return { agentId, agents, tokenId, expiresAt, subject, name, allowList, publish, ...live.add(token, closes ? expiresAt : Infinity) };
-  };
+    const held = this.#live.add(token, closes ? expiresAt : Infinity);
+    return { agentId, agents, tokenId, expiresAt, subject, name, allowList, publish, ...held };
+  }
 
-  const reloadFiles = async (): Promise<void> => {
-    const changed = await poll(files, log);
-    const before = keys;
-    keys = currentKeys(files.keys);
+  #problemOf(token: Token): string | undefined {
+    if (!this.#keys.has(token.keyId) && !this.#published?.has(token.keyId)) return "The public key of the token was removed";
+    return this.#files.revocations?.revokes(token) ? "The token is revoked" : undefined;
+  }
+
+  /** Keys were removed. */
+  #onRemoved(): void {
+    this.#verified.clear();
+    this.#closeInvalid();
+  }
+
+  #closeInvalid(): void {
+    this.#live.closeIf((token) => this.#problemOf(token));
+  }
+
+  reload(): Promise<void> {
+    return this.#reloading ??= this.#reloadFiles().finally(() => this.#reloading = undefined);
+  }
+
+  async #reloadFiles(): Promise<void> {
+    const changed = await poll(this.#files, this.#log);
+    const before = this.#keys;
+    const keys = this.#keys = currentKeys(this.#files.keys);
     const removed = [...before.keys()].filter((id) => !keys.has(id)).length;
     const added = [...keys.keys()].filter((id) => !before.has(id)).length;
-    if (removed + added > 0) log.info("public keys reloaded", { keys: keys.size, added, removed });
-    if (removed > 0) onRemoved();
-    else if (changed) endInvalid();
-  };
+    if (removed + added > 0) this.#log.info("public keys reloaded", { keys: keys.size, added, removed });
+    if (removed > 0) this.#onRemoved();
+    else if (changed) this.#closeInvalid();
+  }
 
-  let reloading: Promise<void> | undefined;
-  const reload = () => reloading ??= reloadFiles().finally(() => reloading = undefined);
-  const stop = everySecond(now, () => {
-    live.closeExpired(now());
-    published?.poll();
-    void reload();
-  });
+  async revoke(tokenId: string, comment: string): Promise<number> {
+    const { revocations } = this.#files;
+    if (revocations === undefined) throw new RevocationError("there is no --auth.jwt.revocation-file");
+    return await revocations.revoke(tokenId, comment, { live: this.#live, reload: () => this.reload() });
+  }
 
-  return {
-    authenticateAgent: async (credentials) => admit(await verifyJwt(decode(credentials), "agent"), "agent"),
-    async authenticateClient(credentials) {
-      const text = tokenOf(credentials);
-      if (isTicket(text)) {
-        if (credentials.scheme === "basic") return admit(await verifyTicketOf(text, credentials.username), "client");
-        throw new AuthenticationError(
-          "denied",
-          "The client sent a ticket without the agent id, as a Bearer token: it belongs in the password",
-        );
-      }
-      const identity = await admit(await verifyJwt(text, "client"), "client");
-      if (identity.agents) return { ...identity, agentId: agentNamedBy(credentials, identity.agents) };
-      if (credentials.scheme === "basic" && !agentIdsOf(credentials.username).includes(identity.agentId)) {
-        identity.release?.();
-        const name = isLoggable(credentials.username) ? JSON.stringify(credentials.username) : "too long, or a token";
-        const claim = JSON.stringify(identity.agentId);
-        throw new AuthenticationError("denied", `The token is for the agent id ${claim}, and the user name is ${name}`, identity);
-      }
-      return identity;
-    },
-    reload,
-    async revoke(tokenId, comment) {
-      if (files.revocations === undefined) throw new RevocationError("there is no --auth.jwt.revocation-file");
-      return await files.revocations.revoke(tokenId, comment, { live, reload });
-    },
-    close() {
-      stop();
-      published?.close();
-    },
-  };
+  close(): void {
+    this.#stop();
+    this.#published?.close();
+  }
 }
 
 interface Files {

@@ -52,7 +52,7 @@ export async function createAuthenticator(options: AuthOptions, log: Logger): Pr
   }
   const agents: Authenticator = type === "jwt" ? tokens! : type === "oidc" ? issuer! : createNoAuth();
   if (clients.length === 0) return agents;
-  return { ...withProviders(agents, providers), revoke: tokens?.revoke ?? issuer?.revoke, signOut: issuer?.signOut };
+  return { ...withProviders(agents, providers), revoke: tokens?.revoke?.bind(tokens) ?? issuer?.revoke, signOut: issuer?.signOut };
 }
 
 async function createProvider(

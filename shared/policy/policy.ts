@@ -77,76 +77,107 @@ export async function openPolicy(name: string, { log, now = Date.now }: PolicyDe
   } catch (cause) {
     throw new ConfigError(`Cannot use --auth.policy-file ${JSON.stringify(name)}: ${describeFileError(cause)}`, { cause });
   }
-  const live = new Set<LiveTunnel>();
-  let checkedMinute = Math.floor(now() / 60_000);
+  return new FilePolicy(file, log, now);
+}
 
-  const decide = (queries: readonly PolicyQuery[]): Decision => {
+class FilePolicy implements Policy {
+  readonly #file: PolledFile<RuleSet>;
+  readonly #log: Logger;
+  readonly #now: () => number;
+  readonly #live = new Set<LiveTunnel>();
+  readonly #stop: () => void;
+  /** Of the last check by the time. */
+  #checkedMinute: number;
+  #reloading?: Promise<void>;
+
+  constructor(file: PolledFile<RuleSet>, log: Logger, now: () => number) {
+    this.#file = file;
+    this.#log = log;
+    this.#now = now;
+    this.#checkedMinute = minuteOf(now());
+    this.#stop = everySecond(now, () => void this.reload()); // never rejects
+  }
+
+  authorize(identity: Identity, { labels, ...request }: PolicyRequest): Grant {
+    const { value: rules } = this.#file;
+    const subjects = subjectsOf(identity);
+    // without a connection the labels are not known, and another proxy may have it
+    if (labels.length === 0 && rules.mightAllow({ ...request, subjects }, this.#now())) throw notConnected();
+    const queries = (labels.length === 0 ? [[]] : labels).map((each) => ({ ...request, subjects, labels: each }));
+    const decision = this.#decide(queries);
+    if (!decision.allowed) {
+      const { agentId, destination, network } = request;
+      const what = `${formatDestination(destination, network)} through the agent ${JSON.stringify(agentId)}`;
+      throw new TunnelError("http_request_denied", `The policy does not allow ${what}`, { cause: new Error(this.#describe(decision)) });
+    }
+    const tunnel: LiveTunnel = { queries, controller: new AbortController() };
+    this.#live.add(tunnel);
+    const limits = new Set(queries.flatMap((query) => rules.limits(query, this.#now())));
+    return {
+      signal: tunnel.controller.signal,
+      quotas: [...limits].map((rule) => quotaOf(rule, identity)),
+      [Symbol.dispose]: () => void this.#live.delete(tunnel),
+    };
+  }
+
+  #decide(queries: readonly PolicyQuery[]): Decision {
     let decision: Decision = { allowed: false };
     for (const query of queries) {
-      decision = file.value.decide(query, now());
+      decision = this.#file.value.decide(query, this.#now());
       if (!decision.allowed) break;
     }
     return decision;
-  };
-  const describe = ({ rule }: Decision) =>
-    rule === undefined ? `no rule of ${name} allows it` : `rule ${JSON.stringify(rule.name)} (${name}:${rule.line})`;
+  }
+
+  #describe({ rule }: Decision): string {
+    const { name } = this.#file;
+    return rule === undefined ? `no rule of ${name} allows it` : `rule ${JSON.stringify(rule.name)} (${name}:${rule.line})`;
+  }
+
+  reload(): Promise<void> {
+    return this.#reloading ??= this.#reloadFile().finally(() => this.#reloading = undefined);
+  }
+
+  async #reloadFile(): Promise<void> {
+    const file = this.#file;
+    const minute = minuteOf(this.#now());
+    let isDue = minute !== this.#checkedMinute && file.value.usesTime;
+    this.#checkedMinute = minute;
+    try {
+      if (await file.poll()) {
+        isDue = true;
+        this.#log.info("policy reloaded", { file: file.name, rules: file.value.rules.length });
+      }
+    } catch (error) {
+      this.#log.error("policy is missing or invalid; the previous one stays in force", {
+        file: file.name,
+        reason: describeFileError(error),
+      });
+    }
+    if (isDue) await this.#checkLive();
+  }
 
   /** Ends the live tunnels that are not allowed now. */
-  const checkLive = async (): Promise<void> => {
+  async #checkLive(): Promise<void> {
     let checked = 0;
-    for (const tunnel of live) { // others may come and go meanwhile
-      const decision = decide(tunnel.queries);
+    for (const tunnel of this.#live) { // others may come and go meanwhile
+      const decision = this.#decide(tunnel.queries);
       if (!decision.allowed) {
-        live.delete(tunnel);
-        const reason = `The policy no longer allows it: ${describe(decision)}`;
+        this.#live.delete(tunnel);
+        const reason = `The policy no longer allows it: ${this.#describe(decision)}`;
         tunnel.controller.abort(new TunnelError("http_request_denied", reason));
       }
       if (++checked % CHUNK === 0) await new Promise((resolve) => setTimeout(resolve));
     }
-  };
+  }
 
-  const reloadFile = async (): Promise<void> => {
-    const minute = Math.floor(now() / 60_000);
-    let isDue = minute !== checkedMinute && file.value.usesTime;
-    checkedMinute = minute;
-    try {
-      if (await file.poll()) {
-        isDue = true;
-        log.info("policy reloaded", { file: name, rules: file.value.rules.length });
-      }
-    } catch (error) {
-      log.error("policy is missing or invalid; the previous one stays in force", { file: name, reason: describeFileError(error) });
-    }
-    if (isDue) await checkLive();
-  };
-  let reloading: Promise<void> | undefined;
-  const reload = () => reloading ??= reloadFile().finally(() => reloading = undefined);
-  const stop = everySecond(now, () => void reload());
+  close(): void {
+    this.#stop();
+  }
+}
 
-  return {
-    authorize(identity, { labels, ...request }) {
-      const subjects = subjectsOf(identity);
-      // without a connection the labels are not known, and another proxy may have it
-      if (labels.length === 0 && file.value.mightAllow({ ...request, subjects }, now())) throw notConnected();
-      const queries = (labels.length === 0 ? [[]] : labels).map((each) => ({ ...request, subjects, labels: each }));
-      const decision = decide(queries);
-      if (!decision.allowed) {
-        const { agentId, destination, network } = request;
-        const what = `${formatDestination(destination, network)} through the agent ${JSON.stringify(agentId)}`;
-        throw new TunnelError("http_request_denied", `The policy does not allow ${what}`, { cause: new Error(describe(decision)) });
-      }
-      const tunnel: LiveTunnel = { queries, controller: new AbortController() };
-      live.add(tunnel);
-      const limits = new Set(queries.flatMap((query) => file.value.limits(query, now())));
-      return {
-        signal: tunnel.controller.signal,
-        quotas: [...limits].map((rule) => quotaOf(rule, identity)),
-        [Symbol.dispose]: () => void live.delete(tunnel),
-      };
-    },
-    reload,
-    close: stop,
-  };
+function minuteOf(ms: number): number {
+  return Math.floor(ms / 60_000);
 }
 
 /** A limit that is changed has another key, so that it applies to new tunnels. */
