@@ -14,7 +14,7 @@ import { messageOf } from "../log/error_message.ts";
 import { type Logger, silentLogger } from "../log/logger.ts";
 import { readCertificates } from "../tls/pem.ts";
 import { readPemFile } from "../tls/reloadable_tls.ts";
-import { HostOrders, type HostOrdersOptions } from "./acme_hosts.ts";
+import { type CommonOrderOptions, HostOrders, type HostOrdersOptions, type ShareCertificate } from "./acme_hosts.ts";
 import { serveTcp } from "./http_server.ts";
 import type { ServiceRuntime } from "./runtime.ts";
 
@@ -146,39 +146,21 @@ class ServiceAcme implements Acme {
 
   async start(runtime: ServiceRuntime, { useChallenges, useHosts, shared }: AcmeStart): Promise<void> {
     const { options, path, authorities, accounts, secrets, publishedNames } = this.#opened;
-    const [state] = accounts;
-    const { domain, email } = options;
-    const { log, health, metrics, net, certificates, handover: { predecessor } } = runtime;
-    const { signal } = this.#stopping;
+    const { log, net, certificates, metrics, handover: { predecessor } } = runtime;
     const sealed = secrets && shared && new SealedStore(shared, secrets);
-    const solver = await this.#openSolver(runtime, useChallenges, sealed?.values ?? shared);
-    const accountSharing = sealed && new StateSharing(sealed, accounts);
-    const common = {
-      email,
+    const common: CommonOrderOptions = {
+      email: options.email,
       authorities,
-      solver,
-      lease: new Lease(state.authority, log, shared),
+      solver: await this.#openSolver(runtime, useChallenges, sealed?.values ?? shared),
+      lease: new Lease(accounts[0].authority, log, shared),
       allowed: predecessor?.settled,
       log,
-      signal,
+      signal: this.#stopping.signal,
       onOrder: metrics.outcomes("reverse_http_acme_orders_total", "Orders of certificates by ACME: issued or failed."),
     };
-    /** Exchanges a certificate with the others who share the store. */
-    const share = (state: AcmeState, names: readonly string[], onChange: () => Promise<void>) => {
-      const sharing = sealed && new StateSharing(sealed, [], { state, names });
-      return sharing && (async () => {
-        try {
-          await accountSharing?.sync();
-          if (!await sharing.sync()) return;
-          log.info("certificate received from another proxy", { names: names.join(",") });
-          await onChange();
-        } catch (error) {
-          log.debug("certificates cannot be shared", { reason: messageOf(error) });
-        }
-      });
-    };
+    const share = createShare(sealed, accounts, log);
     runtime.defer(() => this.release());
-    this.#hosts = new HostOrders({
+    const hosts = this.#hosts = new HostOrders({
       ...common,
       path,
       directory: authorities[0].directory,
@@ -189,41 +171,40 @@ class ServiceAcme implements Acme {
       options,
       publishedNames,
     });
-    this.#hosts.want(...this.#wanted);
-    const syncs: (() => Promise<void>)[] = [() => this.#hosts!.sync()];
-    if (domain.length > 0) {
-      const orderer: Orderer = new Orderer({
-        ...common,
-        names: domain,
-        state,
-        sync: share(state, domain, () => certificates.reload()),
-        onState: (problem) => problem === undefined ? health.setReady("certificate") : health.setUnready("certificate", problem),
-        onCertificate: () => certificates.reload(),
+    hosts.want(...this.#wanted);
+    const syncOwn = options.domain.length === 0 ? undefined : this.#orderOwn(runtime, common, share);
+    runtime.onReload(() => hosts.retry());
+    if (sealed && shared) {
+      syncRegularly(runtime, shared.ttlMs, async () => {
+        await syncOwn?.();
+        await hosts.sync();
       });
-      health.setUnready("certificate", "the certificate has not been checked yet");
-      const sync = share(state, domain, async () => {
-        await certificates.reload();
-        orderer.wake();
-      });
-      if (sync) syncs.unshift(sync);
-      this.#running.push((async () => {
-        await sync?.(); // the others may have a certificate
-        await orderer.run();
-      })());
-      runtime.onReload(() => orderer.retry());
     }
-    runtime.onReload(() => this.#hosts?.retry());
-    if (sealed === undefined || shared === undefined) return;
-    let isSyncing = false;
-    const timer = setInterval(() => {
-      if (isSyncing) return;
-      isSyncing = true;
-      void (async () => {
-        for (const sync of syncs) await sync(); // never rejects
-        isSyncing = false;
-      })();
-    }, Math.min(shared.ttlMs / 3, SYNC_MS));
-    runtime.defer(() => clearInterval(timer));
+  }
+
+  /** Orders the certificate of the service's own names. Returns what exchanges it with others. */
+  #orderOwn(runtime: ServiceRuntime, common: CommonOrderOptions, share: ShareCertificate): (() => Promise<void>) | undefined {
+    const { health, certificates } = runtime;
+    const { options: { domain: names }, accounts: [state] } = this.#opened;
+    const orderer = new Orderer({
+      ...common,
+      names,
+      state,
+      sync: share(state, names, () => certificates.reload()),
+      onState: (problem) => problem === undefined ? health.setReady("certificate") : health.setUnready("certificate", problem),
+      onCertificate: () => certificates.reload(),
+    });
+    health.setUnready("certificate", "the certificate has not been checked yet");
+    const sync = share(state, names, async () => {
+      await certificates.reload();
+      orderer.wake();
+    });
+    this.#running.push((async () => {
+      await sync?.(); // the others may have a certificate
+      await orderer.run();
+    })());
+    runtime.onReload(() => orderer.retry());
+    return sync;
   }
 
   want(configured: readonly string[], published: readonly string[]): void {
@@ -247,6 +228,39 @@ class ServiceAcme implements Acme {
     this.#running.push(solver.run()); // never rejects
     return solver;
   }
+}
+
+/** @param accounts shared too, and before any certificate */
+function createShare(sealed: SealedStore | undefined, accounts: readonly AcmeState[], log: Logger): ShareCertificate {
+  if (sealed === undefined) return () => undefined;
+  const accountSharing = new StateSharing(sealed, accounts);
+  return (state, names, onChange) => {
+    const sharing = new StateSharing(sealed, [], { state, names });
+    return async () => {
+      try {
+        await accountSharing.sync();
+        if (!await sharing.sync()) return;
+        log.info("certificate received from another proxy", { names: names.join(",") });
+        await onChange();
+      } catch (error) {
+        log.debug("certificates cannot be shared", { reason: messageOf(error) });
+      }
+    };
+  };
+}
+
+/**
+ * Exchanges certificates until the service closes, one exchange after the other.
+ * @param sync never rejects
+ */
+function syncRegularly(runtime: ServiceRuntime, ttlMs: number, sync: () => Promise<void>): void {
+  let isSyncing = false;
+  const timer = setInterval(() => {
+    if (isSyncing) return;
+    isSyncing = true;
+    void sync().then(() => isSyncing = false);
+  }, Math.min(ttlMs / 3, SYNC_MS));
+  runtime.defer(() => clearInterval(timer));
 }
 
 /** Answers the challenges of `solver` at `address`, and returns it. */

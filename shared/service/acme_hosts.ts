@@ -16,9 +16,23 @@ const HOUR_MS = 3_600_000;
 /** Interval in milliseconds at which names that wait are tried again. */
 const RETRY_MS = 60_000;
 
-type Common = Pick<OrdererOptions, "email" | "authorities" | "solver" | "lease" | "allowed" | "log" | "signal" | "onOrder">;
+/** What the orders of a service have in common. */
+export type CommonOrderOptions = Pick<
+  OrdererOptions,
+  "email" | "authorities" | "solver" | "lease" | "allowed" | "log" | "signal" | "onOrder"
+>;
 
-export interface HostOrdersOptions extends Common {
+/**
+ * Returns what exchanges a certificate with others who share the store, and never rejects; `undefined` if no other process shares it.
+ * @param onChange called when another one has been received
+ */
+export type ShareCertificate = (
+  state: AcmeState,
+  names: readonly string[],
+  onChange: () => Promise<void>,
+) => (() => Promise<void>) | undefined;
+
+export interface HostOrdersOptions extends CommonOrderOptions {
   readonly options: Pick<AcmeOptions, "domain" | "dnsCommand">;
   /** How many names of agents get certificates at once. */
   readonly publishedNames: number;
@@ -30,8 +44,7 @@ export interface HostOrdersOptions extends Common {
   readonly net: Pick<TlsCheck, "checkServerTls">;
   /** Reports when certificates expire. */
   readonly certificates: Pick<ServiceCertificates, "watch">;
-  /** Returns what exchanges the certificate of a name with others; `undefined` if no other process shares it. */
-  readonly share: (state: AcmeState, names: readonly string[], onChange: () => Promise<void>) => (() => Promise<void>) | undefined;
+  readonly share: ShareCertificate;
   /** Called with all certificates when one has changed. */
   readonly use: (hosts: readonly HostTls[]) => void;
   /** Milliseconds since 1970. Default `Date.now`. */
