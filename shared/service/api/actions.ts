@@ -22,103 +22,162 @@ const MAX_AWAY_S = 86_400;
 
 /** @param changed called after an action: lists that were read before are old */
 export function addActions(api: Hono<ApiEnv>, operations: Operations, changed: () => void): void {
-  const { activity, cluster } = operations;
   api.use("*", async (c, next) => c.req.method === "POST" ? await checkWrite()(c, next) : await next());
+  for (const action of ACTIONS) api.post(action.path, (c) => new ActionRequest(c, action, operations, changed).respond());
+}
 
-  const add = (path: string, action: ActionRecord["action"], act: Act, { of, status = 200 }: Route) => {
-    /** @throws {BodyError | ActionRefused} */
-    const actHere = async (c: Context<ApiEnv>, body: Body): Promise<Acted> => {
-      const { name: by, subject } = c.get("operator");
-      const acted = await act(body, by);
-      if (acted.affected === 0 && acted.missing !== undefined) return acted;
-      recordAction(operations, { by, subject, action, target: acted.target, through: c.get("through") }, c.env.remote);
-      changed();
-      return acted;
-    };
-    const actWide = async (c: Context<ApiEnv>, body: Body, wide: Wide): Promise<Response> => {
-      if (of === "service" && !wide.isNamed) {
-        return fail(c, 400, "with scope=cluster this needs member: the address of the one that is meant");
-      }
-      const members = of === "agents" ? proxiesOf(wide) : wide;
-      const parts: ActionPart[] = [];
-      if (members.includesSelf) {
-        try {
-          const { affected, missing } = await actHere(c, body);
-          parts.push(ownPart(wide, affected === 0 && missing !== undefined ? { error: missing, status: 404 } : { affected }));
-        } catch (error) {
-          if (!(error instanceof ActionRefused)) throw error;
-          parts.push(ownPart(wide, { error: error.message, status: 409 }));
-        }
-      }
-      // only one has it
-      const isDone = of === "tunnel" && parts.some(({ affected = 0 }) => affected > 0);
-      if (!isDone) parts.push(...await actOnOthers(members, c, path.slice(1), body));
-      const result = sumActions(parts);
-      return "error" in result ? fail(c, result.status, result.error) : c.json<ActionResult>(result, status);
-    };
-    api.post(path, async (c) => {
-      try {
-        const { wide } = await scopeOf(c, cluster);
-        const body = await readBody(c);
-        if (wide !== undefined) return await actWide(c, body, wide);
-        const { affected, missing } = await actHere(c, body);
-        return missing !== undefined && affected === 0 ? fail(c, 404, missing) : c.json<ActionResult>({ affected }, status);
-      } catch (error) {
-        if (error instanceof BodyError) return fail(c, 400, error.message);
-        if (error instanceof ActionRefused) return fail(c, 409, error.message);
-        if (error instanceof AuthenticationError) return fail(c, error.kind === "unavailable" ? 503 : 400, error.message);
-        if (error instanceof RevocationError) return fail(c, 503, error.message);
-        throw error;
-      }
-    });
-  };
+/** The request for an action: acts here, and has other members act if it is for them. */
+class ActionRequest {
+  readonly #c: Context<ApiEnv>;
+  readonly #action: Action;
+  readonly #operations: Operations;
+  readonly #changed: () => void;
 
-  add("/tunnels/close", "close-tunnel", (body, by) => {
-    const id = textIn(body, "id");
-    return { affected: activity.closeTunnel(id, by) ? 1 : 0, target: id, missing: "there is no such tunnel" };
-  }, { of: "tunnel" });
-  add("/agents/disconnect", "disconnect-agent", (body, by) => {
-    const [agent, connection] = [textIn(body, "agent"), body.connection === undefined ? undefined : textIn(body, "connection")];
-    const { awaySeconds = 0 } = body;
-    if (typeof awaySeconds !== "number" || !(awaySeconds >= 0 && awaySeconds <= MAX_AWAY_S)) {
-      throw new BodyError(`awaySeconds is not a number from 0 to ${MAX_AWAY_S}`);
-    }
-    if (!operations.disconnect) throw new ActionRefused("this service holds no agents: ask the proxies");
-    const affected = operations.disconnect({ agent, connection, awaySeconds }, by);
-    return { affected, target: agent, missing: awaySeconds > 0 ? undefined : "no such agent is connected" };
-  }, { of: "agents" });
-  add("/tokens/revoke", "revoke-token", async (body, by) => {
-    const tokenId = textIn(body, "tokenId");
-    if (!operations.revoke) throw new ActionRefused(NOT_REVOCABLE);
+  constructor(c: Context<ApiEnv>, action: Action, operations: Operations, changed: () => void) {
+    this.#c = c;
+    this.#action = action;
+    this.#operations = operations;
+    this.#changed = changed;
+  }
+
+  async respond(): Promise<Response> {
+    const c = this.#c;
     try {
-      return { affected: await operations.revoke(tokenId, `by ${by}, ${new Date().toISOString()}`), target: tokenId };
+      const { wide } = await scopeOf(c, this.#operations.cluster);
+      const body = await readBody(c);
+      if (wide !== undefined) return await this.#actWide(body, wide);
+      const { affected, missing } = await this.#actHere(body);
+      return missing !== undefined && affected === 0 ? fail(c, 404, missing) : this.#succeed({ affected });
     } catch (error) {
-      if (error instanceof RevocationError) throw new ActionRefused(error.message);
+      if (error instanceof BodyError) return fail(c, 400, error.message);
+      if (error instanceof ActionRefused) return fail(c, 409, error.message);
+      if (error instanceof AuthenticationError) return fail(c, error.kind === "unavailable" ? 503 : 400, error.message);
+      if (error instanceof RevocationError) return fail(c, 503, error.message);
       throw error;
     }
-  }, { of: "tokens" });
-  add("/sessions/end", "end-session", async (body) => {
-    const { target, affected } = await signOut(operations, textIn(body, "logoutToken", MAX_TOKEN));
-    return { affected, target };
-  }, { of: "tokens" });
-  add("/drain", "drain", () => {
-    const affected = activity.tunnels.size;
-    setTimeout(() => {
-      operations.drain().catch((error) => operations.log.error("drain failed", { error: messageOf(error) }));
-    }, RESPONSE_MS);
-    return { affected };
-  }, { of: "service", status: 202 });
-  add("/reload", "reload", async () => {
-    await operations.reload();
-    return { affected: 0 };
-  }, { of: "service" });
-  add("/log-level", "log-level", (body) => {
-    const level = LOG_LEVELS.find((known) => known === body.level);
-    if (level === undefined) throw new BodyError(`level is not one of ${LOG_LEVELS.join(", ")}`);
-    if (operations.logLevel === undefined) throw new ActionRefused("the log belongs to the program that embeds the service");
-    operations.logLevel.level = level;
-    return { affected: 1, target: level };
-  }, { of: "service" });
+  }
+
+  #succeed(result: ActionResult): Response {
+    return this.#c.json<ActionResult>(result, this.#action.status ?? 200);
+  }
+
+  /** @throws {BodyError | ActionRefused} */
+  async #actHere(body: Body): Promise<Acted> {
+    const { name: by, subject } = this.#c.get("operator");
+    const acted = await this.#action.act(this.#operations, body, by);
+    if (acted.affected === 0 && acted.missing !== undefined) return acted;
+    const record = { by, subject, action: this.#action.name, target: acted.target, through: this.#c.get("through") };
+    recordAction(this.#operations, record, this.#c.env.remote);
+    this.#changed();
+    return acted;
+  }
+
+  async #actWide(body: Body, wide: Wide): Promise<Response> {
+    const { of, path } = this.#action;
+    if (of === "service" && !wide.isNamed) {
+      return fail(this.#c, 400, "with scope=cluster this needs member: the address of the one that is meant");
+    }
+    const members = of === "agents" ? proxiesOf(wide) : wide;
+    const parts: ActionPart[] = members.includesSelf ? [ownPart(wide, await this.#tryHere(body))] : [];
+    // only one has it
+    const isDone = of === "tunnel" && parts.some(({ affected = 0 }) => affected > 0);
+    if (!isDone) parts.push(...await actOnOthers(members, this.#c, path.slice(1), body));
+    const result = sumActions(parts);
+    return "error" in result ? fail(this.#c, result.status, result.error) : this.#succeed(result);
+  }
+
+  async #tryHere(body: Body): Promise<Pick<ActionPart, "affected" | "error" | "status">> {
+    try {
+      const { affected, missing } = await this.#actHere(body);
+      return affected === 0 && missing !== undefined ? { error: missing, status: 404 } : { affected };
+    } catch (error) {
+      if (!(error instanceof ActionRefused)) throw error;
+      return { error: error.message, status: 409 };
+    }
+  }
+}
+
+type Body = Readonly<Record<string, unknown>>;
+
+interface Acted {
+  readonly affected: number;
+  readonly target?: string;
+  /** The error if nothing was affected. Default: that is none. */
+  readonly missing?: string;
+}
+
+interface Action {
+  readonly path: string;
+  readonly name: ActionRecord["action"];
+  /** What it acts on, which says whom it is for with scope=cluster: the holder of the tunnel, all proxies, all members, or those that are named. */
+  readonly of: "tunnel" | "agents" | "tokens" | "service";
+  /** Of the response. Default 200. */
+  readonly status?: 200 | 202;
+  /** @throws {BodyError | ActionRefused | AuthenticationError | RevocationError} */
+  readonly act: (operations: Operations, body: Body, by: string) => Promise<Acted> | Acted;
+}
+
+const ACTIONS: readonly Action[] = [
+  { path: "/tunnels/close", name: "close-tunnel", of: "tunnel", act: closeTunnel },
+  { path: "/agents/disconnect", name: "disconnect-agent", of: "agents", act: disconnectAgent },
+  { path: "/tokens/revoke", name: "revoke-token", of: "tokens", act: revokeToken },
+  {
+    path: "/sessions/end",
+    name: "end-session",
+    of: "tokens",
+    act: (operations, body) => signOut(operations, textIn(body, "logoutToken", MAX_TOKEN)),
+  },
+  { path: "/drain", name: "drain", of: "service", status: 202, act: drain },
+  { path: "/reload", name: "reload", of: "service", act: reload },
+  { path: "/log-level", name: "log-level", of: "service", act: setLogLevel },
+];
+
+function closeTunnel({ activity }: Operations, body: Body, by: string): Acted {
+  const id = textIn(body, "id");
+  return { affected: activity.closeTunnel(id, by) ? 1 : 0, target: id, missing: "there is no such tunnel" };
+}
+
+function disconnectAgent(operations: Operations, body: Body, by: string): Acted {
+  const [agent, connection] = [textIn(body, "agent"), body.connection === undefined ? undefined : textIn(body, "connection")];
+  const { awaySeconds = 0 } = body;
+  if (typeof awaySeconds !== "number" || !(awaySeconds >= 0 && awaySeconds <= MAX_AWAY_S)) {
+    throw new BodyError(`awaySeconds is not a number from 0 to ${MAX_AWAY_S}`);
+  }
+  if (!operations.disconnect) throw new ActionRefused("this service holds no agents: ask the proxies");
+  const affected = operations.disconnect({ agent, connection, awaySeconds }, by);
+  return { affected, target: agent, missing: awaySeconds > 0 ? undefined : "no such agent is connected" };
+}
+
+async function revokeToken(operations: Operations, body: Body, by: string): Promise<Acted> {
+  const tokenId = textIn(body, "tokenId");
+  if (!operations.revoke) throw new ActionRefused(NOT_REVOCABLE);
+  try {
+    return { affected: await operations.revoke(tokenId, `by ${by}, ${new Date().toISOString()}`), target: tokenId };
+  } catch (error) {
+    if (error instanceof RevocationError) throw new ActionRefused(error.message);
+    throw error;
+  }
+}
+
+function drain(operations: Operations): Acted {
+  const affected = operations.activity.tunnels.size;
+  setTimeout(() => {
+    operations.drain().catch((error) => operations.log.error("drain failed", { error: messageOf(error) }));
+  }, RESPONSE_MS);
+  return { affected };
+}
+
+async function reload(operations: Operations): Promise<Acted> {
+  await operations.reload();
+  return { affected: 0 };
+}
+
+function setLogLevel({ logLevel }: Operations, body: Body): Acted {
+  const level = LOG_LEVELS.find((known) => known === body.level);
+  if (level === undefined) throw new BodyError(`level is not one of ${LOG_LEVELS.join(", ")}`);
+  if (logLevel === undefined) throw new ActionRefused("the log belongs to the program that embeds the service");
+  logLevel.level = level;
+  return { affected: 1, target: level };
 }
 
 /**
@@ -136,25 +195,6 @@ export async function signOutHere(operations: Operations, logoutToken: string, {
 async function signOut({ signOut }: Operations, logoutToken: string): Promise<SignedOut> {
   if (!signOut) throw new ActionRefused("this service accepts no logout tokens: --auth.oidc.logout-audience is not set");
   return await signOut(logoutToken);
-}
-
-type Body = Readonly<Record<string, unknown>>;
-
-/** Returns what was affected, and the target for the log. */
-type Act = (body: Body, by: string) => Promise<Acted> | Acted;
-
-interface Route {
-  /** What it acts on, which says whom it is for with scope=cluster: the holder of the tunnel, all proxies, all members, or those that are named. */
-  readonly of: "tunnel" | "agents" | "tokens" | "service";
-  /** Of the response. Default 200. */
-  readonly status?: 200 | 202;
-}
-
-interface Acted {
-  readonly affected: number;
-  readonly target?: string;
-  /** The error if nothing was affected. Default: that is none. */
-  readonly missing?: string;
 }
 
 /** @throws {BodyError} */

@@ -9,7 +9,7 @@ import { addActions } from "./actions.ts";
 import { ClusterEvents } from "./cluster_events.ts";
 import { eventStream } from "./event_stream.ts";
 import { AGENTS, FAILURES, TUNNEL_ORDERS, TUNNELS } from "./lists.ts";
-import { gather, gatherPage, MAX_MERGED, proxiesOf, ScopeError, scopeOf } from "./cluster.ts";
+import { gather, gatherPage, MAX_MERGED, type Part, proxiesOf, ScopeError, scopeOf } from "./cluster.ts";
 import { sumFailureHistories, sumFailures, sumHistories, sumStatus } from "./cluster_sums.ts";
 import { openApi } from "./openapi.ts";
 import type { Operations } from "./operations.ts";
@@ -22,6 +22,7 @@ import type {
   FailureHistory,
   FailurePage,
   Page,
+  Role,
   Sample,
   Status,
   TunnelState,
@@ -41,14 +42,8 @@ export interface ApiOptions {
 const AGENTS_MAX_AGE_MS = 1_000;
 
 export function createApi({ operations, hosts, operators }: ApiOptions): Hono<ApiEnv> {
-  const { activity, cluster } = operations;
-  const instance = crypto.randomUUID();
+  const { cluster } = operations;
   const api = new Hono<ApiEnv>();
-  let agents: { readonly list: AgentState[]; readonly at: number } | undefined;
-  const listAgents = (now: number): AgentState[] => {
-    if (agents === undefined || now - agents.at >= AGENTS_MAX_AGE_MS) agents = { list: operations.agents(), at: now };
-    return agents.list;
-  };
   api.use(checkAccess({ hosts, operators, cluster }));
   api.use(async (c, next) => {
     await next();
@@ -61,52 +56,86 @@ export function createApi({ operations, hosts, operators }: ApiOptions): Hono<Ap
     throw error; // the admin server's
   });
   api.notFound((c) => fail(c, 404, "there is no such route; openapi.json lists them"));
+  const agents = new AgentList(operations);
+  addService(api, operations);
+  addLists(api, operations, agents);
+  addFailures(api, operations);
+  addEvents(api, operations);
+  addActions(api, operations, () => agents.forget());
+  return api;
+}
 
-  const statusOf = (c: Context<ApiEnv>): Status => {
-    const { health: { problems }, earlierProcesses: earlier } = operations;
-    return {
-      service: operations.service,
-      version: VERSION,
-      host: hostname(),
-      instance,
-      startedAt: operations.startedAt.toISOString(),
-      at: new Date().toISOString(),
-      ready: problems.size === 0,
-      problems: Object.fromEntries(problems),
-      draining: operations.isDraining,
-      earlierProcesses: earlier.length === 0 ? undefined : earlier,
-      logLevel: operations.logLevel?.level,
-      role: c.get("operator").role,
-      member: cluster?.self.address,
-      now: activity.current(operations.population()),
-      failures: activity.failures.counts(performance.now()),
-    };
-  };
+/** The agents of this service, read anew when the list is too old. */
+class AgentList {
+  readonly #operations: Operations;
+  #last?: { readonly list: AgentState[]; readonly at: number };
+
+  constructor(operations: Operations) {
+    this.#operations = operations;
+  }
+
+  get(): AgentState[] {
+    const at = performance.now();
+    if (this.#last === undefined || at - this.#last.at >= AGENTS_MAX_AGE_MS) this.#last = { list: this.#operations.agents(), at };
+    return this.#last.list;
+  }
+
+  forget(): void {
+    this.#last = undefined;
+  }
+}
+
+/** What the service is, and how it does. */
+function addService(api: Hono<ApiEnv>, operations: Operations): void {
+  const { activity, cluster } = operations;
+  const instance = crypto.randomUUID();
   api.get("/status", async (c) => {
     const { wide } = await scopeOf(c, cluster);
-    const own = statusOf(c);
+    const own = statusOf(operations, instance, c.get("operator").role);
     return c.json<Status | ClusterStatus>(wide === undefined ? own : sumStatus(own, await gather(wide, c, "status", () => own)));
   });
   api.get("/history", async (c) => {
     const { wide } = await scopeOf(c, cluster);
     if (wide === undefined) return c.json(activity.history());
     const parts = await gather<Sample[]>(proxiesOf(wide), c, "history", () => activity.history());
-    return c.json(sumHistories(parts.flatMap(({ value }) => value === undefined ? [] : [value])));
+    return c.json(sumHistories(valuesOf(parts)));
   });
+  api.get("/configuration", (c) => {
+    if (operations.configuration === undefined) return fail(c, 404, "the options belong to the program that embeds the service");
+    const { hash, isReloaded, changed } = operations.configuration;
+    return c.json<Configuration>({ hash, isReloaded, changed });
+  });
+  api.get("/openapi.json", (c) => c.json(openApi(VERSION)));
+}
 
-  // members ask for the first items of a list, of which the page of the whole is made
-  const maxLimitOf = (c: Context<ApiEnv>) => c.get("through") === undefined ? undefined : MAX_MERGED;
-  const agentPage = (query: URLSearchParams, maxLimit?: number): Page<AgentState> =>
-    select(listAgents(performance.now()), query, AGENTS, maxLimit);
+function statusOf(operations: Operations, instance: string, role: Role): Status {
+  const { health: { problems }, earlierProcesses: earlier, activity } = operations;
+  return {
+    service: operations.service,
+    version: VERSION,
+    host: hostname(),
+    instance,
+    startedAt: operations.startedAt.toISOString(),
+    at: new Date().toISOString(),
+    ready: problems.size === 0,
+    problems: Object.fromEntries(problems),
+    draining: operations.isDraining,
+    earlierProcesses: earlier.length === 0 ? undefined : earlier,
+    logLevel: operations.logLevel?.level,
+    role,
+    member: operations.cluster?.self.address,
+    now: activity.current(operations.population()),
+    failures: activity.failures.counts(performance.now()),
+  };
+}
+
+/** Agents and tunnels. */
+function addLists(api: Hono<ApiEnv>, { activity, cluster }: Operations, agents: AgentList): void {
+  const agentPage = (query: URLSearchParams, maxLimit?: number): Page<AgentState> => select(agents.get(), query, AGENTS, maxLimit);
   const tunnelPage = (query: URLSearchParams, maxLimit?: number): Page<TunnelState> => {
     const page = select(activity.list(), query, TUNNELS, maxLimit);
     const now = performance.now();
     return { ...page, items: page.items.map((tunnel) => describeTunnel(tunnel, now)) };
-  };
-  const failurePage = (query: URLSearchParams, maxLimit?: number): FailurePage => {
-    const now = performance.now();
-    const page = select(activity.failures.last(now), query, FAILURES, maxLimit);
-    return { ...page, items: page.items.map(describeFailure), counts: activity.failures.counts(now) };
   };
   api.get("/agents", async (c) => {
     const { query, wide } = await scopeOf(c, cluster);
@@ -128,13 +157,22 @@ export function createApi({ operations, hosts, operators }: ApiOptions): Hono<Ap
     const parts = wide === undefined ? [] : await gather(wide, c, `tunnels/${encodeURIComponent(id)}`, () => ({} as TunnelState));
     const found = parts.find(({ value }) => value?.id === id);
     if (found !== undefined) return c.json<TunnelState>({ ...found.value!, member: found.answer.member });
-    const silent = parts.filter(({ answer: { error }, status }) => error !== undefined && status !== 404).map(({ answer }) =>
-      answer.member
+    const silent = parts.filter(({ answer: { error }, status }) => error !== undefined && status !== 404);
+    return silent.length === 0 ? fail(c, 404, "there is no such tunnel") : fail(
+      c,
+      503,
+      `there is no such tunnel where members have answered; ${silent.map(({ answer }) => answer.member).join(", ")} did not`,
     );
-    return silent.length === 0
-      ? fail(c, 404, "there is no such tunnel")
-      : fail(c, 503, `there is no such tunnel where members have answered; ${silent.join(", ")} did not`);
   });
+}
+
+/** Requests that were refused or have failed. */
+function addFailures(api: Hono<ApiEnv>, { activity: { failures }, cluster }: Operations): void {
+  const failurePage = (query: URLSearchParams, maxLimit?: number): FailurePage => {
+    const now = performance.now();
+    const page = select(failures.last(now), query, FAILURES, maxLimit);
+    return { ...page, items: page.items.map(describeFailure), counts: failures.counts(now) };
+  };
   api.get("/failures", async (c) => {
     const { query, wide } = await scopeOf(c, cluster);
     if (wide === undefined) return c.json(failurePage(query, maxLimitOf(c)));
@@ -143,11 +181,24 @@ export function createApi({ operations, hosts, operators }: ApiOptions): Hono<Ap
   });
   api.get("/failures/history", async (c) => {
     const { wide } = await scopeOf(c, cluster);
-    const own = activity.failures.history(performance.now());
+    const own = failures.history(performance.now());
     if (wide === undefined) return c.json<FailureHistory>(own);
     const parts = await gather<FailureHistory>(wide, c, "failures/history", () => own);
-    return c.json<FailureHistory>(sumFailureHistories(own, parts.flatMap(({ value }) => value === undefined ? [] : [value])));
+    return c.json<FailureHistory>(sumFailureHistories(own, valuesOf(parts)));
   });
+}
+
+/** Members ask for the first items of a list, of which the page of the whole is made. */
+function maxLimitOf(c: Context<ApiEnv>): number | undefined {
+  return c.get("through") === undefined ? undefined : MAX_MERGED;
+}
+
+/** What was answered. */
+function valuesOf<T>(parts: readonly Part<T>[]): T[] {
+  return parts.flatMap(({ value }) => value === undefined ? [] : [value]);
+}
+
+function addEvents(api: Hono<ApiEnv>, { activity, cluster }: Operations): void {
   const clusterEvents = cluster && new ClusterEvents(cluster, activity.events);
   api.get("/events", async (c) => {
     const { query, wide } = await scopeOf(c, cluster);
@@ -159,14 +210,6 @@ export function createApi({ operations, hosts, operators }: ApiOptions): Hono<Ap
     if (wide !== undefined) clusterEvents!.announce();
     return stream ?? fail(c, 503, "too many streams of events are open, or the service stops");
   });
-  api.get("/configuration", (c) => {
-    if (operations.configuration === undefined) return fail(c, 404, "the options belong to the program that embeds the service");
-    const { hash, isReloaded, changed } = operations.configuration;
-    return c.json<Configuration>({ hash, isReloaded, changed });
-  });
-  api.get("/openapi.json", (c) => c.json(openApi(VERSION)));
-  addActions(api, operations, () => agents = undefined);
-  return api;
 }
 
 /** @throws {QueryError} */
