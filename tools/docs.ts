@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { OPERATORS } from "../admin/options.ts";
 import { CLIENTS } from "../client/options.ts";
 import { SERVICES } from "../services.ts";
-import { optionTable } from "../shared/config/table.ts";
+import { optionTable } from "./option_table.ts";
 import { ROOT } from "./executables.ts";
 import { optionTypes } from "./option_types.ts";
 

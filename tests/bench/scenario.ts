@@ -129,7 +129,7 @@ export function usages({ proxy, agent, lb }: Pair): Usages {
 }
 
 /** CPU seconds between two moments. */
-export function cpuBetween(before: Usages, after: Usages) {
+function cpuBetween(before: Usages, after: Usages) {
   const of = (name: "proxy" | "agent") => after[name].cpuSeconds - before[name].cpuSeconds;
   return { proxy: of("proxy"), agent: of("agent"), lb: after.lb && before.lb && after.lb.cpuSeconds - before.lb.cpuSeconds };
 }

@@ -50,7 +50,7 @@ export interface Suite {
   test(name: string, body: (net: Net) => Promise<void>): void;
 }
 
-export async function makePki(): Promise<Pki> {
+async function makePki(): Promise<Pki> {
   const authority = await makeAuthority();
   const server = await authority.issue({ names: ["localhost", "127.0.0.1", "::1"] });
   const client = await authority.issue({ names: ["client"] });

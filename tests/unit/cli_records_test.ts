@@ -10,7 +10,7 @@ import { defineOptions, type ValuesOf } from "../../shared/config/option.ts";
 import { formatRecord, splitRecords } from "../../shared/config/records.ts";
 import { configSchema } from "../../shared/config/schema.ts";
 import { resolve, type Sources } from "../../shared/config/sources.ts";
-import { optionTable } from "../../shared/config/table.ts";
+import { optionTable } from "../../tools/option_table.ts";
 import { refusal } from "../../testing/refusal.ts";
 
 const options = defineOptions({

@@ -10,7 +10,7 @@ import { lbOptions } from "../../lb/options.ts";
 import { proxyOptions } from "../../proxy/options.ts";
 import { resolve } from "../../shared/config/sources.ts";
 import { envOf, type Options, parseValue } from "../../shared/config/option.ts";
-import { optionTable } from "../../shared/config/table.ts";
+import { optionTable } from "../../tools/option_table.ts";
 import { optionTypes } from "../../tools/option_types.ts";
 
 const ROOT = join(import.meta.dirname!, "..", "..");

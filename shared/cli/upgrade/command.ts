@@ -14,7 +14,7 @@ import { findServices, type RunningService } from "./services.ts";
 import { requestSuccessor } from "./takeover.ts";
 
 /** Exit code of --check if there is a newer release. */
-export const NEWER = 3;
+const NEWER = 3;
 
 const MAX_TRUSTED_ROOT = 1 << 20;
 /** Characters of what a new executable prints that are shown. */

@@ -1,5 +1,5 @@
 // Formats options as a table for the documentation.
-import { describeOption, flagOf, type Option, type Options } from "./option.ts";
+import { describeOption, flagOf, type Option, type Options } from "../shared/config/option.ts";
 
 /** A Markdown table of flag, default, meaning, and when a reload applies it. Environment variables and keys follow from the flags. */
 export function optionTable(options: Options): string {
