@@ -30,7 +30,8 @@ export function agentColumns(now: number): Column<AgentState>[] {
   ];
 }
 
-export function tunnelColumns(): Column<TunnelState>[] {
+/** @param now milliseconds since 1970 */
+export function tunnelColumns(now: number): Column<TunnelState>[] {
   return [
     { title: "ID", text: ({ id }) => id },
     { title: "MEMBER", text: ({ member }) => member, max: 48 },
@@ -38,6 +39,7 @@ export function tunnelColumns(): Column<TunnelState>[] {
     { title: "THROUGH", text: ({ peer }) => peer, max: 48 },
     { title: "USER", text: ({ user }) => user },
     { title: "TOKEN", text: ({ tokenId }) => tokenId },
+    { title: "EXPIRES IN", text: ({ tokenExpiresAt }) => formatUntil(tokenExpiresAt, now), align: "right" },
     { title: "AGENT", text: ({ agent }) => agent },
     { title: "DESTINATION", text: ({ destination }) => destination },
     { title: "PROTOCOL", text: ({ protocol, network }) => network === "udp" ? `${protocol}/udp` : protocol },

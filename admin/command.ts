@@ -4,6 +4,7 @@ import { ConfigError, defineOptions, type ValuesOf } from "../shared/config/opti
 import type {
   ActionResult,
   AgentState,
+  ClusterConfiguration,
   ClusterStatus,
   Configuration,
   MemberAnswer,
@@ -14,7 +15,7 @@ import type {
 import { AdminClient } from "./client.ts";
 import { agentColumns, tunnelColumns } from "./columns.ts";
 import { type OperatorOptions, operatorOptions } from "./options.ts";
-import { formatClusterStatus, formatConfiguration, formatStatus } from "./status.ts";
+import { formatClusterConfiguration, formatClusterStatus, formatConfiguration, formatStatus } from "./status.ts";
 import { type Column, escapeText, formatTable } from "./table.ts";
 import { runTop } from "./top_screen.ts";
 
@@ -49,11 +50,11 @@ export const statusCommand: Subcommand<OperatorOptions & ValuesOf<typeof statusO
   options: statusOptions,
   profile: operatorOptions,
   async run(options, terminal) {
-    if (options.configuration && options.cluster) throw new ConfigError("Cannot use both --configuration and --cluster: ask each member");
     const client = await AdminClient.create(options);
     if (options.configuration) {
-      const configuration = await client.get<Configuration>("configuration");
-      return terminal.write(options.json ? `${JSON.stringify(configuration, null, 2)}\n` : formatConfiguration(configuration));
+      const configuration = await client.get<Configuration | ClusterConfiguration>("configuration");
+      const text = "members" in configuration ? formatClusterConfiguration(configuration) : formatConfiguration(configuration);
+      return terminal.write(options.json ? `${JSON.stringify(configuration, null, 2)}\n` : text);
     }
     const status = await client.get<Status | ClusterStatus>("status");
     const text = "members" in status ? formatClusterStatus(status) : formatStatus(status);
@@ -61,11 +62,14 @@ export const statusCommand: Subcommand<OperatorOptions & ValuesOf<typeof statusO
   },
 };
 
+/** The longest time that filters by the expiry of tokens take. */
+const MAX_EXPIRY_MS = 10 * 365 * 86_400_000;
+
 const agentsOptions = defineOptions({
   "agent": { kind: "string", description: "Only the agent with this id." },
   "label": { kind: "list", description: "Only agents with one of these labels, name=value." },
   "token": { kind: "string", description: "Only connections with this token, by its jti." },
-  "expires": { kind: "duration", description: "Only connections whose token expires within this time.", maxMs: 10 * 365 * 86_400_000 },
+  "expires": { kind: "duration", description: "Only connections whose token expires within this time.", maxMs: MAX_EXPIRY_MS },
   "gone": { kind: "boolean", description: "Connections that have ended lately, and why." },
   "sort": {
     kind: "string",
@@ -99,7 +103,7 @@ export const agentsCommand: Subcommand<OperatorOptions & ValuesOf<typeof agentsO
     if (revoke !== undefined) {
       return printResult(terminal, await client.post("tokens/revoke", { tokenId: revoke }), "connections and tunnels closed");
     }
-    const query = queryOf(options, { agent, token, sort, expires: expires === undefined ? undefined : String(Math.ceil(expires / 1_000)) });
+    const query = queryOf(options, { agent, token, sort, expires: secondsOf(expires) });
     for (const each of label) query.append("label", each);
     if (gone) query.append("state", "gone");
     printPage(terminal, options.json, await client.get<Page<AgentState>>(`agents?${query}`), agentColumns(Date.now()));
@@ -110,13 +114,14 @@ const tunnelsOptions = defineOptions({
   "agent": { kind: "string", description: "Only tunnels through the agent with this id." },
   "client": { kind: "string", description: "Only tunnels of the client with this address." },
   "token": { kind: "string", description: "Only tunnels of clients with this token, by its jti." },
+  "expires": { kind: "duration", description: "Only tunnels of clients whose token expires within this time.", maxMs: MAX_EXPIRY_MS },
   "user": { kind: "string", description: "Only tunnels of clients with this name." },
   "destination": { kind: "string", description: "Only tunnels whose destination contains this text." },
   "ended": { kind: "boolean", description: "Tunnels that have ended lately, and why." },
   "sort": {
     kind: "string",
     default: "age",
-    choices: ["age", "rate", "bytes", "client", "agent", "destination", "setup"],
+    choices: ["age", "rate", "bytes", "client", "agent", "destination", "setup", "expires"],
     description: "The order.",
   },
   ...list,
@@ -131,10 +136,11 @@ export const tunnelsCommand: Subcommand<OperatorOptions & ValuesOf<typeof tunnel
   profile: operatorOptions,
   async run(options, terminal) {
     const client = await AdminClient.create(options);
-    const { agent, client: address, token, user, destination, ended, sort, close } = options;
+    const { agent, client: address, token, expires, user, destination, ended, sort, close } = options;
     if (close !== undefined) return printResult(terminal, await client.post("tunnels/close", { id: close }), "tunnel closed");
-    const query = queryOf(options, { agent, client: address, token, user, destination, sort, state: ended ? "ended" : undefined });
-    printPage(terminal, options.json, await client.get<Page<TunnelState>>(`tunnels?${query}`), tunnelColumns());
+    const own = { agent, client: address, token, expires: secondsOf(expires), user, destination, sort, state: ended ? "ended" : undefined };
+    const page = await client.get<Page<TunnelState>>(`tunnels?${queryOf(options, own)}`);
+    printPage(terminal, options.json, page, tunnelColumns(Date.now()));
   },
 };
 
@@ -160,6 +166,11 @@ export const topCommand: Subcommand<OperatorOptions & ValuesOf<typeof topOptions
     await runTop(client, terminal.openFullScreen(), interval);
   },
 };
+
+/** As the API takes a time. */
+function secondsOf(ms: number | undefined): string | undefined {
+  return ms === undefined ? undefined : String(Math.ceil(ms / 1_000));
+}
 
 function queryOf(
   { limit, search, desc }: { limit: number; search: string | undefined; desc: boolean },

@@ -1,5 +1,5 @@
 // The text of `reverse-http status`.
-import type { ClusterStatus, Configuration, FailureCount, Status } from "../shared/service/api/types.ts";
+import type { ClusterConfiguration, ClusterStatus, Configuration, FailureCount, Status } from "../shared/service/api/types.ts";
 import { escapeText, formatTable } from "./table.ts";
 import { formatBytes, formatMs, formatRate, formatSince } from "./units.ts";
 
@@ -34,6 +34,16 @@ export function formatConfiguration({ hash, isReloaded, changed }: Configuration
   return `${table}\n${
     linesOf([["hash", hash], ["last reload", isReloaded ? undefined : "failed: the configuration before it is in force"]])
   }`;
+}
+
+/** The text of `reverse-http status --configuration --cluster`: members with the same configuration have one table. */
+export function formatClusterConfiguration({ members }: ClusterConfiguration): string {
+  const groups = Map.groupBy(members, ({ configuration, error }) => JSON.stringify([configuration, error]));
+  return [...groups.values()].map((group) => {
+    const { configuration, error } = group[0]!;
+    const text = configuration ? formatConfiguration(configuration) : `${escapeText(error ?? "the options are those of a program")}\n`;
+    return `${escapeText(group.map(({ member, service }) => `${service} ${member}`).join(", "))}\n${text}`;
+  }).join("\n");
 }
 
 /** The text of `reverse-http status --cluster`. */

@@ -137,7 +137,7 @@ export function drawTop(state: TopState, data: TopData, { columns, rows }: { col
   const { view, selected } = state;
   const page = data[view];
   const table = view === "tunnels"
-    ? tableLines(data.tunnels?.items ?? [], tunnelColumns().filter(({ title }) => title !== "ID"))
+    ? tableLines(data.tunnels?.items ?? [], tunnelColumns(Date.parse(data.status.at)).filter(({ title }) => title !== "ID"))
     : tableLines(data.agents?.items ?? [], agentColumns(Date.parse(data.status.at)));
   const [titles = "", ...lines] = table.map((line) => fit(line, columns));
   const shown = lines.slice(0, Math.max(0, rows - OTHER_LINES));

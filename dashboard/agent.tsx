@@ -6,8 +6,8 @@ import { DisconnectAgent, RevokeToken } from "./actions.tsx";
 import { loss } from "./agents.tsx";
 import { useSession } from "./api.ts";
 import { Chart } from "./chart.tsx";
-import { Badge, Facts, Text, Time } from "./fields.tsx";
-import { bytes, count, duration, milliseconds, percent, rate, visible } from "./format.ts";
+import { Badge, Expiry, Facts, Text, Time } from "./fields.tsx";
+import { bytes, count, milliseconds, percent, rate, visible } from "./format.ts";
 import { usePolled } from "./poll.ts";
 import { href, type Route } from "./route.ts";
 import { statesToColumns, useStates } from "./states.ts";
@@ -135,14 +135,5 @@ function Labels({ labels }: { labels: Readonly<Record<string, string>> }): JSX.E
         <a key={name} class="label" href={href(["agents"], { label: `${name}=${value}` })}>{visible(`${name}=${value}`)}</a>
       ))}
     </>
-  );
-}
-
-function Expiry({ at }: { at: string }): JSX.Element {
-  const left = Date.parse(at) - Date.now();
-  return (
-    <span>
-      <Time>{at}</Time> ({left > 0 ? `in ${duration(left)}` : "expired"})
-    </span>
   );
 }

@@ -2,8 +2,8 @@
 import type { JSX } from "preact";
 import type { AgentState } from "../shared/service/api/types.ts";
 import { useSession } from "./api.ts";
-import { AgentLink, Badge, Choice, Filters, Text, Time } from "./fields.tsx";
-import { count, duration, milliseconds, percent, rate } from "./format.ts";
+import { AgentLink, Badge, Choice, ExpiryChoice, Filters, Text, Time } from "./fields.tsx";
+import { count, milliseconds, percent, rate, timeLeft } from "./format.ts";
 import type { Route } from "./route.ts";
 import { type Column, Table } from "./table.tsx";
 import { bothRates } from "./tunnels.tsx";
@@ -15,13 +15,6 @@ export function loss({ sentPackets, lostPackets }: AgentState): number | undefin
 
 function labelsOf(labels: Readonly<Record<string, string>>): string {
   return Object.entries(labels).map(([name, value]) => `${name}=${value}`).join(", ");
-}
-
-/** The time until then. */
-function left(time: string | undefined): string {
-  if (time === undefined) return "–";
-  const ms = Date.parse(time) - Date.now();
-  return ms > 0 ? `in ${duration(ms)}` : "expired";
 }
 
 const COLUMNS: readonly Column<AgentState>[] = [
@@ -49,13 +42,18 @@ const COLUMNS: readonly Column<AgentState>[] = [
   },
   { title: "Rate", sort: "rate", isNumber: true, width: "s", cell: (row) => rate(bothRates(row)) },
   { title: "Labels", width: "m", from: "wide", cell: ({ labels = {} }) => <Text>{labelsOf(labels)}</Text> },
-  { title: "Token ends", sort: "expires", isNumber: true, width: "s", from: "wide", cell: ({ tokenExpiresAt }) => left(tokenExpiresAt) },
+  {
+    title: "Token ends",
+    sort: "expires",
+    isNumber: true,
+    width: "s",
+    from: "wide",
+    cell: ({ tokenExpiresAt }) => timeLeft(tokenExpiresAt),
+  },
   { title: "Since", sort: "since", width: "m", from: "wide", cell: ({ since, until }) => <Time>{until ?? since}</Time> },
 ];
 
 const STATES = [["connected", "Connected"], ["gone", "Gone"], ["all", "All"]] as const;
-/** Seconds until the end of the token. */
-const EXPIRIES = [["", "All tokens"], [String(7 * 86_400), "Expiring within a week"]] as const;
 const FILTERS = ["label", "token"] as const;
 
 export function Agents({ route }: { route: Route }): JSX.Element {
@@ -76,7 +74,7 @@ export function Agents({ route }: { route: Route }): JSX.Element {
       keyOf={({ member = "", connection }) => `${member} ${connection}`}
     >
       <Choice route={route} label="State" name="state" choices={STATES} />
-      <Choice route={route} label="Tokens" name="expires" choices={EXPIRIES} />
+      <ExpiryChoice route={route} />
       <Filters route={route} names={FILTERS} />
     </Table>
   );

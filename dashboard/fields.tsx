@@ -1,7 +1,7 @@
 // Small parts that several views share.
 import type { ComponentChildren, JSX } from "preact";
 import type { TunnelState } from "../shared/service/api/types.ts";
-import { dateTime, timeOfDay, visible } from "./format.ts";
+import { dateTime, timeLeft, timeOfDay, visible } from "./format.ts";
 import { href, replaceRoute, type Route } from "./route.ts";
 
 /** Text from a peer. The whole of it is in the tooltip where a table cuts it off. */
@@ -81,6 +81,23 @@ export function Choice({ route, label, name, choices }: ChoiceProps): JSX.Elemen
     >
       {choices.map(([value, title]) => <option key={value} value={value}>{title}</option>)}
     </select>
+  );
+}
+
+/** Seconds until the end of the token. */
+const EXPIRIES = [["", "All tokens"], [String(7 * 86_400), "Expiring within a week"]] as const;
+
+/** A filter by the expiry of tokens. */
+export function ExpiryChoice({ route }: { route: Route }): JSX.Element {
+  return <Choice route={route} label="Tokens" name="expires" choices={EXPIRIES} />;
+}
+
+/** When a token expires. */
+export function Expiry({ at }: { at: string }): JSX.Element {
+  return (
+    <span>
+      <Time>{at}</Time> ({timeLeft(at)})
+    </span>
   );
 }
 

@@ -57,6 +57,13 @@ export function duration(ms: number): string {
   return shown.join(" ");
 }
 
+/** `in 14 d`, or `expired`; a dash if it is unknown. */
+export function timeLeft(expiresAt: string | undefined): string {
+  if (expiresAt === undefined) return "–";
+  const ms = Date.parse(expiresAt) - Date.now();
+  return ms > 0 ? `in ${duration(ms)}` : "expired";
+}
+
 /** A share between 0 and 1 as `1.2 %`; a dash if it is unknown. */
 export function percent(share: number | undefined): string {
   return share === undefined ? "–" : `${share === 0 ? "0" : (share * 100).toFixed(share < 0.1 ? 2 : 1)} %`;

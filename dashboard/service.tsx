@@ -1,7 +1,7 @@
 // The service itself: its state, and the actions on the whole of it.
 import type { JSX } from "preact";
 import { useState } from "preact/hooks";
-import type { ClusterStatus, Configuration, LogLevelRequest, Sample, Status } from "../shared/service/api/types.ts";
+import type { ClusterConfiguration, ClusterStatus, Configuration, LogLevelRequest, Sample, Status } from "../shared/service/api/types.ts";
 import { useIsOperator, useSession } from "./api.ts";
 import { ActionButton } from "./dialog.tsx";
 import { Facts, Text, Time } from "./fields.tsx";
@@ -11,9 +11,9 @@ import { usePolled } from "./poll.ts";
 const LEVELS: readonly LogLevelRequest["level"][] = ["debug", "info", "warn", "error"];
 
 export function Service(): JSX.Element {
-  const { own, status, reload } = useSession();
+  const { own, status, isWide, reload } = useSession();
   const isOperator = useIsOperator();
-  const { problems } = status;
+  const { problems, earlierProcesses: earlier } = status;
   return (
     <>
       <h1>Service</h1>
@@ -30,6 +30,7 @@ export function Service(): JSX.Element {
                 <Time>{status.startedAt}</Time> ({duration(Date.parse(status.at) - Date.parse(status.startedAt))} ago)
               </span>,
             ],
+            ["Handed over by", earlier && `processes that finish what is open: ${earlier.join(", ")}`],
             ["Ready", status.ready ? "yes" : `no: ${Object.values(problems).join(", ")}`],
             ["Memory", bytes(ownSample(status).memory)],
             ["Your role", status.role],
@@ -38,7 +39,7 @@ export function Service(): JSX.Element {
         />
       </section>
       {"members" in status && <Members members={status.members} />}
-      <Options />
+      {isWide ? <ClusterOptions /> : <OwnOptions />}
       {isOperator && (
         <div class="buttons">
           <ActionButton title="Reload the files" isHarmless run={() => own.post("reload", {})} done={reload}>
@@ -62,16 +63,48 @@ function ownSample(status: Status | ClusterStatus): Sample {
   return (own ?? status).now;
 }
 
-/** The options that differ from the defaults. */
-function Options(): JSX.Element | null {
+/** The options of this service. */
+function OwnOptions(): JSX.Element | null {
   const { own, status } = useSession();
   const { value } = usePolled((signal) => own.get<Configuration>("configuration", {}, signal), { subject: status.instance });
-  if (value === undefined) return null; // those of a program that embeds the service are its own
+  return value === undefined ? null : <Options configuration={value} />; // those of a program that embeds the service are its own
+}
+
+/** The options of all members, a table for those that have the same. */
+function ClusterOptions(): JSX.Element {
+  const { api, status } = useSession();
+  const { value } = usePolled((signal) => api.get<ClusterConfiguration>("configuration", {}, signal), { subject: status.instance });
+  const groups = new Map<string, { readonly configuration: Configuration; readonly names: string[] }>();
+  for (const { member, service, configuration } of value?.members ?? []) {
+    if (configuration === undefined) continue;
+    const key = JSON.stringify([service, configuration]);
+    const group = groups.get(key) ?? { configuration, names: [] };
+    groups.set(key, group);
+    group.names.push(`${service} ${member}`);
+  }
   return (
-    <section class="card" aria-labelledby="options">
-      <h2 id="options">Options that differ from the defaults</h2>
-      {!value.isReloaded && <p class="error">The last reload has failed: the configuration before it is in force.</p>}
-      {value.changed.length === 0 ? <p class="empty">None.</p> : (
+    <>
+      {[...groups].map(([key, { configuration, names }]) => <Options key={key} configuration={configuration} of={names.join(", ")} />)}
+    </>
+  );
+}
+
+/**
+ * The options that differ from the defaults.
+ * @param of the services that have them. Default: this one
+ */
+function Options({ configuration: { isReloaded, changed }, of }: { configuration: Configuration; of?: string }): JSX.Element {
+  const title = "Options that differ from the defaults";
+  return (
+    <section class="card" aria-label={of === undefined ? title : `${title}: ${visible(of)}`}>
+      <h2>{title}</h2>
+      {of !== undefined && (
+        <p>
+          <Text>{of}</Text>
+        </p>
+      )}
+      {!isReloaded && <p class="error">The last reload has failed: the configuration before it is in force.</p>}
+      {changed.length === 0 ? <p class="empty">None.</p> : (
         <table class="members">
           <thead>
             <tr>
@@ -79,7 +112,7 @@ function Options(): JSX.Element | null {
             </tr>
           </thead>
           <tbody>
-            {value.changed.map((option) => (
+            {changed.map((option) => (
               <tr key={option.name}>
                 <td>{option.name}</td>
                 <td>

@@ -5,7 +5,7 @@ import type { TunnelState } from "../shared/service/api/types.ts";
 import { CloseTunnel, RevokeToken } from "./actions.tsx";
 import { ApiError, useSession } from "./api.ts";
 import { Chart } from "./chart.tsx";
-import { AgentLink, Badge, Direction, Facts, Text, Time } from "./fields.tsx";
+import { AgentLink, Badge, Direction, Expiry, Facts, Text, Time } from "./fields.tsx";
 import { bytes, duration, milliseconds, rate } from "./format.ts";
 import { usePolled } from "./poll.ts";
 import { href } from "./route.ts";
@@ -60,6 +60,7 @@ export function TunnelPage({ id }: { id: string }): JSX.Element {
                   </code>,
                 ],
                 ["User", tunnel.user && <Text key="user">{tunnel.user}</Text>],
+                ["Token expires", tunnel.tokenExpiresAt && <Expiry key="expires" at={tunnel.tokenExpiresAt} />],
                 ["Member", tunnel.member && <Text key="member">{tunnel.member}</Text>],
               ]}
             />

@@ -1,8 +1,8 @@
 // The list of tunnels.
 import type { JSX } from "preact";
 import type { TunnelState } from "../shared/service/api/types.ts";
-import { AgentLink, Badge, Choice, Filters, Text, TunnelLink } from "./fields.tsx";
-import { bytes, duration, milliseconds, rate } from "./format.ts";
+import { AgentLink, Badge, Choice, ExpiryChoice, Filters, Text, TunnelLink } from "./fields.tsx";
+import { bytes, duration, milliseconds, rate, timeLeft } from "./format.ts";
 import type { Route } from "./route.ts";
 import { type Column, Table } from "./table.tsx";
 
@@ -41,6 +41,7 @@ const COLUMNS: readonly Column<TunnelState>[] = [
   { title: "Rate", sort: "rate", isNumber: true, width: "s", cell: (row) => rate(bothRates(row)) },
   { title: "Bytes", sort: "bytes", isNumber: true, width: "s", from: "medium", cell: (row) => bytes(row.sent + row.received) },
   { title: "Set-up", sort: "setup", isNumber: true, width: "s", from: "wide", cell: (row) => milliseconds(row.setupMs) },
+  { title: "Token ends", sort: "expires", isNumber: true, width: "s", from: "wide", cell: (row) => timeLeft(row.tokenExpiresAt) },
   { title: "Age", sort: "age", isNumber: true, width: "s", from: "medium", cell: (row) => duration(row.ageMs) },
 ];
 
@@ -53,7 +54,7 @@ const FILTERS = ["agent", "client", "token", "destination", "connection"] as con
 export function Tunnels({ route, agent, isPart }: { route: Route; agent?: string; isPart?: boolean }): JSX.Element {
   const state = route.query.get("state") ?? "open";
   const filters = {
-    ...Object.fromEntries(FILTERS.map((name) => [name, route.query.get(name) ?? ""])),
+    ...Object.fromEntries([...FILTERS, "expires"].map((name) => [name, route.query.get(name) ?? ""])),
     ...agent === undefined ? {} : { agent },
     state: { open: ["connecting", "open"], ended: ["ended"], all: ["connecting", "open", "ended"] }[state],
   };
@@ -69,6 +70,7 @@ export function Tunnels({ route, agent, isPart }: { route: Route; agent?: string
       keyOf={({ member = "", id }) => `${member} ${id}`}
     >
       <Choice route={route} label="State" name="state" choices={STATES} />
+      <ExpiryChoice route={route} />
       <Filters route={route} names={FILTERS} />
     </Table>
   );

@@ -200,10 +200,11 @@ export class ClientSession {
   }
 
   /** Records whose request it is, also where another session of the same client has verified that. */
-  adopt({ agentId, tokenId, subject, name, groups }: Identity): void {
+  adopt({ agentId, tokenId, expiresAt, subject, name, groups }: Identity): void {
     const { record } = this;
     record.agent = agentId || undefined;
     record.token = tokenId;
+    record.tokenExpiresAt = expiresAt;
     record.subject = subject;
     record.name = name;
     record.groups = groups;

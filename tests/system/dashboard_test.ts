@@ -163,14 +163,18 @@ describe("the dashboard", () => {
     await page.close();
   });
 
-  itBrowses("shows which tokens end soon, and which options differ from the defaults", async () => {
+  itBrowses("shows which tokens end soon, which options differ from the defaults, and the processes before a hand-over", async () => {
     await using fake = await FakeAdmin.start({ agents: 10, tunnels: 10, files });
     const { page, problems } = await open(fake, "#/agents");
-    const asked = page.waitForRequest((request) => request.url().includes("expires=604800"));
-    await page.getByLabel("Tokens").selectOption("Expiring within a week");
-    await asked;
+    for (const view of ["agents", "tunnels"]) {
+      await page.goto(`${fake.url}#/${view}`);
+      const asked = page.waitForRequest((request) => request.url().includes(`/${view}?`) && request.url().includes("expires=604800"));
+      await page.getByLabel("Tokens").selectOption("Expiring within a week");
+      await asked;
+    }
     await page.getByRole("link", { name: "Service" }).click();
     await page.getByRole("row", { name: "log.level debug info /etc/reverse-http/config.yaml:3" }).waitFor();
+    await page.getByText("processes that finish what is open: 1713").waitFor();
     assert.deepEqual(problems, []);
     await page.close();
   });

@@ -383,6 +383,25 @@ describe("operators", () => {
     });
   });
 
+  it("list open tunnels by the expiry of their clients' tokens", () => {
+    const key = makeTokenKey();
+    let password = "";
+    return withApi(async ({ net, proxy, get }) => {
+      const tunnel = await openTunnel(net, proxy, await listenTcp(net), password);
+      const { items: [found] } = (await get("tunnels?expires=100000&sort=expires")).body as Page<TunnelState>;
+      assert.ok(Date.parse(found!.tokenExpiresAt!) > Date.now());
+      assert.equal((await get("tunnels?expires=10")).body.total, 0);
+      tunnel.client.close();
+      tunnel.server.close();
+    }, async (folder) => {
+      const publicKey = join(folder.path, "public.pem");
+      writeFileSync(publicKey, key.publicPem);
+      writeFileSync(join(folder.path, "agent-token"), await tokenOf(key.privatePem), { mode: 0o600 });
+      password = await tokenOf(key.privatePem, "client");
+      return { auth: { type: "jwt", jwt: { publicKey: [publicKey] } } };
+    });
+  });
+
   it("cannot revoke tokens or set the level of a log that the service does not have", () =>
     withApi(async ({ post }) => {
       assert.equal((await post("tokens/revoke", { tokenId: "x" })).status, 409);
@@ -398,8 +417,8 @@ describe("operators", () => {
     }));
 });
 
-async function tokenOf(privatePem: string): Promise<string> {
-  return await signToken(parsePrivateKey(privatePem), { agentId: AGENT_ID, role: "agent", durationMs: 3_600_000 });
+async function tokenOf(privatePem: string, role: "agent" | "client" = "agent"): Promise<string> {
+  return await signToken(parsePrivateKey(privatePem), { agentId: AGENT_ID, role, durationMs: 3_600_000 });
 }
 
 describe("a token file", () => {

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { AdminClient } from "../../admin/client.ts";
 import { agentColumns, tunnelColumns } from "../../admin/columns.ts";
-import { formatStatus } from "../../admin/status.ts";
+import { formatClusterConfiguration, formatStatus } from "../../admin/status.ts";
 import { escapeText, fit, formatTable, pad, widthOf } from "../../admin/table.ts";
 import { drawTop, initialState, pressKey, queryOf, type TopData, type TopState } from "../../admin/top.ts";
 import { runTop } from "../../admin/top_screen.ts";
@@ -110,7 +110,7 @@ describe("tables", () => {
   });
 
   it("say of a tunnel which direction has ended or waits", () => {
-    const text = formatTable([tunnel("1", { sending: "ended", receiving: "blocked" })], tunnelColumns());
+    const text = formatTable([tunnel("1", { sending: "ended", receiving: "blocked" })], tunnelColumns(NOW));
     assert.match(text, /open, sending ended, receiving blocked/);
   });
 
@@ -119,6 +119,20 @@ describe("tables", () => {
     assert.match(text, /^service +proxy 0\.1\.0 on gate, for 1h5m\nready +no: store: no answer\n/);
     assert.match(text, /\n {4}4 {2}refused {2}connection_refused\n$/);
     assert.ok(!hasControls(formatStatus({ ...status, host: HOSTILE, problems: { store: HOSTILE } })));
+  });
+});
+
+describe("status --configuration --cluster", () => {
+  it("prints one table for members with the same options, and who has none or did not answer", () => {
+    const changed = [{ name: "log.level", value: "debug", default: "info", origin: "--log.level" }];
+    const configuration = { hash: "0123456789ab", isReloaded: true, changed };
+    const member = (i: number, more: object) => ({ member: `10.0.0.${i}:9090`, service: "proxy" as const, host: HOSTILE, ...more });
+    const text = formatClusterConfiguration({
+      members: [member(1, { configuration }), member(2, { configuration }), member(3, {}), member(4, { error: HOSTILE })],
+    });
+    assert.match(text, /^proxy 10\.0\.0\.1:9090, proxy 10\.0\.0\.2:9090\nOPTION[^]*log\.level[^]*\n\nproxy 10\.0\.0\.3:9090\n/);
+    assert.equal(text.split("log.level ").length, 2);
+    assert.ok(!hasControls(text));
   });
 });
 

@@ -12,7 +12,7 @@ import { type Proxy, startProxy } from "../../proxy/proxy.ts";
 import { proxyOptions } from "../../proxy/options.ts";
 import { withDefaults } from "../../shared/config/defaults.ts";
 import type { Net } from "../../shared/net/net.ts";
-import type { ClusterStatus, Events, Page, Sample, TunnelState } from "../../shared/service/api/types.ts";
+import type { ClusterConfiguration, ClusterStatus, Events, Page, Sample, TunnelState } from "../../shared/service/api/types.ts";
 import { sumFailureHistories, sumHistories } from "../../shared/service/api/cluster_sums.ts";
 import { Directory, MAX_MEMBERS } from "../../shared/service/cluster/directory.ts";
 import { ClusterKey } from "../../shared/service/cluster/key.ts";
@@ -71,7 +71,12 @@ async function withCluster(
         admin: adminOf(port),
         ...optionsOf(folder, i),
       });
-      const proxy = await startProxy(options, { net, log, store });
+      const configuration = {
+        hash: `0123456789a${i}`,
+        isReloaded: true,
+        changed: [{ name: "log.level", value: "debug", origin: "--log.level" }],
+      };
+      const proxy = await startProxy(options, { net, log, store, configuration });
       const connect = (agentId: string) =>
         startAgent(withDefaults(agentOptions, { agentClient: { serverAddress: [proxy.agentAddress] }, auth: { noauth: { agentId } } }), {
           net,
@@ -121,6 +126,21 @@ async function until(check: () => Promise<boolean>): Promise<void> {
 const membersOf = ({ members = [] }: Pick<Page<unknown>, "members">) => members.map(({ member, error }) => [member, error]);
 
 describe("each member of a cluster", () => {
+  it("has the options of all members, but of those that a program has embedded", () =>
+    withCluster(async ({ proxies: [one, two], lb, get }) => {
+      for (const asked of [one!, two!, lb]) {
+        const { members } = (await get(asked, "configuration?scope=cluster")).body as ClusterConfiguration;
+        const hashes = members.map(({ member, error, configuration }) => [member, error, configuration?.hash]);
+        assert.deepEqual(hashes.sort(), [
+          [one!.address, undefined, "0123456789a0"],
+          [two!.address, undefined, "0123456789a1"],
+          [lb.address, undefined, undefined],
+        ]);
+      }
+      assert.equal((await get(two!, "configuration")).body.hash, "0123456789a1");
+      assert.equal((await get(lb, "configuration")).status, 404);
+    }));
+
   it("lists the agents of all proxies, in one order and in pages, and counts them", () =>
     withCluster(async ({ proxies: [one, two], lb, get }) => {
       for (const asked of [one!, two!, lb]) {

@@ -76,12 +76,12 @@ export interface Part<T> {
   readonly status?: number;
 }
 
-/** Asks members for what `own` returns for this service. */
+/** Asks members for what `own` returns for this service; `undefined` if it has nothing. */
 export async function gather<T extends object>(
   { cluster, includesSelf, others }: Wide,
   c: Context<ApiEnv>,
   path: string,
-  own: () => T,
+  own: () => T | undefined,
 ): Promise<Part<T>[]> {
   const value = own(); // also checks the query
   const answers = await cluster.ask({ operator: c.get("operator"), method: "GET", path, to: others });

@@ -7,6 +7,11 @@ import { type AgentState, FAILURE_KINDS, type TunnelState } from "./types.ts";
 
 const seconds = (text: string) => /^[0-9]{1,9}$/.test(text) ? Number(text) : 0;
 
+/** Whether a time is within the next seconds, or over. */
+function isWithin(ms: number | undefined, text: string): boolean {
+  return ms !== undefined && ms - Date.now() <= seconds(text) * 1_000;
+}
+
 export const AGENTS: Listing<AgentState> = {
   filters: {
     agent: ({ id }, value) => id === value,
@@ -16,8 +21,7 @@ export const AGENTS: Listing<AgentState> = {
       return Object.hasOwn(labels, name) && labels[name] === rest.join("=");
     },
     token: ({ tokenId }, value) => tokenId === value,
-    expires: ({ tokenExpiresAt }, value) =>
-      tokenExpiresAt !== undefined && Date.parse(tokenExpiresAt) - Date.now() <= seconds(value) * 1_000,
+    expires: ({ tokenExpiresAt }, value) => isWithin(tokenExpiresAt === undefined ? undefined : Date.parse(tokenExpiresAt), value),
   },
   defaults: { state: ["connected", "draining"] },
   values: { state: ["connected", "draining", "gone"] },
@@ -59,6 +63,7 @@ export const TUNNELS: Listing<LiveTunnel> = {
     agent: ({ agent }, value) => agent === value,
     client: isClient,
     token: ({ token }, value) => token === value,
+    expires: ({ tokenExpiresAt }, value) => isWithin(tokenExpiresAt, value),
     user: (tunnel, value) => userOf(tunnel) === value,
     destination: ({ destination = "" }, value) => destination.includes(value),
     connection: ({ via }, value) => via?.connection === value,
@@ -75,6 +80,7 @@ export const TUNNELS: Listing<LiveTunnel> = {
     agent: ({ agent }) => agent,
     destination: ({ destination }) => destination,
     setup: ({ startedAt, connectedAt }) => connectedAt === undefined ? undefined : connectedAt - startedAt,
+    expires: ({ tokenExpiresAt }) => tokenExpiresAt,
   },
 };
 
@@ -87,6 +93,7 @@ export const TUNNEL_ORDERS: Readonly<Record<string, Key<TunnelState>>> = {
   agent: ({ agent }) => agent,
   destination: ({ destination }) => destination,
   setup: ({ setupMs }) => setupMs,
+  expires: ({ tokenExpiresAt }) => tokenExpiresAt,
 };
 
 export const FAILURES: Listing<Failed> = {

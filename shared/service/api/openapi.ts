@@ -78,7 +78,7 @@ export function openApi(version: string): object {
           responses: { 200: { description: "Success", content: { [EVENT_STREAM]: { schema: { type: "string" } } } }, ...errors },
         },
       },
-      "/configuration": read("The options that differ from the defaults", ref("Configuration"), [], false),
+      "/configuration": read("The options that differ from the defaults", ref("AnyConfiguration")),
       "/openapi.json": read("This document", { type: "object" }, [], false),
       "/tunnels/close": act("Reset a tunnel", "CloseTunnelRequest"),
       "/agents/disconnect": act("Close connections of an agent, and refuse it for a time", "DisconnectRequest"),

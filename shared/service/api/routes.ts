@@ -16,6 +16,7 @@ import type { Operations } from "./operations.ts";
 import { checkOneOf, QueryError, select } from "./query.ts";
 import type {
   AgentState,
+  ClusterConfiguration,
   ClusterStatus,
   Configuration,
   Failure,
@@ -100,10 +101,19 @@ function addService(api: Hono<ApiEnv>, operations: Operations): void {
     const parts = await gather<Sample[]>(proxiesOf(wide), c, "history", () => activity.history());
     return c.json(sumHistories(valuesOf(parts)));
   });
-  api.get("/configuration", (c) => {
-    if (operations.configuration === undefined) return fail(c, 404, "the options belong to the program that embeds the service");
-    const { hash, isReloaded, changed } = operations.configuration;
-    return c.json<Configuration>({ hash, isReloaded, changed });
+  api.get("/configuration", async (c) => {
+    const { wide } = await scopeOf(c, cluster);
+    const own = configurationOf(operations);
+    if (wide !== undefined) {
+      const parts = await gather(wide, c, "configuration", () => own);
+      const members = parts.map(({ answer, value, status }) => ({
+        ...answer,
+        error: status === 404 ? undefined : answer.error,
+        configuration: value,
+      }));
+      return c.json<ClusterConfiguration>({ members });
+    }
+    return own === undefined ? fail(c, 404, "the options belong to the program that embeds the service") : c.json<Configuration>(own);
   });
   api.get("/openapi.json", (c) => c.json(openApi(VERSION)));
 }
@@ -127,6 +137,13 @@ function statusOf(operations: Operations, instance: string, role: Role): Status 
     now: activity.current(operations.population()),
     failures: activity.failures.counts(performance.now()),
   };
+}
+
+/** Missing if a program embeds the service. */
+function configurationOf({ configuration }: Operations): Configuration | undefined {
+  if (configuration === undefined) return undefined;
+  const { hash, isReloaded, changed } = configuration;
+  return { hash, isReloaded, changed };
 }
 
 /** Agents and tunnels. */

@@ -64,6 +64,8 @@ export const SCHEMAS: Readonly<Record<string, Schema>> = {
     isReloaded: flag,
     changed: listOf(object({ name: text, value: text, origin: text }, { default: text })),
   }),
+  AnyConfiguration: { oneOf: [ref("Configuration"), ref("ClusterConfiguration")] },
+  ClusterConfiguration: object({ members: listOf(memberWith({ configuration: ref("Configuration") })) }),
   MemberAnswer: memberWith(),
   Sample: object({
     at: time,
@@ -122,6 +124,7 @@ export const SCHEMAS: Readonly<Record<string, Schema>> = {
     peer: text,
     agent: text,
     tokenId: text,
+    tokenExpiresAt: time,
     user: text,
     destination: text,
     via: object({ address: text }, { connection: text, link }),

@@ -78,6 +78,12 @@ export interface Configuration {
   readonly changed: readonly ChangedOption[];
 }
 
+/** The options of all members of a cluster. */
+export interface ClusterConfiguration {
+  /** Without options where a program has embedded the service: they are its own. */
+  readonly members: readonly (MemberAnswer & { readonly configuration?: Configuration })[];
+}
+
 /** What graphs show. One is taken every two seconds, and those of the last ten minutes are kept. */
 export interface Sample {
   readonly at: string;
@@ -159,6 +165,7 @@ export interface TunnelState {
   readonly peer?: string;
   readonly agent?: string;
   readonly tokenId?: string;
+  readonly tokenExpiresAt?: string;
   /** Who the client is, by its token or its identity provider: the name that people know, or else an id. */
   readonly user?: string;
   readonly destination?: string;

@@ -25,6 +25,8 @@ export interface LiveTunnel {
   agent?: string;
   /** The `jti` of the client's token. */
   token?: string;
+  /** When that expires, in milliseconds since 1970. */
+  tokenExpiresAt?: number;
   /** See {@link Identity.subject} and {@link Identity.name}. */
   subject?: string;
   name?: string;
@@ -108,6 +110,7 @@ export function describeTunnel(tunnel: LiveTunnel, now: number): TunnelState {
     peer,
     agent,
     tokenId: token,
+    tokenExpiresAt: tunnel.tokenExpiresAt === undefined ? undefined : new Date(tunnel.tokenExpiresAt).toISOString(),
     user: userOf(tunnel),
     destination: destination && printable(destination, MAX_TEXT),
     protocol,
