@@ -53,16 +53,23 @@ export function explainFailure(error: unknown, address: string, options: AgentOp
     case "name-timed-out":
       return { reason, remedy: "do the name servers of this machine respond?" };
     case "tls":
+      if (reason.includes(" over HTTPS: ")) {
+        return { reason, remedy: "if the port expects plain HTTP, write ws: in --agent-client.websocket-url" };
+      }
       return { reason, remedy: tlsAdvice(error, AGENT_TLS, options.agentClient.tls.file.rootCa) };
     case "reset":
-      return { reason, remedy: reason.includes("response to the WebSocket request") ? WEB_SOCKET_ADVICE : undefined };
+      return { reason, remedy: reason.includes("the WebSocket request") ? webSocketAdvice(reason, options) : undefined };
     default:
       return { reason };
   }
 }
 
-const WEB_SOCKET_ADVICE =
-  "does --agent-client.websocket-url lead to the proxy's clients' port, and has that this --agent-server.websocket-path?";
+/** Servers of HTTPS respond to plain HTTP with 400, a TLS alert, or the end of the connection. */
+function webSocketAdvice(reason: string, { agentClient: { websocketUrl } }: AgentOptions): string {
+  const isPlain = websocketUrl?.slice(0, 3).toLowerCase() === "ws:";
+  if (isPlain && !/ is (?!400\b)\d{3}\b/.test(reason)) return "if the port expects TLS, write wss: in --agent-client.websocket-url";
+  return "does --agent-client.websocket-url lead to the proxy's clients' port, and is its path that of --agent-server.websocket-path?";
+}
 
 /**
  * Closes a connection on which something failed, and returns the error to report: the proxy's close reason says more than the reset of a

@@ -80,6 +80,7 @@ export class Connections {
     const issued = credentials ? undefined : new IssuedCredentials({ auth: options.auth, sessions, log, fetch: given.fetch });
     this.#issued = issued;
     this.#read = () => (credentials ?? issued!).read();
+    const explain = (error: unknown, { address }: ProxyEndpoint) => describeConnectError(error, address, options);
     const link = new SessionOpener({
       net,
       log,
@@ -97,15 +98,15 @@ export class Connections {
       congestion: congestionControl,
       session: { hello: given.hello, tunnels: given.tunnels },
       onChange: given.onChange,
+      explain,
       signal,
     });
     // a single connection uses the first address of a name that responds; several use one address each
     const targets = new ProxyEndpoints(shuffle(serverAddress, random), connections > 1 ? resolve : undefined);
     const vias = new Set(targets.all.map((target) => viaOf(outbound.proxyFor(target))).filter((via) => via !== undefined));
     log.info("connecting", { proxy: serverAddress.join(","), via: [...vias].join(",") || undefined }); // without a response, nothing else is logged for a while
-    this.#running = Array.from({ length: connections }, () => {
-      const explain = (error: unknown, { address }: ProxyEndpoint) => describeConnectError(error, address, options);
-      return new Reconnector({
+    this.#running = Array.from({ length: connections }, () =>
+      new Reconnector({
         targets,
         open: (target, outageMs) => link.open(target, outageMs),
         watch: (session, target) => link.watch(session, target),
@@ -118,14 +119,13 @@ export class Connections {
         random,
         log,
         signal,
-      }).run();
-    });
+      }).run());
     const { file } = credentials ?? {};
     if (file === undefined) return;
     this.#watch = new CredentialsWatch({ file, read: this.#read, sessions, intervalMs: given.tokenIntervalMs, log });
   }
 
-  /** As of the credentials that were read last. */
+  /** The agent id of the last credentials that were read. */
   get agentId(): string {
     return this.#agentId;
   }

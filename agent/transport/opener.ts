@@ -50,6 +50,8 @@ export interface SessionOpenerOptions {
   readonly congestion: QuicTransport["congestion"];
   readonly session: Pick<SessionOptions, "hello" | "tunnels">;
   readonly onChange: (change: TransportChange) => void;
+  /** Describes why a connection has failed, with a remedy. */
+  readonly explain: (error: unknown, target: ProxyEndpoint) => string;
   /** Cancels everything that is not open yet. */
   readonly signal: AbortSignal;
 }
@@ -171,7 +173,7 @@ export class SessionOpener {
     attemptDelayMs: number,
     signal: AbortSignal,
   ): Promise<AgentSession> {
-    const { net, log, policy } = this.#options;
+    const { net, log, policy, explain } = this.#options;
     const alpn = kind === "quic" ? ALPN : TLS_ALPN;
     const connect = (signal: AbortSignal) => this.#connectOnce(kind, target, access, alpn, HANDSHAKE_TIMEOUT_MS, signal);
     const attempt = connectHedged(connect, { restartMs: attemptDelayMs, signal });
@@ -180,7 +182,7 @@ export class SessionOpener {
       const isAnswer = error instanceof NetError && (error.code === "tls" || (error.code === "reset" && kind === "websocket"));
       const isViaProxy = access.outbound.proxyFor(routeTo(target, kind, this.#options.webSocket).server) !== undefined;
       const isTelling = isAnswer || (isViaProxy && error instanceof NetError && error.code !== "cancelled");
-      if (policy.isAutomatic && isTelling) this.#reportFailure(kind, target, error.message);
+      if (policy.isAutomatic && isTelling) this.#reportFailure(kind, target, explain(error, target));
       throw error;
     });
   }

@@ -51,6 +51,42 @@ describe("an agent's description of a failure", () => {
     assert.match(describeConnectError(error, "a:1", given), /does its --agent-server\.tcp-listen-address have this port\?$/);
   });
 
+  for (
+    const [what, url, message, remedy] of [
+      [
+        "a path that does not exist",
+        "ws://proxy/agents",
+        "the response to the WebSocket request for /agents is 405 Method Not Allowed",
+        /is its path that of/,
+      ],
+      [
+        "plain HTTP to a port for TLS",
+        "ws://proxy/agents",
+        "the response to the WebSocket request for /agents is 400 Bad Request",
+        /write wss: in/,
+      ],
+      [
+        "a port that answers plain HTTP with a TLS alert",
+        "WS://proxy/agents",
+        "no valid response to the WebSocket request: The head contains the control character 0x15",
+        /write wss: in/,
+      ],
+      ["400 over TLS", "wss://proxy/agents", "the response to the WebSocket request for /agents is 400 Bad Request", /is its path that of/],
+    ] as const
+  ) {
+    it(`has a remedy for the wrong URL of a WebSocket: ${what}`, () => {
+      const given = options("noauth");
+      given.agentClient.websocketUrl = url;
+      const error = new NetError("reset", `Cannot connect to proxy:80: ${message}`, { remote: true });
+      assert.match(describeConnectError(error, "a:1", given), remedy);
+    });
+  }
+
+  it("has a remedy for TLS to a port for plain HTTP", () => {
+    const error = new NetError("tls", "Cannot connect to proxy:443 over HTTPS: received corrupt message of type InvalidContentType");
+    assert.match(describeConnectError(error, "a:1", options("noauth")), /write ws: in --agent-client\.websocket-url$/);
+  });
+
   for (const alert of ["CertificateRequired", "UnknownCA", "CertificateRevoked"]) {
     it(`asks for a client certificate if the proxy refuses that of the agent: ${alert}`, () => {
       const error = new NetError("tls", `Cannot connect to a:1: aborted by peer: received fatal alert: ${alert}`, { remote: true });

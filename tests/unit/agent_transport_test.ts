@@ -130,7 +130,10 @@ describe("an agent", () => {
         agentClient: { websocketUrl: "ws:///agents" },
       });
       const { reason } = await log.waitFor("the proxy cannot be reached within a WebSocket either");
-      assert.match(String(reason), /the response to the WebSocket request for \/agents is 405 /);
+      assert.match(
+        String(reason),
+        /the response to the WebSocket request for \/agents is 405 .*; does --agent-client\.websocket-url lead to/,
+      );
       await proxyLog.waitFor("request", { status: 405 }, 2);
       assert.equal(log.logged("the proxy cannot be reached within a WebSocket either").length, 1);
     }));
