@@ -2,7 +2,7 @@
 # pproxy and proxy.py drop a response that comes after the client has half-closed; proxy-chain and proxy deliver it.
 #
 # Versions: pproxy 2.7.9, proxy.py 2.4.10 (Python 3.11), proxy-chain 3.0.1, proxy 4.1.0 (Node.js 20).
-# Behaviour: in a CONNECT tunnel each direction ends on its own (TCP half-close). A client sends 100,000 bytes, shuts its sending side down
+# Behaviour: in a CONNECT tunnel each direction ends separately (TCP half-close). A client sends 100,000 bytes, shuts its sending side down
 #   and waits for the result, as `ssh host 'cat > file'`, `nc -N` and many line protocols do. pproxy and proxy.py close both directions
 #   when the first one ends, and the result never arrives. The client sees a clean end without data.
 # Output seen: "pproxy: nothing", "proxy.py: nothing", "proxy-chain: received 100000", "proxy: received 100000".

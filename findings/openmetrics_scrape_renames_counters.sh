@@ -2,9 +2,9 @@
 # prom-client renames counters for good when metrics are served as OpenMetrics once.
 #
 # Versions: prom-client 15.1.3 (Node.js 20).
-# Behaviour: a registry can serve the Prometheus text format or OpenMetrics. For OpenMetrics it removes `_total` from a counter's name where the
-#   format wants that, but removes it from the counter itself. When the same registry serves the Prometheus format again, the samples have
-#   another name: `requests` instead of `requests_total`.
+# Behaviour: a registry can serve the Prometheus text format or OpenMetrics, which omits `_total` in the lines that describe a counter. To do
+#   so, the registry changes the name of the counter itself. When it serves the Prometheus format again, the samples are named `requests`
+#   instead of `requests_total`.
 # Output seen: "before: requests_total 1", "as OpenMetrics: requests_total 1", "after: requests 1".
 # Why users care: a server that chooses the format by the Accept header, as scrapers expect, loses the series of all counters for every other
 #   scraper after the first one that asks for OpenMetrics. Rates and alerts on them stop without an error.
