@@ -22,7 +22,7 @@ export interface ProxyOptions {
         key?: string;
         /** `--agent-server.tls.file.cert`: The server's certificate chain, PEM. */
         cert?: string;
-        /** `--agent-server.tls.file.next-cert`: Certificate, PEM, that will replace cert: agents that know the proxy by a pin are told that of its public key, and store it. */
+        /** `--agent-server.tls.file.next-cert`: Certificate, PEM, that will replace cert: its public key's pin is sent to agents that trust the proxy by a pin, which store it. */
         nextCert?: string;
         /** `--agent-server.tls.file.client-ca`: Require certificates of these authorities from agents, PEM. */
         clientCa?: string;
@@ -93,14 +93,14 @@ export interface ProxyOptions {
   };
   /** `--socks.*` */
   socks?: {
-    /** `--socks.listen-address`: TCP address for SOCKS 5 alone, without TLS; by default none: http-proxy.listen-address accepts SOCKS 5 too. */
+    /** `--socks.listen-address`: TCP address for SOCKS 5 only, without TLS; by default none, as http-proxy.listen-address accepts SOCKS 5 too. */
     listenAddress?: string;
     /** `--socks.udp-ports`: Ports for UDP ASSOCIATE, first-last; each association needs one. By default the system chooses. */
     udpPorts?: string;
     /** `--socks.udp-address`: Address, without a port, to which clients of UDP ASSOCIATE send datagrams, where NAT or a container changes it; by default the one to which they have connected. */
     udpAddress?: string;
   };
-  /** `--forward`: Publish a destination of an agent at an address of its own, for clients that use no proxy. */
+  /** `--forward`: Publish a destination of an agent at an address of its own, for clients without proxy support. */
   forward?: {
     listen: string;
     network?: "tcp" | "udp" | "http" | "https";
@@ -129,7 +129,7 @@ export interface ProxyOptions {
     jwt?: {
       /** `--auth.jwt.public-key`: Public key files that verify tokens, PEM or JWKS; list several to rotate keys. Reloaded when they change. Default: `["auth-key-public.pem"]`. */
       publicKey?: string[];
-      /** `--auth.jwt.audience`: Audience that tokens must name. */
+      /** `--auth.jwt.audience`: Audience that tokens must have in aud; by default any. */
       audience?: string;
       /** `--auth.jwt.on-expiry`: What an expired token closes: connections of agents, which only proxies have (close-agents), tunnels of clients too (close), or nothing (keep). Default: `"close-agents"`. */
       onExpiry?: "close-agents" | "close" | "keep";
@@ -142,12 +142,12 @@ export interface ProxyOptions {
       url?: string;
       /** `--auth.jwks.refresh`: Time after which the keys of a JWKS or of the OpenID Connect issuer are fetched again. In milliseconds. Default: `300000`. */
       refresh?: number;
-      /** `--auth.jwks.max-stale`: Time for which these keys serve after auth.jwks.refresh while they cannot be fetched; then clients get 503. 0s: no longer than that. In milliseconds. Default: `3600000`. */
+      /** `--auth.jwks.max-stale`: Time after auth.jwks.refresh for which keys stay valid while they cannot be fetched; then clients get 503. 0s: none. In milliseconds. Default: `3600000`. */
       maxStale?: number;
     };
     /** `--auth.oidc.*` */
     oidc?: {
-      /** `--auth.oidc.issuer`: URL of the OpenID Connect issuer, as its tokens have it in iss; https, or http to this machine. */
+      /** `--auth.oidc.issuer`: URL of the OpenID Connect issuer, exactly as in the iss of its tokens; https, or http to this machine. */
       issuer?: string;
       /** `--auth.oidc.audience`: Audiences, one of which tokens of the issuer must name: the client ids of this service at the issuer. */
       audience?: string[];
@@ -169,24 +169,24 @@ export interface ProxyOptions {
     };
     /** `--auth.webhook.*` */
     webhook?: {
-      /** `--auth.webhook.url`: URL that is asked who a client is; https, or http to this machine. */
+      /** `--auth.webhook.url`: URL of the webhook that authenticates clients; https, or http to this machine. */
       url?: string;
       /** `--auth.webhook.token-file`: File with a secret that is sent to the webhook as a Bearer token, read for each request. By default none is sent. */
       tokenFile?: string;
-      /** `--auth.webhook.connect-timeout`: Timeout for a connection to the webhook, with its name and TLS; auth.webhook.timeout holds as well. In milliseconds. Default: `2000`. */
+      /** `--auth.webhook.connect-timeout`: Timeout for a connection to the webhook, including name resolution and TLS; auth.webhook.timeout applies as well. In milliseconds. Default: `2000`. */
       connectTimeout?: number;
-      /** `--auth.webhook.timeout`: Timeout for an answer of the webhook, from the question to the last byte, with the wait for a turn and the connection. In milliseconds. Default: `5000`. */
+      /** `--auth.webhook.timeout`: Timeout for a request to the webhook until the last byte of its answer, including the time in the queue and the connection. In milliseconds. Default: `5000`. */
       timeout?: number;
-      /** `--auth.webhook.concurrency`: Requests to the webhook at once; 256 more wait, and others get 503. Default: `32`. */
+      /** `--auth.webhook.concurrency`: Concurrent requests to the webhook; 256 more wait, and others get 503. Default: `32`. */
       concurrency?: number;
-      /** `--auth.webhook.max-stale`: Time for which a cached answer still counts after its maxAge, while the webhook gives no other; then, and with 0s, clients get 503. In milliseconds. Default: `0`. */
+      /** `--auth.webhook.max-stale`: Time after maxAge for which a cached answer stays valid while the webhook does not answer; then clients get 503. 0s: none. In milliseconds. Default: `0`. */
       maxStale?: number;
     };
     /** `--auth.mtls.*` */
     mtls?: {
-      /** `--auth.mtls.subject-from`: What a client's certificate names it by, as sub: the common name, the first DNS name, URI or e-mail address of the subject alternative names, or the certificate's SHA-256. Default: `"cn"`. */
+      /** `--auth.mtls.subject-from`: Field of a client's certificate that is its sub: the common name, the first DNS name, URI or e-mail address of the subject alternative names, or the certificate's SHA-256. Default: `"cn"`. */
       subjectFrom?: "cn" | "dns" | "uri" | "email" | "sha256";
-      /** `--auth.mtls.groups-from`: Where a client's certificate has its groups: its organizational units, its organizations, or nowhere. Default: `"ou"`. */
+      /** `--auth.mtls.groups-from`: Field of a client's certificate with its groups: its organizational units, its organizations, or none. Default: `"ou"`. */
       groupsFrom?: "ou" | "o" | "none";
     };
     /** `--auth.policy-file`: File with rules, YAML, that say which clients may reach what through which agents, besides all lists. Reloaded when it changes; what it no longer allows is closed. By default there are none. */
@@ -229,15 +229,15 @@ export interface ProxyOptions {
   stateDir?: string;
   /** `--acme.*` */
   acme?: {
-    /** `--acme.domain`: Names of this proxy for which it obtains a certificate by ACME (RFC 8555) and renews it, for agents and, with http-proxy.tls.enable, for clients, where no certificate file is set. Setting it agrees to the authority's terms of service. */
+    /** `--acme.domain`: Names of this proxy for which it obtains a certificate by ACME (RFC 8555) and renews it, for agents and, with http-proxy.tls.enable, for clients, where no certificate file is set. By setting it you agree to the authority's terms of service. */
     domain?: string[];
-    /** `--acme.email`: Address at which the authority reaches you; by default none. */
+    /** `--acme.email`: E-mail address for messages of the authority; by default none. */
     email?: string;
     /** `--acme.directory`: URL of the authority's directory; by default Let's Encrypt. Default: `"https://acme-v02.api.letsencrypt.org/directory"`. */
     directory?: string;
-    /** `--acme.profile`: Profile of the certificate that the authority offers, such as shortlived; by default the authority chooses. */
+    /** `--acme.profile`: Certificate profile of the authority, such as shortlived; by default the authority chooses. */
     profile?: string;
-    /** `--acme.challenge`: How control of the names is proved, unless by acme.dns-command: at acme.http-listen-address (http-01), or at the TLS ports of clients and of forwards with network=https, one of which must be reached at port 443 of each name (tls-alpn-01). Default: `"http-01"`. */
+    /** `--acme.challenge`: Challenge by which control of the names is proved, unless acme.dns-command is set: at acme.http-listen-address (http-01), or at the TLS ports of clients and of forwards with network=https, one of which must be reached at port 443 of each name (tls-alpn-01). Default: `"http-01"`. */
     challenge?: "http-01" | "tls-alpn-01";
     /** `--acme.http-listen-address`: TCP address that answers the authority's HTTP-01 challenges, and nothing else. It must be reached at port 80 of each name. Default: `":80"`. */
     httpListenAddress?: string;
@@ -257,7 +257,7 @@ export interface ProxyOptions {
     };
     /** `--acme.fallback.*` */
     fallback?: {
-      /** `--acme.fallback.directory`: URL of the directory of another authority, which is asked when the first one has failed twice, or at once if no certificate is in use. */
+      /** `--acme.fallback.directory`: URL of the directory of another authority, which is used when the first one has failed twice, or at once if there is no valid certificate. */
       directory?: string;
       /** `--acme.fallback.file.*` */
       file?: {
@@ -276,7 +276,7 @@ export interface ProxyOptions {
     storeKeyFile?: string;
     /** `--acme.published`: Obtain certificates for the hosts that agents publish with network=https, as their tokens allow: one for each exact name, at most 20 new ones in an hour. Default: `false`. */
     published?: boolean;
-    /** `--acme.published-names`: Names of agents that get certificates at once. Default: `100`. */
+    /** `--acme.published-names`: Maximum number of published names with certificates. Default: `100`. */
     publishedNames?: number;
   };
   /** `--limits.*` */
@@ -293,7 +293,7 @@ export interface ProxyOptions {
     tunnels?: number;
     /** `--limits.tunnels-per-agent`: The same per agent; 0: no limit. Default: `16384`. */
     tunnelsPerAgent?: number;
-    /** `--limits.tunnels-per-client`: The same per client, which is a person of an identity provider, a token, or an agent id without tokens; 0: no limit. Default: `16384`. */
+    /** `--limits.tunnels-per-client`: The same per client: a person of an identity provider, a token, or, without tokens, an agent id; 0: no limit. Default: `16384`. */
     tunnelsPerClient?: number;
     /** `--limits.udp-flows-per-client`: Concurrent UDP flows per client, and SOCKS associations, which have flows; they count as tunnels too. 0: no limit. Default: `1024`. */
     udpFlowsPerClient?: number;
@@ -305,7 +305,7 @@ export interface ProxyOptions {
     tunnelBurst?: number;
     /** `--limits.bandwidth-per-agent`: Bytes per second of all tunnels through one agent, both directions together, such as 512KiB or 10MiB; 0: no limit. Default: `"0"`. */
     bandwidthPerAgent?: string;
-    /** `--limits.bandwidth-per-client`: The same per client, which is a person of an identity provider, a token, or an agent id without tokens; 0: no limit. Default: `"0"`. */
+    /** `--limits.bandwidth-per-client`: The same per client: a person of an identity provider, a token, or, without tokens, an agent id; 0: no limit. Default: `"0"`. */
     bandwidthPerClient?: string;
     /** `--limits.tunnel-idle-timeout`: Idle time after which a tunnel is reset; 0s: never. In milliseconds. Default: `86400000`. */
     tunnelIdleTimeout?: number;
@@ -343,14 +343,14 @@ export interface ProxyOptions {
   };
   /** `--handover.*` */
   handover?: {
-    /** `--handover.socket`: Unix socket, of this service alone, at which a new process with the same options takes over what this one listens on, while this one finishes what is open: at the start of a second one, or on SIGUSR2. Only the user of the service can open it. Off by default. */
+    /** `--handover.socket`: Unix socket of this service alone, by which a new process with the same options takes over its listeners: a second one that is started, or that SIGUSR2 starts. The old process serves its open tunnels until they end. Only the service's user can open the socket. Off by default. */
     socket?: string;
-    /** `--handover.timeout`: Time for tunnels of the old process to finish after a hand-over, before they are reset. In milliseconds. Default: `86400000`. */
+    /** `--handover.timeout`: Time after a hand-over for tunnels of the old process to finish, before they are reset. In milliseconds. Default: `86400000`. */
     timeout?: number;
   };
   /** `--reload.*` */
   reload?: {
-    /** `--reload.forbidden`: What a reload does with open tunnels and connections of agents that changed options forbid: cut them, or keep them to their end. Default: `"cut"`. */
+    /** `--reload.forbidden`: What a reload does with open tunnels and agents' connections that changed options forbid: cut them, or keep them until they end. Default: `"cut"`. */
     forbidden?: "cut" | "keep";
   };
   /** `--admin.*` */
@@ -382,7 +382,7 @@ export interface ProxyOptions {
     };
     /** `--admin.oidc.*` */
     oidc?: {
-      /** `--admin.oidc.issuer`: URL of an OpenID Connect issuer whose people are operators, as its tokens have it in iss; https, or http to this machine. */
+      /** `--admin.oidc.issuer`: URL of an OpenID Connect issuer that authenticates operators, exactly as in the iss of its tokens; https, or http to this machine. */
       issuer?: string;
       /** `--admin.oidc.client-id`: Client id of the dashboard at the issuer; its tokens must name it in aud. */
       clientId?: string;
@@ -398,7 +398,7 @@ export interface ProxyOptions {
       operators?: string[];
       /** `--admin.oidc.viewers`: Groups whose members have the role viewer. By default none. */
       viewers?: string[];
-      /** `--admin.oidc.session`: Time until a person has to sign in at the dashboard again. In milliseconds. Default: `28800000`. */
+      /** `--admin.oidc.session`: Time after which a person must sign in at the dashboard again. In milliseconds. Default: `28800000`. */
       session?: number;
     };
     /** `--admin.cluster.*` */
@@ -411,13 +411,13 @@ export interface ProxyOptions {
   };
   /** `--tracing.*` */
   tracing?: {
-    /** `--tracing.otlp-endpoint`: URL of a collector of traces that takes OTLP over HTTP, http://127.0.0.1:4318; /v1/traces is appended unless it ends with that. By default there are no traces. */
+    /** `--tracing.otlp-endpoint`: URL of a collector that accepts traces by OTLP over HTTP, such as http://127.0.0.1:4318; /v1/traces is appended unless it ends with that. By default there are no traces. */
     otlpEndpoint?: string;
     /** `--tracing.otlp-headers-file`: File with fields for requests to the collector, one name: value per line, read for each request. By default there are none. */
     otlpHeadersFile?: string;
-    /** `--tracing.otlp-headers`: Fields for requests to the collector, name=value, with values percent-encoded; better in a file. */
+    /** `--tracing.otlp-headers`: Header fields for requests to the collector, name=value, with values percent-encoded; prefer otlp-headers-file for secrets. */
     otlpHeaders?: string[];
-    /** `--tracing.sampling-ratio`: Fraction of requests that are traced, 0 to 1; a request with traceparent is traced if that says so. 0: only such requests are. Default: `"1"`. */
+    /** `--tracing.sampling-ratio`: Fraction of requests that are traced, 0 to 1. It does not apply to requests with traceparent, whose sampled flag decides. 0: only those. Default: `"1"`. */
     samplingRatio?: string;
     /** `--tracing.service-name`: Name of the service in traces; by default reverse-http-proxy, reverse-http-lb or reverse-http-agent. */
     serviceName?: string;
@@ -452,13 +452,13 @@ export interface AgentOptions {
     serverAddress?: string[];
     /** `--agent-client.transport`: Transport of connections to proxies: quic (UDP), tls (TCP), websocket (HTTP), or auto: QUIC, and the others where it does not work. Default: `"auto"`. */
     transport?: "auto" | "quic" | "tls" | "websocket";
-    /** `--agent-client.websocket-url`: Where the proxy takes WebSockets, wss://proxy.example/reverse-http; without a host, wss:///reverse-http, at the host of each proxy. */
+    /** `--agent-client.websocket-url`: URL at which the proxy accepts WebSockets, such as wss://proxy.example/reverse-http; without a host, as in wss:///reverse-http, it is at the host of each proxy. */
     websocketUrl?: string;
     /** `--agent-client.proxy`: Outbound proxy for TCP: `http://user:password@host:port` or `socks5:`; file:NAME for a file with the URL, read at every connect; none; by default that of HTTPS_PROXY, ALL_PROXY and NO_PROXY. */
     proxy?: string;
     /** `--agent-client.quic-probe-interval`: Interval at which an agent with transport auto probes QUIC while it uses another one; it grows to 10m while probes fail; 0s: never. In milliseconds. Default: `60000`. */
     quicProbeInterval?: number;
-    /** `--agent-client.connections`: Number of proxies to be connected to, each at its own address; every address of a name is a proxy. Default: `1`. */
+    /** `--agent-client.connections`: Number of proxies to connect to, each at an address of its own; every address of a name counts as a proxy. Default: `1`. */
     connections?: number;
     /** `--agent-client.connect-timeout`: Timeout for a connection to a destination; the proxy itself waits no longer than its --agent-server.agent.dial-timeout. In milliseconds. Default: `9000`. */
     connectTimeout?: number;
@@ -491,7 +491,7 @@ export interface AgentOptions {
       insecureSkipVerify?: boolean;
       /** `--agent-client.tls.pin-sha256`: Accepted SHA-256 hashes of the proxy's certificate, 64 hexadecimal digits each, or of its public key, sha256/ and base64, which a renewed certificate may keep; without root-ca they replace all other checks of it. */
       pinSha256?: string[];
-      /** `--agent-client.tls.refresh`: Interval at which these files are checked for changes; 0s: every 5 s. They are read at every connect anyway. In milliseconds. Default: `0`. */
+      /** `--agent-client.tls.refresh`: Interval at which these files are checked for changes; 0s: every 5 s. They are also read at each connection attempt. In milliseconds. Default: `0`. */
       refresh?: number;
       /** `--agent-client.tls.file.*` */
       file?: {
@@ -526,9 +526,9 @@ export interface AgentOptions {
       issuer?: string;
       /** `--auth.oidc.client-id`: The agent's client id at the issuer, for the client credentials grant. */
       clientId?: string;
-      /** `--auth.oidc.client-secret`: Its secret there, or file:NAME, which is read for each token. */
+      /** `--auth.oidc.client-secret`: The client's secret at the issuer, or file:NAME, which is read for each token. */
       clientSecret?: string;
-      /** `--auth.oidc.client-key-file`: Private key, PEM, with which it authenticates there instead (private_key_jwt, RFC 7523), read for each token. */
+      /** `--auth.oidc.client-key-file`: Private key, PEM, with which the agent authenticates there instead (private_key_jwt, RFC 7523), read for each token. */
       clientKeyFile?: string;
       /** `--auth.oidc.scopes`: Scopes that the issuer is asked for; by default none. */
       scopes?: string[];
@@ -536,7 +536,7 @@ export interface AgentOptions {
       requestedAudience?: string;
       /** `--auth.oidc.requested-resource`: Parameter resource (RFC 8707) for the issuer, if it needs one; by default none. */
       requestedResource?: string;
-      /** `--auth.oidc.agent-id-claim`: Claim in which the proxy looks for the agent's id, for the agent's own log. Default: `"sub"`. */
+      /** `--auth.oidc.agent-id-claim`: Claim with the agent's id, as at the proxy; only for the agent's own log. Default: `"sub"`. */
       agentIdClaim?: string;
     };
   };
@@ -568,14 +568,14 @@ export interface AgentOptions {
   };
   /** `--handover.*` */
   handover?: {
-    /** `--handover.socket`: Unix socket, of this service alone, at which a new process with the same options takes over what this one listens on, while this one finishes what is open: at the start of a second one, or on SIGUSR2. Only the user of the service can open it. Off by default. */
+    /** `--handover.socket`: Unix socket of this service alone, by which a new process with the same options takes over its listeners: a second one that is started, or that SIGUSR2 starts. The old process serves its open tunnels until they end. Only the service's user can open the socket. Off by default. */
     socket?: string;
-    /** `--handover.timeout`: Time for tunnels of the old process to finish after a hand-over, before they are reset. In milliseconds. Default: `86400000`. */
+    /** `--handover.timeout`: Time after a hand-over for tunnels of the old process to finish, before they are reset. In milliseconds. Default: `86400000`. */
     timeout?: number;
   };
   /** `--reload.*` */
   reload?: {
-    /** `--reload.forbidden`: What a reload does with open tunnels and connections of agents that changed options forbid: cut them, or keep them to their end. Default: `"cut"`. */
+    /** `--reload.forbidden`: What a reload does with open tunnels and agents' connections that changed options forbid: cut them, or keep them until they end. Default: `"cut"`. */
     forbidden?: "cut" | "keep";
   };
   /** `--admin.*` */
@@ -607,7 +607,7 @@ export interface AgentOptions {
     };
     /** `--admin.oidc.*` */
     oidc?: {
-      /** `--admin.oidc.issuer`: URL of an OpenID Connect issuer whose people are operators, as its tokens have it in iss; https, or http to this machine. */
+      /** `--admin.oidc.issuer`: URL of an OpenID Connect issuer that authenticates operators, exactly as in the iss of its tokens; https, or http to this machine. */
       issuer?: string;
       /** `--admin.oidc.client-id`: Client id of the dashboard at the issuer; its tokens must name it in aud. */
       clientId?: string;
@@ -623,19 +623,19 @@ export interface AgentOptions {
       operators?: string[];
       /** `--admin.oidc.viewers`: Groups whose members have the role viewer. By default none. */
       viewers?: string[];
-      /** `--admin.oidc.session`: Time until a person has to sign in at the dashboard again. In milliseconds. Default: `28800000`. */
+      /** `--admin.oidc.session`: Time after which a person must sign in at the dashboard again. In milliseconds. Default: `28800000`. */
       session?: number;
     };
   };
   /** `--tracing.*` */
   tracing?: {
-    /** `--tracing.otlp-endpoint`: URL of a collector of traces that takes OTLP over HTTP, http://127.0.0.1:4318; /v1/traces is appended unless it ends with that. By default there are no traces. */
+    /** `--tracing.otlp-endpoint`: URL of a collector that accepts traces by OTLP over HTTP, such as http://127.0.0.1:4318; /v1/traces is appended unless it ends with that. By default there are no traces. */
     otlpEndpoint?: string;
     /** `--tracing.otlp-headers-file`: File with fields for requests to the collector, one name: value per line, read for each request. By default there are none. */
     otlpHeadersFile?: string;
-    /** `--tracing.otlp-headers`: Fields for requests to the collector, name=value, with values percent-encoded; better in a file. */
+    /** `--tracing.otlp-headers`: Header fields for requests to the collector, name=value, with values percent-encoded; prefer otlp-headers-file for secrets. */
     otlpHeaders?: string[];
-    /** `--tracing.sampling-ratio`: Fraction of requests that are traced, 0 to 1; a request with traceparent is traced if that says so. 0: only such requests are. Default: `"1"`. */
+    /** `--tracing.sampling-ratio`: Fraction of requests that are traced, 0 to 1. It does not apply to requests with traceparent, whose sampled flag decides. 0: only those. Default: `"1"`. */
     samplingRatio?: string;
     /** `--tracing.service-name`: Name of the service in traces; by default reverse-http-proxy, reverse-http-lb or reverse-http-agent. */
     serviceName?: string;
@@ -696,14 +696,14 @@ export interface LoadBalancerOptions {
   };
   /** `--socks.*` */
   socks?: {
-    /** `--socks.listen-address`: TCP address for SOCKS 5 alone, without TLS; by default none: http-proxy.listen-address accepts SOCKS 5 too. */
+    /** `--socks.listen-address`: TCP address for SOCKS 5 only, without TLS; by default none, as http-proxy.listen-address accepts SOCKS 5 too. */
     listenAddress?: string;
     /** `--socks.udp-ports`: Ports for UDP ASSOCIATE, first-last; each association needs one. By default the system chooses. */
     udpPorts?: string;
     /** `--socks.udp-address`: Address, without a port, to which clients of UDP ASSOCIATE send datagrams, where NAT or a container changes it; by default the one to which they have connected. */
     udpAddress?: string;
   };
-  /** `--forward`: Publish a destination of an agent at an address of its own, for clients that use no proxy. */
+  /** `--forward`: Publish a destination of an agent at an address of its own, for clients without proxy support. */
   forward?: {
     listen: string;
     network?: "tcp" | "udp" | "http" | "https";
@@ -722,7 +722,7 @@ export interface LoadBalancerOptions {
     acme?: boolean;
     clientCaFile?: string;
   }[];
-  /** `--published`: Serve what agents publish at a port of the proxies, looked up in the store for each client. */
+  /** `--published`: Serve the forwards that agents publish at a port of the proxies; looked up in the store for each client. */
   published?: {
     listen: string;
     network?: "tls" | "tcp" | "http" | "https";
@@ -766,7 +766,7 @@ export interface LoadBalancerOptions {
     jwt?: {
       /** `--auth.jwt.public-key`: Public key files that verify tokens, PEM or JWKS; list several to rotate keys. Reloaded when they change. Default: `["auth-key-public.pem"]`. */
       publicKey?: string[];
-      /** `--auth.jwt.audience`: Audience that tokens must name. */
+      /** `--auth.jwt.audience`: Audience that tokens must have in aud; by default any. */
       audience?: string;
       /** `--auth.jwt.on-expiry`: What an expired token closes: connections of agents, which only proxies have (close-agents), tunnels of clients too (close), or nothing (keep). Default: `"close-agents"`. */
       onExpiry?: "close-agents" | "close" | "keep";
@@ -779,12 +779,12 @@ export interface LoadBalancerOptions {
       url?: string;
       /** `--auth.jwks.refresh`: Time after which the keys of a JWKS or of the OpenID Connect issuer are fetched again. In milliseconds. Default: `300000`. */
       refresh?: number;
-      /** `--auth.jwks.max-stale`: Time for which these keys serve after auth.jwks.refresh while they cannot be fetched; then clients get 503. 0s: no longer than that. In milliseconds. Default: `3600000`. */
+      /** `--auth.jwks.max-stale`: Time after auth.jwks.refresh for which keys stay valid while they cannot be fetched; then clients get 503. 0s: none. In milliseconds. Default: `3600000`. */
       maxStale?: number;
     };
     /** `--auth.oidc.*` */
     oidc?: {
-      /** `--auth.oidc.issuer`: URL of the OpenID Connect issuer, as its tokens have it in iss; https, or http to this machine. */
+      /** `--auth.oidc.issuer`: URL of the OpenID Connect issuer, exactly as in the iss of its tokens; https, or http to this machine. */
       issuer?: string;
       /** `--auth.oidc.audience`: Audiences, one of which tokens of the issuer must name: the client ids of this service at the issuer. */
       audience?: string[];
@@ -802,24 +802,24 @@ export interface LoadBalancerOptions {
     };
     /** `--auth.webhook.*` */
     webhook?: {
-      /** `--auth.webhook.url`: URL that is asked who a client is; https, or http to this machine. */
+      /** `--auth.webhook.url`: URL of the webhook that authenticates clients; https, or http to this machine. */
       url?: string;
       /** `--auth.webhook.token-file`: File with a secret that is sent to the webhook as a Bearer token, read for each request. By default none is sent. */
       tokenFile?: string;
-      /** `--auth.webhook.connect-timeout`: Timeout for a connection to the webhook, with its name and TLS; auth.webhook.timeout holds as well. In milliseconds. Default: `2000`. */
+      /** `--auth.webhook.connect-timeout`: Timeout for a connection to the webhook, including name resolution and TLS; auth.webhook.timeout applies as well. In milliseconds. Default: `2000`. */
       connectTimeout?: number;
-      /** `--auth.webhook.timeout`: Timeout for an answer of the webhook, from the question to the last byte, with the wait for a turn and the connection. In milliseconds. Default: `5000`. */
+      /** `--auth.webhook.timeout`: Timeout for a request to the webhook until the last byte of its answer, including the time in the queue and the connection. In milliseconds. Default: `5000`. */
       timeout?: number;
-      /** `--auth.webhook.concurrency`: Requests to the webhook at once; 256 more wait, and others get 503. Default: `32`. */
+      /** `--auth.webhook.concurrency`: Concurrent requests to the webhook; 256 more wait, and others get 503. Default: `32`. */
       concurrency?: number;
-      /** `--auth.webhook.max-stale`: Time for which a cached answer still counts after its maxAge, while the webhook gives no other; then, and with 0s, clients get 503. In milliseconds. Default: `0`. */
+      /** `--auth.webhook.max-stale`: Time after maxAge for which a cached answer stays valid while the webhook does not answer; then clients get 503. 0s: none. In milliseconds. Default: `0`. */
       maxStale?: number;
     };
     /** `--auth.mtls.*` */
     mtls?: {
-      /** `--auth.mtls.subject-from`: What a client's certificate names it by, as sub: the common name, the first DNS name, URI or e-mail address of the subject alternative names, or the certificate's SHA-256. Default: `"cn"`. */
+      /** `--auth.mtls.subject-from`: Field of a client's certificate that is its sub: the common name, the first DNS name, URI or e-mail address of the subject alternative names, or the certificate's SHA-256. Default: `"cn"`. */
       subjectFrom?: "cn" | "dns" | "uri" | "email" | "sha256";
-      /** `--auth.mtls.groups-from`: Where a client's certificate has its groups: its organizational units, its organizations, or nowhere. Default: `"ou"`. */
+      /** `--auth.mtls.groups-from`: Field of a client's certificate with its groups: its organizational units, its organizations, or none. Default: `"ou"`. */
       groupsFrom?: "ou" | "o" | "none";
     };
   };
@@ -858,13 +858,13 @@ export interface LoadBalancerOptions {
   acme?: {
     /** `--acme.domain`: Names of this lb for which it obtains a certificate by ACME (RFC 8555) and renews it, for clients, with http-proxy.tls.enable. Setting it agrees to the authority's terms of service. */
     domain?: string[];
-    /** `--acme.email`: Address at which the authority reaches you; by default none. */
+    /** `--acme.email`: E-mail address for messages of the authority; by default none. */
     email?: string;
     /** `--acme.directory`: URL of the authority's directory; by default Let's Encrypt. Default: `"https://acme-v02.api.letsencrypt.org/directory"`. */
     directory?: string;
-    /** `--acme.profile`: Profile of the certificate that the authority offers, such as shortlived; by default the authority chooses. */
+    /** `--acme.profile`: Certificate profile of the authority, such as shortlived; by default the authority chooses. */
     profile?: string;
-    /** `--acme.challenge`: How control of the names is proved, unless by acme.dns-command: at acme.http-listen-address (http-01), or at the TLS ports of clients and of forwards with network=https, one of which must be reached at port 443 of each name (tls-alpn-01). Default: `"http-01"`. */
+    /** `--acme.challenge`: Challenge by which control of the names is proved, unless acme.dns-command is set: at acme.http-listen-address (http-01), or at the TLS ports of clients and of forwards with network=https, one of which must be reached at port 443 of each name (tls-alpn-01). Default: `"http-01"`. */
     challenge?: "http-01" | "tls-alpn-01";
     /** `--acme.http-listen-address`: TCP address that answers the authority's HTTP-01 challenges, and nothing else. It must be reached at port 80 of each name. Default: `":80"`. */
     httpListenAddress?: string;
@@ -884,7 +884,7 @@ export interface LoadBalancerOptions {
     };
     /** `--acme.fallback.*` */
     fallback?: {
-      /** `--acme.fallback.directory`: URL of the directory of another authority, which is asked when the first one has failed twice, or at once if no certificate is in use. */
+      /** `--acme.fallback.directory`: URL of the directory of another authority, which is used when the first one has failed twice, or at once if there is no valid certificate. */
       directory?: string;
       /** `--acme.fallback.file.*` */
       file?: {
@@ -916,7 +916,7 @@ export interface LoadBalancerOptions {
     tunnels?: number;
     /** `--limits.tunnels-per-agent`: The same per agent; 0: no limit. Default: `16384`. */
     tunnelsPerAgent?: number;
-    /** `--limits.tunnels-per-client`: The same per client, which is a person of an identity provider, a token, or an agent id without tokens; 0: no limit. Default: `16384`. */
+    /** `--limits.tunnels-per-client`: The same per client: a person of an identity provider, a token, or, without tokens, an agent id; 0: no limit. Default: `16384`. */
     tunnelsPerClient?: number;
     /** `--limits.udp-flows-per-client`: Concurrent UDP flows per client, and SOCKS associations, which have flows; they count as tunnels too. 0: no limit. Default: `1024`. */
     udpFlowsPerClient?: number;
@@ -928,7 +928,7 @@ export interface LoadBalancerOptions {
     tunnelBurst?: number;
     /** `--limits.bandwidth-per-agent`: Bytes per second of all tunnels through one agent, both directions together, such as 512KiB or 10MiB; 0: no limit. Default: `"0"`. */
     bandwidthPerAgent?: string;
-    /** `--limits.bandwidth-per-client`: The same per client, which is a person of an identity provider, a token, or an agent id without tokens; 0: no limit. Default: `"0"`. */
+    /** `--limits.bandwidth-per-client`: The same per client: a person of an identity provider, a token, or, without tokens, an agent id; 0: no limit. Default: `"0"`. */
     bandwidthPerClient?: string;
     /** `--limits.tunnel-idle-timeout`: Idle time after which a tunnel is reset; 0s: never. In milliseconds. Default: `86400000`. */
     tunnelIdleTimeout?: number;
@@ -958,14 +958,14 @@ export interface LoadBalancerOptions {
   };
   /** `--handover.*` */
   handover?: {
-    /** `--handover.socket`: Unix socket, of this service alone, at which a new process with the same options takes over what this one listens on, while this one finishes what is open: at the start of a second one, or on SIGUSR2. Only the user of the service can open it. Off by default. */
+    /** `--handover.socket`: Unix socket of this service alone, by which a new process with the same options takes over its listeners: a second one that is started, or that SIGUSR2 starts. The old process serves its open tunnels until they end. Only the service's user can open the socket. Off by default. */
     socket?: string;
-    /** `--handover.timeout`: Time for tunnels of the old process to finish after a hand-over, before they are reset. In milliseconds. Default: `86400000`. */
+    /** `--handover.timeout`: Time after a hand-over for tunnels of the old process to finish, before they are reset. In milliseconds. Default: `86400000`. */
     timeout?: number;
   };
   /** `--reload.*` */
   reload?: {
-    /** `--reload.forbidden`: What a reload does with open tunnels and connections of agents that changed options forbid: cut them, or keep them to their end. Default: `"cut"`. */
+    /** `--reload.forbidden`: What a reload does with open tunnels and agents' connections that changed options forbid: cut them, or keep them until they end. Default: `"cut"`. */
     forbidden?: "cut" | "keep";
   };
   /** `--admin.*` */
@@ -997,7 +997,7 @@ export interface LoadBalancerOptions {
     };
     /** `--admin.oidc.*` */
     oidc?: {
-      /** `--admin.oidc.issuer`: URL of an OpenID Connect issuer whose people are operators, as its tokens have it in iss; https, or http to this machine. */
+      /** `--admin.oidc.issuer`: URL of an OpenID Connect issuer that authenticates operators, exactly as in the iss of its tokens; https, or http to this machine. */
       issuer?: string;
       /** `--admin.oidc.client-id`: Client id of the dashboard at the issuer; its tokens must name it in aud. */
       clientId?: string;
@@ -1013,7 +1013,7 @@ export interface LoadBalancerOptions {
       operators?: string[];
       /** `--admin.oidc.viewers`: Groups whose members have the role viewer. By default none. */
       viewers?: string[];
-      /** `--admin.oidc.session`: Time until a person has to sign in at the dashboard again. In milliseconds. Default: `28800000`. */
+      /** `--admin.oidc.session`: Time after which a person must sign in at the dashboard again. In milliseconds. Default: `28800000`. */
       session?: number;
     };
     /** `--admin.cluster.*` */
@@ -1026,13 +1026,13 @@ export interface LoadBalancerOptions {
   };
   /** `--tracing.*` */
   tracing?: {
-    /** `--tracing.otlp-endpoint`: URL of a collector of traces that takes OTLP over HTTP, http://127.0.0.1:4318; /v1/traces is appended unless it ends with that. By default there are no traces. */
+    /** `--tracing.otlp-endpoint`: URL of a collector that accepts traces by OTLP over HTTP, such as http://127.0.0.1:4318; /v1/traces is appended unless it ends with that. By default there are no traces. */
     otlpEndpoint?: string;
     /** `--tracing.otlp-headers-file`: File with fields for requests to the collector, one name: value per line, read for each request. By default there are none. */
     otlpHeadersFile?: string;
-    /** `--tracing.otlp-headers`: Fields for requests to the collector, name=value, with values percent-encoded; better in a file. */
+    /** `--tracing.otlp-headers`: Header fields for requests to the collector, name=value, with values percent-encoded; prefer otlp-headers-file for secrets. */
     otlpHeaders?: string[];
-    /** `--tracing.sampling-ratio`: Fraction of requests that are traced, 0 to 1; a request with traceparent is traced if that says so. 0: only such requests are. Default: `"1"`. */
+    /** `--tracing.sampling-ratio`: Fraction of requests that are traced, 0 to 1. It does not apply to requests with traceparent, whose sampled flag decides. 0: only those. Default: `"1"`. */
     samplingRatio?: string;
     /** `--tracing.service-name`: Name of the service in traces; by default reverse-http-proxy, reverse-http-lb or reverse-http-agent. */
     serviceName?: string;
@@ -1073,9 +1073,9 @@ export interface ClientOptions {
   tokenCommand?: string;
   /** `--issuer`: URL of the OpenID Connect issuer at which reverse-http login signs in, instead of a token; https, or http to this machine. By default none. */
   issuer?: string;
-  /** `--client-id`: Id of this program at the issuer, which must permit the device grant for it. */
+  /** `--client-id`: Client id at the issuer, which must permit the device grant for it. */
   clientId?: string;
-  /** `--client-secret`: Secret of this program at the issuer, or file:NAME, if the issuer requires one; by default none. */
+  /** `--client-secret`: The client's secret at the issuer, or file:NAME, if the issuer requires one; by default none. */
   clientSecret?: string;
   /** `--scopes`: Scopes that the issuer is asked for; offline_access is for tokens that renew themselves. Default: `["openid","profile","offline_access"]`. */
   scopes?: string[];
@@ -1087,7 +1087,7 @@ export interface ClientOptions {
   tokenKind?: "id" | "access";
   /** `--session-file`: File in which reverse-http login keeps the issuer's tokens, which are renewed there; by default beside the profile. */
   sessionFile?: string;
-  /** `--connect-timeout`: Timeout for a tunnel to be open: connection to the proxy and its response together. In milliseconds. Default: `30000`. */
+  /** `--connect-timeout`: Timeout for opening a tunnel: the connection to the proxy and its response together. In milliseconds. Default: `30000`. */
   connectTimeout?: number;
   /** `--tls.*` */
   tls?: {

@@ -56,7 +56,7 @@ export const agentOptions = defineOptions({
     reload: "at once",
     kind: "string",
     description:
-      "Where the proxy takes WebSockets, wss://proxy.example/reverse-http; without a host, wss:///reverse-http, at the host of each proxy.",
+      "URL at which the proxy accepts WebSockets, such as wss://proxy.example/reverse-http; without a host, as in wss:///reverse-http, it is at the host of each proxy.",
     check: checkWebSocketUrl,
   },
   "agent-client.proxy": {
@@ -78,7 +78,7 @@ export const agentOptions = defineOptions({
     reload: "at once",
     kind: "integer",
     default: "1",
-    description: "Number of proxies to be connected to, each at its own address; every address of a name is a proxy.",
+    description: "Number of proxies to connect to, each at an address of its own; every address of a name counts as a proxy.",
     check: (count) => count >= 1 && count <= 64 ? undefined : `${count} is not 1 to 64`,
   },
   "agent-client.connect-timeout": {
@@ -133,7 +133,7 @@ export const agentOptions = defineOptions({
     reload: "at once",
     kind: "duration",
     default: "0s",
-    description: "Interval at which these files are checked for changes; 0s: every 5 s. They are read at every connect anyway.",
+    description: "Interval at which these files are checked for changes; 0s: every 5 s. They are also read at each connection attempt.",
   },
   "agent-client.tls.file.root-ca": {
     reload: "at once",
@@ -183,12 +183,12 @@ export const agentOptions = defineOptions({
     reload: "at once",
     kind: "string",
     secret: true,
-    description: "Its secret there, or file:NAME, which is read for each token.",
+    description: "The client's secret at the issuer, or file:NAME, which is read for each token.",
   },
   "auth.oidc.client-key-file": {
     reload: "at once",
     kind: "file",
-    description: "Private key, PEM, with which it authenticates there instead (private_key_jwt, RFC 7523), read for each token.",
+    description: "Private key, PEM, with which the agent authenticates there instead (private_key_jwt, RFC 7523), read for each token.",
   },
   "auth.oidc.scopes": { reload: "at once", kind: "list", description: "Scopes that the issuer is asked for; by default none." },
   "auth.oidc.requested-audience": {
@@ -203,7 +203,7 @@ export const agentOptions = defineOptions({
   },
   "auth.oidc.agent-id-claim": {
     ...agentProviderOptions["auth.oidc.agent-id-claim"],
-    description: "Claim in which the proxy looks for the agent's id, for the agent's own log.",
+    description: "Claim with the agent's id, as at the proxy; only for the agent's own log.",
   },
   "state-dir": {
     restart: "its files are in use while the agent runs",

@@ -5,7 +5,7 @@ import { ConfigError } from "../shared/config/option.ts";
 import { describeFileError, readText } from "../shared/files/read.ts";
 import { MalformedRequestError } from "../shared/tunnel/errors.ts";
 
-/** A local address and what it leads to. */
+/** A local address and its destination. */
 export interface Forward {
   readonly network: Network;
   /** Address to listen on, `host:port`, whose port 0 lets the system choose; or the path of a Unix socket, which contains a slash. */

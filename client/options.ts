@@ -60,13 +60,13 @@ export const clientOptions = defineOptions({
   "client-id": {
     kind: "string",
     env: `${CLIENT_ENV_PREFIX}CLIENT_ID`,
-    description: "Id of this program at the issuer, which must permit the device grant for it.",
+    description: "Client id at the issuer, which must permit the device grant for it.",
   },
   "client-secret": {
     kind: "string",
     secret: true,
     env: `${CLIENT_ENV_PREFIX}CLIENT_SECRET`,
-    description: "Secret of this program at the issuer, or file:NAME, if the issuer requires one; by default none.",
+    description: "The client's secret at the issuer, or file:NAME, if the issuer requires one; by default none.",
   },
   "scopes": {
     kind: "list",
@@ -100,7 +100,7 @@ export const clientOptions = defineOptions({
     kind: "duration",
     env: `${CLIENT_ENV_PREFIX}CONNECT_TIMEOUT`,
     default: "30s",
-    description: "Timeout for a tunnel to be open: connection to the proxy and its response together.",
+    description: "Timeout for opening a tunnel: the connection to the proxy and its response together.",
     check: (ms) => ms > 0 ? undefined : "it must be more than zero",
   },
   "tls.enable": {
@@ -161,7 +161,7 @@ export const forwardOptions = defineOptions({
       "Command for the shell, run once all addresses listen; its exit code is passed on. Its environment has FORWARD_ADDRESS, FORWARD_HOST and " +
       "FORWARD_PORT, and for further forwards FORWARD_ADDRESS_2 and so on.",
   },
-  "file": { kind: "file", description: "File with a forward on each line, besides those of the command line; # begins a comment." },
+  "file": { kind: "file", description: "File with one forward per line, in addition to those of the command line; # begins a comment." },
   "wait": {
     kind: "duration",
     default: "0s",
@@ -169,7 +169,7 @@ export const forwardOptions = defineOptions({
       "Time to wait until a tunnel for each forward can be opened, before connections are relayed and a command runs; without one by then, the " +
       "exit code is that of connect. 0s: do not wait.",
   },
-  "json": { kind: "boolean", description: "Write events in JSON, one on each line: listening, opened, closed, failed, warning." },
+  "json": { kind: "boolean", description: "Write events as JSON, one per line: listening, opened, closed, failed, warning." },
 });
 
 /** Options of `forward` that may be in the profile. */

@@ -57,14 +57,15 @@ export const lbOptions = defineOptions({
   "published": {
     restart: "its listeners are opened at the start only",
     kind: "records",
-    description: "Serve what agents publish at a port of the proxies, looked up in the store for each client.",
+    description: "Serve the forwards that agents publish at a port of the proxies; looked up in the store for each client.",
     keys: {
       "listen": { kind: "address", description: "Address for clients." },
       "network": {
         kind: "string",
         default: "tls",
         choices: ["tls", "tcp", "http", "https"],
-        description: "How clients are told apart: tls by server name, unopened; http and https by host; tcp not at all.",
+        description:
+          "How clients are routed: tls by server name, without decryption; http and https by host; tcp to one agent, for a whole port.",
       },
       "port": {
         kind: "integer",

@@ -73,7 +73,7 @@ export const proxyOptions = defineOptions({
     reload: "at once",
     kind: "file",
     description:
-      "Certificate, PEM, that will replace cert: agents that know the proxy by a pin are told that of its public key, and store it.",
+      "Certificate, PEM, that will replace cert: its public key's pin is sent to agents that trust the proxy by a pin, which store it.",
   },
   "agent-server.tls.file.client-ca": {
     reload: "new connections",

@@ -25,7 +25,7 @@ interface Waiting {
   readonly request: PublishRequest;
 }
 
-/** What the proxies of a store share. */
+/** The claims that the proxies of a store share. */
 interface SharedClaims {
   readonly claims: ForwardClaims;
   /** Lifetime in milliseconds of a claim that is not renewed. */
@@ -40,7 +40,7 @@ export class PublishedForwards {
   readonly #listeners: Pick<ForwardListeners, "add" | "remove">;
   readonly #log: Logger;
   readonly #published = new Set<Published>();
-  /** What agents ask for that others have. */
+  /** Requested forwards that conflict with others. */
   readonly #waiting = new Set<Waiting>();
   /** Changes are made one after the other. */
   #work = Promise.resolve();
@@ -48,7 +48,7 @@ export class PublishedForwards {
   #claims?: ForwardClaims;
   #timer?: ReturnType<typeof setInterval>;
 
-  /** @param shared what all proxies of a store share. Default: each proxy decides alone */
+  /** @param shared claims of all proxies of a store. Default: each proxy decides alone */
   constructor(listeners: Pick<ForwardListeners, "add" | "remove">, log: Logger, shared?: SharedClaims) {
     this.#listeners = listeners;
     this.#log = log;
@@ -71,7 +71,7 @@ export class PublishedForwards {
     clearInterval(this.#timer);
   }
 
-  /** Publishes what a new connection asks for. */
+  /** Publishes the forwards that a new connection requests. */
   connected(agent: ConnectedAgent): void {
     const requests = agent.hello?.publish ?? [];
     for (const request of requests) this.#run(() => this.#publish(agent, request));
@@ -163,7 +163,7 @@ export class PublishedForwards {
     if (this.#waiting.size > 0) await this.#retry();
   }
 
-  /** What others have asked for may be free now. */
+  /** Tries the waiting requests again, whose ports and names may be free now. */
   async #retry(): Promise<void> {
     const waiting = [...this.#waiting];
     this.#waiting.clear();

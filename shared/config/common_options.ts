@@ -116,7 +116,7 @@ export const socksOptions = defineOptions({
   "socks.listen-address": {
     reload: "at once",
     kind: "address",
-    description: "TCP address for SOCKS 5 alone, without TLS; by default none: http-proxy.listen-address accepts SOCKS 5 too.",
+    description: "TCP address for SOCKS 5 only, without TLS; by default none, as http-proxy.listen-address accepts SOCKS 5 too.",
   },
   "socks.udp-ports": {
     reload: "new tunnels",
@@ -165,7 +165,7 @@ export const reloadOptions = defineOptions({
     default: "cut",
     choices: ["cut", "keep"],
     description:
-      "What a reload does with open tunnels and connections of agents that changed options forbid: cut them, or keep them to their end.",
+      "What a reload does with open tunnels and agents' connections that changed options forbid: cut them, or keep them until they end.",
   },
 });
 
@@ -187,14 +187,15 @@ export const handoverOptions = defineOptions({
     restart: "the next process looks for it there",
     kind: "file",
     description:
-      "Unix socket, of this service alone, at which a new process with the same options takes over what this one listens on, while this one " +
-      "finishes what is open: at the start of a second one, or on SIGUSR2. Only the user of the service can open it. Off by default.",
+      "Unix socket of this service alone, by which a new process with the same options takes over its listeners: a second one that is " +
+      "started, or that SIGUSR2 starts. The old process serves its open tunnels until they end. Only the service's user can open the socket. " +
+      "Off by default.",
   },
   "handover.timeout": {
     reload: "at once",
     kind: "duration",
     default: "24h",
-    description: "Time for tunnels of the old process to finish after a hand-over, before they are reset.",
+    description: "Time after a hand-over for tunnels of the old process to finish, before they are reset.",
     check: (ms) => ms > 0 && ms <= MAX_HANDOVER_MS ? undefined : "it is not more than zero and up to 24d",
   },
 });
@@ -230,7 +231,13 @@ export const authOptions = defineOptions({
     description: "Public key files that verify tokens, PEM or JWKS; list several to rotate keys. Reloaded when they change.",
     check: (files) => files.length === 0 || files.includes("") ? "a file name is empty" : files.map(pemContentProblem).find(Boolean),
   },
-  "auth.jwt.audience": { reload: "at once", cuts: true, guards: NOT_GIVEN, kind: "string", description: "Audience that tokens must name." },
+  "auth.jwt.audience": {
+    reload: "at once",
+    cuts: true,
+    guards: NOT_GIVEN,
+    kind: "string",
+    description: "Audience that tokens must have in aud; by default any.",
+  },
   "auth.jwt.on-expiry": {
     reload: "at once",
     cuts: true,
@@ -272,15 +279,14 @@ export const providerOptions = defineOptions({
     reload: "at once",
     kind: "duration",
     default: "1h",
-    description:
-      "Time for which these keys serve after auth.jwks.refresh while they cannot be fetched; then clients get 503. 0s: no longer than that.",
+    description: "Time after auth.jwks.refresh for which keys stay valid while they cannot be fetched; then clients get 503. 0s: none.",
   },
   "auth.oidc.issuer": {
     reload: "at once",
     cuts: true,
     guards: NOT_GIVEN,
     kind: "string",
-    description: "URL of the OpenID Connect issuer, as its tokens have it in iss; https, or http to this machine.",
+    description: "URL of the OpenID Connect issuer, exactly as in the iss of its tokens; https, or http to this machine.",
     check: urlProblem,
   },
   "auth.oidc.audience": {
@@ -321,7 +327,7 @@ export const providerOptions = defineOptions({
     cuts: true,
     guards: NOT_GIVEN,
     kind: "string",
-    description: "URL that is asked who a client is; https, or http to this machine.",
+    description: "URL of the webhook that authenticates clients; https, or http to this machine.",
     check: urlProblem,
   },
   "auth.webhook.token-file": {
@@ -334,21 +340,22 @@ export const providerOptions = defineOptions({
     reload: "at once",
     kind: "duration",
     default: "2s",
-    description: "Timeout for a connection to the webhook, with its name and TLS; auth.webhook.timeout holds as well.",
+    description: "Timeout for a connection to the webhook, including name resolution and TLS; auth.webhook.timeout applies as well.",
     check: (ms) => ms > 0 ? undefined : "it must be more than zero",
   },
   "auth.webhook.timeout": {
     reload: "at once",
     kind: "duration",
     default: "5s",
-    description: "Timeout for an answer of the webhook, from the question to the last byte, with the wait for a turn and the connection.",
+    description:
+      "Timeout for a request to the webhook until the last byte of its answer, including the time in the queue and the connection.",
     check: (ms) => ms > 0 ? undefined : "it must be more than zero",
   },
   "auth.webhook.concurrency": {
     reload: "at once",
     kind: "integer",
     default: "32",
-    description: "Requests to the webhook at once; 256 more wait, and others get 503.",
+    description: "Concurrent requests to the webhook; 256 more wait, and others get 503.",
     check: (count) => count >= 1 && count <= 1_024 ? undefined : `${count} is not 1 to 1024`,
   },
   "auth.webhook.max-stale": {
@@ -356,7 +363,7 @@ export const providerOptions = defineOptions({
     kind: "duration",
     default: "0s",
     description:
-      "Time for which a cached answer still counts after its maxAge, while the webhook gives no other; then, and with 0s, clients get 503.",
+      "Time after maxAge for which a cached answer stays valid while the webhook does not answer; then clients get 503. 0s: none.",
   },
   "auth.mtls.subject-from": {
     reload: "at once",
@@ -364,7 +371,7 @@ export const providerOptions = defineOptions({
     default: "cn",
     choices: ["cn", "dns", "uri", "email", "sha256"],
     description:
-      "What a client's certificate names it by, as sub: the common name, the first DNS name, URI or e-mail address of the subject alternative " +
+      "Field of a client's certificate that is its sub: the common name, the first DNS name, URI or e-mail address of the subject alternative " +
       "names, or the certificate's SHA-256.",
   },
   "auth.mtls.groups-from": {
@@ -372,7 +379,7 @@ export const providerOptions = defineOptions({
     kind: "string",
     default: "ou",
     choices: ["ou", "o", "none"],
-    description: "Where a client's certificate has its groups: its organizational units, its organizations, or nowhere.",
+    description: "Field of a client's certificate with its groups: its organizational units, its organizations, or none.",
   },
 });
 

@@ -18,7 +18,7 @@ export const forwardOptions = defineOptions({
     reload: "new tunnels",
     cuts: true,
     kind: "records",
-    description: "Publish a destination of an agent at an address of its own, for clients that use no proxy.",
+    description: "Publish a destination of an agent at an address of its own, for clients without proxy support.",
     keys: {
       "listen": { kind: "address", description: "Address for clients." },
       "network": {
@@ -26,8 +26,8 @@ export const forwardOptions = defineOptions({
         default: "tcp",
         choices: ["tcp", "udp", "http", "https"],
         description:
-          "What clients use: tcp; udp, for which the agent's allow-list needs a pattern with udp:; or http and https, of which each request is " +
-          "forwarded by its host and path. TLS of https ends here.",
+          "Protocol of clients: tcp; udp, for which the agent's allow-list needs a pattern with udp:; or http and https, whose requests are " +
+          "forwarded separately by host and path. TLS of https ends here.",
       },
       "agent": { kind: "string", description: "The agent's id.", check: agentIdProblem },
       "to": { kind: "string", description: "Destination, host:port, as the agent reaches it.", check: (to) => checkRemote(to) },
@@ -36,24 +36,24 @@ export const forwardOptions = defineOptions({
         default: "http/1.1",
         choices: ["http/1.1", "h2c"],
         description:
-          "What the destination speaks: http/1.1; or h2c, HTTP/2 without TLS, as servers of gRPC do. WebSockets are HTTP/1.1 with both.",
+          "Protocol of the destination: http/1.1; or h2c, HTTP/2 without TLS, as for servers of gRPC. WebSockets use HTTP/1.1 with both.",
       },
       "sni": {
         kind: "list",
         description:
-          "TLS server names that it is for, name or *.zone for all names below; records with different names can share listen, " +
-          "and one without takes the rest. TLS passes unopened.",
+          "TLS server names of its clients: name, or *.zone for all names below; records with different names can share listen, and one " +
+          "without names takes all others. TLS is forwarded without decryption.",
         check: eachItem(namePatternProblem),
       },
       "host": {
         kind: "list",
-        description: "Hosts of requests that it is for, name or *.zone for all names below; one without takes the rest.",
+        description: "Hosts of its requests: name, or *.zone for all names below; a record without hosts takes all others.",
         check: eachItem(namePatternProblem),
       },
       "path": {
         kind: "list",
         description:
-          "Paths of requests that it is for, /api for all below; the longest one counts; one without takes the rest of its hosts.",
+          "Paths of its requests, such as /api with all paths below; the longest match counts; a record without paths takes all others of its hosts.",
         check: eachItem(pathProblem),
       },
       "auth": {
@@ -73,7 +73,7 @@ export const forwardOptions = defineOptions({
         kind: "string",
         default: "none",
         choices: PROXY_HEADERS,
-        description: "Header of the PROXY protocol that the destination gets in front of the client's bytes: none, v1 or v2.",
+        description: "Header of the PROXY protocol that is sent to the destination before the client's data: none, v1 or v2.",
       },
       "token-file": {
         kind: "file",
@@ -84,8 +84,8 @@ export const forwardOptions = defineOptions({
         kind: "file",
         optional: true,
         description:
-          "Certificate chain for https, PEM, for the hosts of this record; the first one, or that of a record without host, is also for all others " +
-          "with the same listen. By default that of http-proxy.tls.",
+          "Certificate chain for https, PEM, for the hosts of this record. That of a record without host, or else the first one, is also used for " +
+          "all other hosts with the same listen. By default that of http-proxy.tls.",
       },
       "key-file": { kind: "file", optional: true, description: "Private key of cert-file, PEM." },
       "acme": {

@@ -107,7 +107,7 @@ export const clientLimitOptions = defineOptions({
     reload: "new tunnels",
     kind: "integer",
     default: "16384",
-    description: "The same per client, which is a person of an identity provider, a token, or an agent id without tokens; 0: no limit.",
+    description: "The same per client: a person of an identity provider, a token, or, without tokens, an agent id; 0: no limit.",
   },
   "limits.udp-flows-per-client": {
     reload: "new tunnels",
@@ -144,7 +144,7 @@ export const clientLimitOptions = defineOptions({
     reload: "new tunnels",
     kind: "string",
     default: "0",
-    description: "The same per client, which is a person of an identity provider, a token, or an agent id without tokens; 0: no limit.",
+    description: "The same per client: a person of an identity provider, a token, or, without tokens, an agent id; 0: no limit.",
     check: checkBandwidth,
   },
   ...tunnelLimitOptions,

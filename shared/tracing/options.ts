@@ -11,7 +11,7 @@ export const tracingOptions = defineOptions({
     kind: "string",
     env: "OTEL_EXPORTER_OTLP_ENDPOINT",
     description:
-      "URL of a collector of traces that takes OTLP over HTTP, http://127.0.0.1:4318; /v1/traces is appended unless it ends with that. By default there are no traces.",
+      "URL of a collector that accepts traces by OTLP over HTTP, such as http://127.0.0.1:4318; /v1/traces is appended unless it ends with that. By default there are no traces.",
     check: endpointProblem,
   },
   "tracing.otlp-headers-file": {
@@ -26,7 +26,8 @@ export const tracingOptions = defineOptions({
     kind: "list",
     secret: true,
     env: "OTEL_EXPORTER_OTLP_HEADERS",
-    description: "Fields for requests to the collector, name=value, with values percent-encoded; better in a file.",
+    description:
+      "Header fields for requests to the collector, name=value, with values percent-encoded; prefer otlp-headers-file for secrets.",
     check: (pairs) => pairs.every((pair) => parseHeader(pair) !== undefined) ? undefined : "not every item is name=value",
   },
   "tracing.sampling-ratio": {
@@ -35,7 +36,7 @@ export const tracingOptions = defineOptions({
     default: "1",
     env: "OTEL_TRACES_SAMPLER_ARG",
     description:
-      "Fraction of requests that are traced, 0 to 1; a request with traceparent is traced if that says so. 0: only such requests are.",
+      "Fraction of requests that are traced, 0 to 1. It does not apply to requests with traceparent, whose sampled flag decides. 0: only those.",
     check: (text) =>
       /^(?:0|1|0?\.[0-9]{1,9}|1\.0+)$/.test(text) ? undefined : `${JSON.stringify(text)} is not a number from 0 to 1, as 0.01`,
   },

@@ -17,7 +17,7 @@ export const operatorOptions = defineOptions({
     guards: NOT_GIVEN,
     kind: "string",
     description:
-      "URL of an OpenID Connect issuer whose people are operators, as its tokens have it in iss; https, or http to this machine.",
+      "URL of an OpenID Connect issuer that authenticates operators, exactly as in the iss of its tokens; https, or http to this machine.",
     check: urlProblem,
   },
   "admin.oidc.client-id": {
@@ -57,7 +57,7 @@ export const operatorOptions = defineOptions({
     reload: "at once",
     kind: "duration",
     default: "8h",
-    description: "Time until a person has to sign in at the dashboard again.",
+    description: "Time after which a person must sign in at the dashboard again.",
     check: (ms) => ms >= 60_000 ? undefined : "it must be 1m or more",
   },
 });

@@ -10,13 +10,13 @@ export const acmeOptions = defineOptions({
     kind: "list",
     description:
       "Names of this proxy for which it obtains a certificate by ACME (RFC 8555) and renews it, for agents and, with http-proxy.tls.enable, for " +
-      "clients, where no certificate file is set. Setting it agrees to the authority's terms of service.",
+      "clients, where no certificate file is set. By setting it you agree to the authority's terms of service.",
     check: (names) => names.map(acmeNameProblem).find((problem) => problem !== undefined),
   },
   "acme.email": {
     restart: IN_PROGRESS,
     kind: "string",
-    description: "Address at which the authority reaches you; by default none.",
+    description: "E-mail address for messages of the authority; by default none.",
     check: (email) => /^[!-~]+@[!-~]+$/.test(email) ? undefined : `${JSON.stringify(email)} is not an e-mail address`,
   },
   "acme.directory": {
@@ -29,7 +29,7 @@ export const acmeOptions = defineOptions({
   "acme.profile": {
     restart: IN_PROGRESS,
     kind: "string",
-    description: "Profile of the certificate that the authority offers, such as shortlived; by default the authority chooses.",
+    description: "Certificate profile of the authority, such as shortlived; by default the authority chooses.",
   },
   "acme.challenge": {
     restart: IN_PROGRESS,
@@ -37,7 +37,7 @@ export const acmeOptions = defineOptions({
     default: "http-01",
     choices: ["http-01", "tls-alpn-01"],
     description:
-      "How control of the names is proved, unless by acme.dns-command: at acme.http-listen-address (http-01), or at the TLS ports of clients and " +
+      "Challenge by which control of the names is proved, unless acme.dns-command is set: at acme.http-listen-address (http-01), or at the TLS ports of clients and " +
       "of forwards with network=https, one of which must be reached at port 443 of each name (tls-alpn-01).",
   },
   "acme.http-listen-address": {
@@ -71,7 +71,7 @@ export const acmeOptions = defineOptions({
     restart: IN_PROGRESS,
     kind: "string",
     description:
-      "URL of the directory of another authority, which is asked when the first one has failed twice, or at once if no certificate is in use.",
+      "URL of the directory of another authority, which is used when the first one has failed twice, or at once if there is no valid certificate.",
     check: directoryProblem,
   },
   "acme.fallback.file.root-ca": {
@@ -110,7 +110,7 @@ export const publishedAcmeOptions = defineOptions({
     restart: IN_PROGRESS,
     kind: "integer",
     default: "100",
-    description: "Names of agents that get certificates at once.",
+    description: "Maximum number of published names with certificates.",
     check: (count) => count >= 1 && count <= 10_000 ? undefined : `${count} is not 1 to 10000`,
   },
 });
