@@ -87,11 +87,11 @@ export type { Agent, AgentEvents, AgentOptions, ClientOptions, LoadBalancer, Loa
 export interface ProxyHooks extends AgentEvents {
   /** Authenticates agents and clients instead of the scheme in `auth.type`. */
   authenticate?: Authenticate;
-  /** As `authenticate`, with the full {@link Authenticator} interface. Only one of both can be set. */
+  /** As `authenticate`, with the full {@link Authenticator} interface. Only one of the two can be set. */
   authenticator?: Authenticator;
   /** Receives log messages. Default: none are logged. */
   log?: Logger;
-  /** Opens the sockets. The caller closes it. Default: a native network, as of {@link createNativeNet}, which closes with the service. */
+  /** Opens the sockets. The caller closes it. Default: a new {@link createNativeNet}, which closes with the service. */
   net?: Net;
   /** Directory for the self-signed certificate if `stateDir` is not set. Default: it is not stored. */
   stateDirectory?: string;
@@ -103,7 +103,7 @@ export interface ProxyHooks extends AgentEvents {
 export interface LoadBalancerHooks {
   /** Authenticates clients instead of the scheme in `auth.type`. */
   authenticate?: Authenticate;
-  /** As `authenticate`, with the full {@link Authenticator} interface. Only one of both can be set. */
+  /** As `authenticate`, with the full {@link Authenticator} interface. Only one of the two can be set. */
   authenticator?: Authenticator;
   /** Directory for accounts and certificates by ACME, if `stateDir` is not set. Default: they cannot be obtained. */
   stateDirectory?: string;
@@ -111,7 +111,7 @@ export interface LoadBalancerHooks {
   store?: Store;
   /** Receives log messages. Default: none are logged. */
   log?: Logger;
-  /** Opens the sockets. The caller closes it. Default: a native network, as of {@link createNativeNet}, which closes with the service. */
+  /** Opens the sockets. The caller closes it. Default: a new {@link createNativeNet}, which closes with the service. */
   net?: Net;
 }
 
@@ -121,13 +121,13 @@ export interface AgentHooks {
   onConnected?: (proxy: { remote: string }) => void;
   /** A connection to a proxy has ended. */
   onDisconnected?: (proxy: { remote: string; reason: string }) => void;
-  /** Directory for what is kept across restarts, if `stateDir` is not set. Default: nothing is kept. */
+  /** Directory for state that is kept across restarts, if `stateDir` is not set. Default: nothing is kept. */
   stateDirectory?: string;
   /** Variables that name the outbound proxy if `agentClient.proxy` is not set: `process.env`. Default: none, and connections are direct. */
   environment?: Readonly<Record<string, string | undefined>>;
   /** Receives log messages. Default: none are logged. */
   log?: Logger;
-  /** Opens the sockets. The caller closes it. Default: a native network, as of {@link createNativeNet}, which closes with the service. */
+  /** Opens the sockets. The caller closes it. Default: a new {@link createNativeNet}, which closes with the service. */
   net?: Net;
 }
 
@@ -216,7 +216,7 @@ export interface TunnelOptions extends ClientOptions {
 
 /** Dependencies of a tunnel. */
 export interface TunnelHooks {
-  /** Opens the connection. The caller closes it. Default: a native network, as of {@link createNativeNet}, which closes with the tunnel. */
+  /** Opens the connection. The caller closes it. Default: a new {@link createNativeNet}, which closes with the tunnel. */
   net?: Net;
   /** Cancels the opening, with a {@link NetError} `cancelled`. An open tunnel ignores it. Default: only `connectTimeout` ends it. */
   signal?: AbortSignal;
@@ -228,7 +228,7 @@ export interface TunnelHooks {
  * reset of the tunnel is an error of the stream, a {@link NetError} `reset`. Destroying the stream before `end()` has finished resets the
  * tunnel.
  * @throws {ConfigError} for invalid options, before anything is opened
- * @throws {TunnelFailure} if there is no tunnel, saying why
+ * @throws {TunnelFailure} if the tunnel cannot be opened, with the reason
  * @throws {NetError} `cancelled`
  * @example
  * ```ts

@@ -55,7 +55,7 @@ export function tunnelColumns(now: number): Column<TunnelState>[] {
   ];
 }
 
-/** The state, and what is special about a direction. */
+/** The state, and the state of a direction that has ended or is blocked. */
 function stateOf({ state, sending, receiving }: TunnelState): string {
   const notes = [["sending", sending], ["receiving", receiving]] as const;
   const special = notes.filter(([, of]) => of === "ended" || of === "blocked").map(([name, of]) => `${name} ${of}`);

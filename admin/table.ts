@@ -1,4 +1,4 @@
-// Tables for terminals. Texts may come from peers: what a terminal would obey is shown escaped.
+// Tables for terminals. Text may come from peers, so control characters are escaped.
 
 /** Shows control and format characters as \x1b or \u{202e}, so that a terminal does not obey them and nothing is hidden. */
 export function escapeText(text: string): string {
@@ -60,7 +60,7 @@ export function tableLines<T>(items: readonly T[], columns: readonly Column<T>[]
   return [line(({ title }) => title), ...items.map((_, i) => line(({ texts }) => texts[i]!))];
 }
 
-/** The same as one text. */
+/** The lines of {@link tableLines} as one text. */
 export function formatTable<T>(items: readonly T[], columns: readonly Column<T>[]): string {
   return tableLines(items, columns).map((line) => `${line}\n`).join("");
 }

@@ -16,7 +16,7 @@ const ORDERS: Readonly<Record<View, Readonly<Record<string, string>>>> = {
 /** Orders in which the largest value is of interest. */
 const DESCENDING = new Set(["rate", "bytes", "tunnels", "loss", "rtt", "setup"]);
 
-/** What the user has chosen. */
+/** The user's choices. */
 export interface TopState {
   view: View;
   sort: Record<View, string>;
@@ -122,7 +122,7 @@ function searchKey(state: TopState, key: string): Effect {
 /** Lines that are not of the table. */
 const OTHER_LINES = 5;
 
-/** The query for what is shown. */
+/** The query for the visible rows. */
 export function queryOf({ view, sort, reversed, search }: TopState, rows: number): URLSearchParams {
   const by = sort[view];
   const descending = DESCENDING.has(by) !== reversed;

@@ -42,7 +42,7 @@ import { createDestinationPolicy } from "./destination_policy.ts";
 import type { Resolve } from "./proxy_endpoints.ts";
 import type { TunnelOptions } from "./tunnel.ts";
 
-/** What the agent needs besides its options. */
+/** The agent's dependencies and hooks. */
 export interface AgentDeps extends ServiceDeps {
   /** Creates the backoff between attempts, one per connection. Default 0.5 s to 30 s. */
   backoff?: () => Backoff;
@@ -78,7 +78,7 @@ export interface Agent {
   drain(): Promise<void>;
   /** Resolves when it has closed: after {@link close}, {@link drain}, or a drain that an operator has asked for. */
   readonly closed: Promise<void>;
-  /** Resolves when another process has taken over by `handover.socket`; this one finishes what is open, and closes. */
+  /** Resolves when another process has taken over by `handover.socket`; this one serves open tunnels until they end, and closes. */
   readonly handedOver: Promise<void>;
   /** Reloads certificates and keys. The token is read at every connect anyway. */
   reload(): Promise<void>;
@@ -335,7 +335,7 @@ async function prepare(options: AgentOptions, net: Net, log: Logger, deps: Agent
   return { tls, outbound, credentials: await openCredentials(options) };
 }
 
-/** The maximum number of tunnels: as configured, or what the file descriptor limit permits. */
+/** The maximum number of tunnels: as configured, or as many as the file descriptor limit permits. */
 function maxTunnelsOf({ limits: { tunnels } }: AgentOptions, log: Logger): number {
   const requested = unlimitedIfZero(tunnels);
   const { connections } = withinDescriptors({ connections: requested, pendingRequests: 0 }, 1);
@@ -343,7 +343,7 @@ function maxTunnelsOf({ limits: { tunnels } }: AgentOptions, log: Logger): numbe
   return connections;
 }
 
-/** What the agent tells proxies of itself. */
+/** The agent's hello to proxies. */
 function helloOf({ agentClient: { labels, publish } }: AgentOptions, instance: string): Hello {
   return {
     version: `reverse-http/${VERSION}`,
@@ -401,7 +401,7 @@ async function cutForbidden({ destinations, connectTimeoutMs }: TunnelOptions, {
 }
 
 /**
- * Checks the files that the options refer to, and returns what an agent connects with; no credentials if they are an issuer's.
+ * Checks the files that the options refer to, and returns the settings of connections; without credentials if an issuer has them.
  * @throws {ConfigError} for a missing or invalid file or variable; once the agent runs, it retries instead
  */
 export async function checkAgentOptions(

@@ -33,12 +33,12 @@ export interface LinkReport {
   readonly summary: string;
 }
 
-/** What the checks connect with. */
+/** The settings and dependencies of the checks. */
 export interface CheckContext {
   readonly net: Net;
   readonly options: AgentOptions;
   readonly tls: ClientTls;
-  /** What proxies have announced to the agent. Default: nothing. */
+  /** Pins that proxies have announced to the agent. Default: none. */
   readonly pins?: LearnedPins;
   readonly credentials: Credentials;
   readonly outbound: OutboundRoute;

@@ -15,7 +15,7 @@ const MAX_RESPONSE = 16 * 1024;
 const SOCKS_METHODS: Readonly<Record<number, string>> = { 0: "no authentication", 2: "a user name and a password", 255: "another method" };
 
 /**
- * Returns what the proxy requires for a tunnel to `server`, `host:port`.
+ * Returns the authentication that the proxy requires for a tunnel to `server`, `host:port`.
  * @throws {NetError} if it is not reachable, or does not answer
  */
 export async function askOutboundProxy(net: Net, { protocol, host, port }: OutboundProxy, server: string): Promise<string> {

@@ -3,7 +3,7 @@ import { formatHostPort, splitHostPort } from "../shared/address/host_port.ts";
 import { shellWord } from "../shared/config/shell_word.ts";
 import type { ClientAccess } from "../shared/link/message.ts";
 
-/** A command, and what is still needed for it. */
+/** A command, and a note on what else a client needs. */
 export interface ClientAdvice {
   readonly command: string;
   readonly note?: string;

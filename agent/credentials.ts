@@ -73,7 +73,7 @@ export async function readCredentials({ type, noauth, jwt }: Omit<AuthOptions, "
 }
 
 /**
- * Checks what the agent authenticates with at the issuer, and that all options belong to `type`.
+ * Checks the agent's credentials for the issuer, and that all options belong to `type`.
  * @throws {ConfigError}
  */
 export async function checkIssuerOptions({ type, oidc, jwt }: AuthOptions): Promise<void> {

@@ -15,11 +15,11 @@ import { silentLogger } from "../shared/log/logger.ts";
 import { type AgentOptions, agentOptions } from "./options.ts";
 import type { Environment } from "./outbound_proxy.ts";
 
-/** What the diagnosis works with. */
+/** Dependencies of the diagnosis. */
 export interface AgentDiagnosis {
   readonly net: Net;
   readonly environment?: Environment;
-  /** Of what the agent keeps, if no option names one. */
+  /** The directory for state, if no option names one. */
   readonly stateDirectory?: string;
   /** Returns the time in milliseconds since 1970. Default: that of the machine. */
   readonly now?: () => number;
@@ -40,7 +40,7 @@ export function agentDoctor(
   };
 }
 
-/** Never rejects for what it is to find. */
+/** Reports problems as checks, and does not reject for them. */
 export async function diagnoseAgent(
   options: AgentOptions,
   { net, environment, stateDirectory, now = Date.now }: AgentDiagnosis,

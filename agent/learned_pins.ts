@@ -1,4 +1,4 @@
-// Stores in a file, across restarts, the pins that proxies announce for keys that they will use. An agent that was told ahead still knows its
+// Stores in a file, across restarts, the pins that proxies announce for their next keys. An agent that has received one still recognizes its
 // proxy after the change, although its options have the pin of the key before.
 import { createHash } from "node:crypto";
 import { mkdir } from "node:fs/promises";
@@ -18,11 +18,11 @@ const MAX_ADDRESSES = 64;
 /** Proxies with keys of their own behind one address. */
 const MAX_PROXIES = 8;
 
-/** What the proxies at an address have announced. */
+/** The pins that the proxies at an address have announced. */
 interface Learned {
-  /** Digest of the configured pins: others in their place are another decision whom to trust. */
+  /** Digest of the configured pins: announced pins are forgotten when these change. */
   readonly trust: string;
-  /** Of each proxy, the pin in use first. The oldest is first. */
+  /** The pins of each proxy, the one in use first. The oldest proxy is first. */
   readonly proxies: readonly (readonly string[])[];
 }
 
@@ -39,7 +39,7 @@ export class LearnedPins {
     this.#log = log;
   }
 
-  /** Reads what an earlier process has stored. @param directory default: nothing is stored */
+  /** Reads the pins that an earlier process has stored. @param directory default: nothing is stored */
   static async open(directory: string | undefined, log: Logger): Promise<LearnedPins> {
     if (directory === undefined) return new LearnedPins(undefined, new Map(), log);
     const file = join(directory, FILE);
@@ -47,7 +47,7 @@ export class LearnedPins {
     return new LearnedPins(file, learned ?? new Map(), log);
   }
 
-  /** The settings with which the proxy at `address` is recognized, also by what it has announced. */
+  /** The TLS settings for the proxy at `address`, with the pins that it has announced. */
   extend(address: string, tls: ClientTls): ClientTls {
     const learned = this.#learned.get(address);
     if (learned === undefined || learned.trust !== trustOf(tls)) return tls;

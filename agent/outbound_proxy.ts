@@ -152,7 +152,7 @@ export function viaOf(proxy: OutboundProxy | undefined): string | undefined {
   return proxy && formatHostPort(proxy);
 }
 
-/** Parses a URL, or says what is wrong with it, without its password. */
+/** Parses a URL, or throws an error that describes the fault without the password. */
 function parseProxy(given: string): OutboundProxy | string {
   const text = given.trim();
   const url = URL.parse(text);

@@ -34,7 +34,7 @@ export interface TunnelOptions {
   connectTimeoutMs: number;
   /** Time without a datagram after which a UDP flow ends, in milliseconds; 0: never. Default 0. */
   udpIdleMs?: number;
-  /** Shows operators what is served. Default: operators see nothing. */
+  /** Lists open tunnels for operators. Default: they are not listed. */
   activity?: Activity;
   /** Default: there are no traces. */
   tracer?: Tracer;

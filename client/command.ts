@@ -132,7 +132,7 @@ function sshConfigOf(options: ClientOptions, target: string | undefined, flags: 
     );
   }
   checkAccess(options);
-  // what the environment and the profile set will be set there again
+  // the environment and the profile will apply there again
   const kept = [...flags].filter(([name]) => name !== "ssh-config" && name !== "agent-id").map(([name, text]) => `${flagOf(name)}=${text}`);
   const command = ["reverse-http", "connect", ...kept, `--agent-id=${agentId}`];
   return formatSshConfig(command, agentId, target === undefined ? undefined : parseDestination(target));

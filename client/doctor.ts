@@ -32,7 +32,7 @@ export function clientDoctor(createNet: CreateNet): Subcommand<ClientOptions & V
 /** Where nothing listens: the agent's answer is all that is wanted. */
 const NOWHERE: Authority = { host: "127.0.0.1", port: 9 };
 
-/** Never rejects for what it is to find. */
+/** Reports problems as checks, and does not reject for them. */
 export async function diagnoseClient(
   options: ClientOptions,
   destination: Authority | undefined,

@@ -192,7 +192,7 @@ class Relays {
     this.#ended(state, aToB, bToA, errorSide === "b" ? error : undefined);
   }
 
-  /** The same for a Unix socket, which has no reset: it is closed. */
+  /** Relays a connection of a Unix socket, which has no reset: it is closed instead. */
   async #relaySocket(socket: Socket, state: State): Promise<void> {
     socket.on("error", () => {}); // reported below
     const tunnel = await this.#openTunnel(state);
@@ -276,5 +276,5 @@ async function runCommand(
   });
 }
 
-/** As shells do, without the number of the signal. */
+/** Exit code of a command that a signal has ended: as in shells, but without the number of the signal. */
 const FAILED_BY_SIGNAL = 128;

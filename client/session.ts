@@ -19,11 +19,11 @@ export type SessionOptions = Pick<
   "issuer" | "clientId" | "clientSecret" | "scopes" | "audience" | "resource" | "tokenKind" | "sessionFile"
 >;
 
-/** What the file has, as JSON. Times are in milliseconds since 1970. */
+/** The content of the file, as JSON. Times are in milliseconds since 1970. */
 export interface Session {
   readonly issuer: string;
   readonly clientId: string;
-  /** What the proxy gets. */
+  /** The token for the proxy. */
   readonly token: string;
   readonly issuedAt: number;
   readonly expiresAt: number;

@@ -35,7 +35,7 @@ export function parseDestination(text: string): Authority {
   }
 }
 
-/** The options that are needed, and those that exclude others. */
+/** Checks for required options and for options that exclude each other. */
 export type Access = ClientOptions & { readonly proxy: string };
 
 /** @throws {ConfigError} for missing options, and for those that depend on another */
@@ -195,7 +195,7 @@ function encodeRequest(
 const FILE = "file:";
 
 /**
- * Reads what the client authenticates with. Without a token, the password is any text: the Go version needs one.
+ * Reads the client's credentials. Without a token, the password is any text: the Go version needs one.
  * @throws {ConfigError} for a file or a command that gives no token
  * @throws {TunnelFailure} `denied` if there is no valid token of the issuer
  */
@@ -271,7 +271,7 @@ const MAX_REASON = 200;
 function kindOf(status: number, error: string | undefined, details = ""): TunnelFailureKind {
   if (status === 407 || status === 403 || status === 401) return "denied";
   if (error === "connection_refused") return "refused";
-  // the message of proxy and lb: other causes of that type are the destination's
+  // proxy and lb send this message; other errors of this type are about the destination
   if (error === "destination_unavailable" && details.startsWith("The agent is not connected")) return "no-agent";
   return status === 400 || status === 405 ? "proxy" : "unreachable";
 }

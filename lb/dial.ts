@@ -40,7 +40,7 @@ export type DialerTimeouts = Pick<DialerOptions, "connectTimeoutMs" | "responseT
 
 /** Maximum length of an entry of the store in a message, in characters. */
 const MAX_ENTRY = 100;
-/** Maximum number of proxies that one request tries, and of those that the store names. */
+/** Maximum number of proxies that one request tries, and of those among them that the store has named. */
 const MAX_ATTEMPTS = 4;
 const MAX_NAMED = 2;
 

@@ -33,7 +33,7 @@ export function lbDoctor(
   };
 }
 
-/** Never rejects for what it is to find. */
+/** Reports problems as checks, and does not reject for them. */
 export async function diagnoseLoadBalancer(
   options: LoadBalancerOptions,
   { net, stateDirectory, now = Date.now }: { net: Net; stateDirectory?: string; now?: () => number },

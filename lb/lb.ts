@@ -34,7 +34,7 @@ import { PublishedNames } from "./published_names.ts";
 import { Locator } from "./locator.ts";
 import type { LoadBalancerOptions } from "./options.ts";
 
-/** What the load balancer needs besides its options. */
+/** The load balancer's dependencies and hooks. */
 export interface LoadBalancerDeps extends ServiceDeps {
   /** Replaces the scheme that `auth.type` names. */
   authenticator?: Authenticator;
@@ -63,7 +63,7 @@ export interface LoadBalancer {
   drain(): Promise<void>;
   /** Resolves when it has closed: after {@link close}, {@link drain}, or a drain that an operator has asked for. */
   readonly closed: Promise<void>;
-  /** Resolves when another process has taken over by `handover.socket`; this one finishes what is open, and closes. */
+  /** Resolves when another process has taken over by `handover.socket`; this one serves open tunnels until they end, and closes. */
   readonly handedOver: Promise<void>;
   /** Reads certificates, keys, and the files of the authenticator again. */
   reload(): Promise<void>;
@@ -290,7 +290,7 @@ async function checkPublished({ published, httpProxy }: Pick<LoadBalancerOptions
 }
 
 /**
- * Listens for clients of what agents publish.
+ * Listens for clients of the forwards that agents publish.
  * @throws {NetError} as `listenTcp` of the network
  */
 async function listenPublished(

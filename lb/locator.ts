@@ -40,9 +40,9 @@ export class Locator {
   readonly #asking = new Map<string, Promise<string | undefined>>();
   /** Proxies by the time at which the store last named them. The least recently suggested is first. */
   readonly #proxies = new Map<string, number>();
-  /** Agents that the store does not know, by the time of that result. */
+  /** Agents without an entry in the store, with the time of that result. */
   readonly #nowhere = new Map<string, number>();
-  /** Agents that no proxy held, by the time of that result. */
+  /** Agents that were not connected to any proxy, with the time of that result. */
   readonly #missing = new Map<string, number>();
 
   constructor({ store, system, maxAgeMs = 1_000, limit = 10_000, now = () => performance.now() }: LocatorOptions) {

@@ -1,4 +1,4 @@
-// Finds in the store what agents publish, for the listeners of lb. Caches results for a second, and serves the last one while the store fails.
+// Looks up published names in the store, for the listeners of lb. Caches results for a second, and uses old ones while the store fails.
 import { type Forward, ForwardGroup } from "../shared/frontend/forwards.ts";
 import { claimKey, decodeClaim } from "../shared/frontend/published_claims.ts";
 import { patternsOf } from "../shared/frontend/server_names.ts";
@@ -10,7 +10,7 @@ import type { PublishedRecord } from "./options.ts";
 
 /** Names looked up for one client: itself and the zones above it. */
 const MAX_PATTERNS = 8;
-/** Lookups for one request: of a path with many segments only the first ones count. */
+/** Maximum number of lookups for one request: only the first segments of a long path count. */
 const MAX_LOOKUPS = 18;
 /** Longest prefix of a path that is looked up. */
 const MAX_PREFIX = 256;

@@ -22,7 +22,7 @@ import { type ProxyOptions, proxyOptions } from "./options.ts";
 import { checkProxyOptions } from "./proxy.ts";
 import { agentAddresses, clientAddresses, isEvery } from "./public_address.ts";
 
-/** What the diagnosis works with. */
+/** Dependencies of the diagnosis. */
 export interface ProxyDiagnosis {
   readonly net: Net;
   readonly stateDirectory?: string;
@@ -44,7 +44,7 @@ export function proxyDoctor(
   };
 }
 
-/** Never rejects for what it is to find. */
+/** Reports problems as checks, and does not reject for them. */
 export async function diagnoseProxy(options: ProxyOptions, { net, stateDirectory, now = Date.now }: ProxyDiagnosis): Promise<Finding[]> {
   const findings: Finding[] = [describeVersion()];
   const isValid = await checkConfiguration(findings, async () => {
@@ -81,7 +81,7 @@ function checkExposure({ auth, httpProxy }: ProxyOptions): Finding[] {
   return [{ check: "authentication", target: httpProxy.listenAddress, result: "failed", details, remedy }];
 }
 
-/** Whether others are told an address that they can reach, as far as this machine knows. */
+/** Whether the public addresses can be reached by others, as far as this machine knows. */
 async function checkPublicAddresses(net: Net, options: ProxyOptions): Promise<Finding[]> {
   const both = [["agent-server.public-address", agentAddresses(options)], ["http-proxy.public-address", clientAddresses(options)]] as const;
   return (await Promise.all(both.map(async ([option, { addresses, doubt }]): Promise<Finding[]> => {

@@ -33,7 +33,7 @@ import { ProxyPresence } from "./presence.ts";
 import { agentAddresses } from "./public_address.ts";
 import { checkProxyTls, hasOtherTls, logPin, openProxyAcme, openProxyTls, type ProxyTls } from "./tls.ts";
 
-/** What the proxy needs besides its options. */
+/** The proxy's dependencies and hooks. */
 export interface ProxyDeps extends ServiceDeps, AgentEvents {
   /** Replaces the scheme that `auth.type` names. */
   authenticator?: Authenticator;
@@ -70,7 +70,7 @@ export interface Proxy {
   drain(): Promise<void>;
   /** Resolves when it has closed: after {@link close}, {@link drain}, or a drain that an operator has asked for. */
   readonly closed: Promise<void>;
-  /** Resolves when another process has taken over by `handover.socket`; this one finishes what is open, and closes. */
+  /** Resolves when another process has taken over by `handover.socket`; this one serves open tunnels until they end, and closes. */
   readonly handedOver: Promise<void>;
   /** Reads certificates, keys, and the files of the authenticator again. */
   reload(): Promise<void>;
@@ -78,7 +78,7 @@ export interface Proxy {
   close(): Promise<void>;
 }
 
-/** What an update has ended. */
+/** The tunnels and connections that an update has ended. */
 export interface UpdateResult {
   /** Tunnels that were no longer permitted. */
   readonly tunnelsCut: number;

@@ -120,7 +120,7 @@ function hasNoFiles({ file: { key, cert } }: ServerTlsOptions): boolean {
   return !key && !cert;
 }
 
-/** The settings of all listeners. Those for agents and clients share what the options do not name. */
+/** The settings of all listeners. Without options of their own, agents and clients share a certificate. */
 async function openAll(
   options: ProxyOptions,
   { acme, ...deps }: ProxyTlsDeps,

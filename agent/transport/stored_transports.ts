@@ -40,7 +40,7 @@ export class StoredTransports {
   }
 
   /**
-   * Reads what an earlier process has stored.
+   * Reads the entries of an earlier process.
    * @throws {ConfigError} if a required directory cannot be used
    */
   static async open({ path, required }: StateDirectory, log: Logger): Promise<StoredTransports> {

@@ -34,7 +34,7 @@ export function parseWebSocketUrl(text: string): WebSocketUrl {
   return { isSecure, host: host!.replace(/^\[|\]$/g, "") || undefined, port, path };
 }
 
-/** What a transport connects to on the way to `proxy`, and what it asks for there. */
+/** The address that a transport connects to in order to reach `proxy`, and the request for a WebSocket. */
 export function routeTo(proxy: ProxyEndpoint, kind: SessionKind, url: WebSocketUrl | undefined): Route {
   return kind === "websocket" && url ? webSocketTo(url, proxy) : { server: proxy };
 }

@@ -31,7 +31,7 @@ export interface Admitted {
 /** Time in milliseconds in which an agent that only checks its credentials closes the connection after the answer. */
 const CHECKED_TIMEOUT_MS = 1_000;
 
-/** Authenticates the agent. `accept` tells it so. */
+/** Authenticates the agent. `accept` sends it the confirmation. */
 async function authenticateAgent(
   connection: AgentSession,
   permit: ConnectionPermit | undefined,

@@ -21,7 +21,7 @@ const MAX_PORTS = 16;
 /** Where agents connect, by the options. */
 interface Places {
   readonly quic: string;
-  /** Empty for what clients' listeners pass on alone; `undefined` for none. */
+  /** Empty if only clients' listeners pass connections on; `undefined` for no TCP. */
   readonly tls?: string;
   /** Whether both have one port, which the system may choose. */
   readonly isOnePort: boolean;
@@ -78,7 +78,7 @@ export class AgentListeners {
     return this.#quic;
   }
 
-  /** Missing if agents connect over QUIC only. Without an address if it has only what clients' listeners pass on. */
+  /** Missing if agents connect over QUIC only. Has no address if only clients' listeners pass connections on. */
   get tls(): SessionListener | undefined {
     return this.#tls;
   }
@@ -124,7 +124,7 @@ export class AgentListeners {
   }
 
   /**
-   * Prepares other options: opens listeners at new addresses. `use` is called with those that were opened and those that are not used any more.
+   * Prepares other options: opens listeners at new addresses. `use` is called with the opened listeners and with the unused ones.
    * @throws {NetError} as {@link open}
    */
   async prepare(change: Change, next: ProxyOptions, tls: ServerTls, use: (opened: SessionListener[], left: SessionListener[]) => void) {

@@ -34,7 +34,7 @@ export class Migration {
     if (this.#isMigrating && this.#canAsk(agent)) void this.#ask([agent]);
   }
 
-  /** Records what an agent did that was asked. */
+  /** Records the response of an agent that was asked to move. */
   settle(agent: ConnectedAgent, result: MigrationResult): void {
     this.#asked.get(agent)?.(result);
   }

@@ -1,4 +1,4 @@
-// What operators see of agents and do with them: the connected ones, those that were connected recently, and those that are kept away.
+// The agents for operators: connected ones, recently connected ones, and those that must stay away; and the actions on them.
 import { CloseCode } from "../../shared/link/link.ts";
 import { printable } from "../../shared/net/printable.ts";
 import type { AgentState, DisconnectRequest } from "../../shared/service/api/types.ts";

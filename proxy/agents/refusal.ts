@@ -1,4 +1,4 @@
-// Why an agent is refused: what the agent learns, what the log says, and what operators see.
+// Why an agent is refused: the message for the agent, the log line, and the failure for operators.
 import { AuthenticationError } from "../../shared/auth/authenticator.ts";
 import { LimitReached } from "../../shared/limits/limit.ts";
 import { FrameError } from "../../shared/link/frame.ts";
@@ -29,11 +29,11 @@ export function refuse(connection: AgentSession, error: unknown, log: Logger, on
   connection.close(code, reason);
 }
 
-/** What an agent is told, and what operators are. */
+/** The message for the agent, and that for operators. */
 interface Refusal extends Pick<AgentRefusal, "error" | "code"> {
   /** For the agent. */
   readonly reason: string;
-  /** Of the line in the log. Missing: it has been logged, or is counted only. */
+  /** Level of the log line. Missing: it has been logged, or is only counted. */
   readonly level?: "debug" | "warn" | "error";
 }
 

@@ -52,7 +52,7 @@ export class AgentRegistry {
     this.#multiple = multiple;
   }
 
-  /** Changes which agents may share an id; those that are connected stay. */
+  /** Changes which agents may share an id; connected agents stay. */
   set multiple(multiple: boolean) {
     this.#multiple = multiple;
   }

@@ -39,9 +39,9 @@ export interface AgentServerOptions extends AgentEvents {
   authenticator: Authenticator;
   /** Whether several agents may share one id. */
   multiple: boolean;
-  /** Is told when an agent has connected. */
+  /** Called when an agent has connected. */
   onArrival?: (agentId: string) => void;
-  /** Publishes what agents ask for. They do not wait for it. */
+  /** Publishes the forwards that agents request. They do not wait for it. */
   published?: PublishedForwards;
   /** Which of two agents is kept that replace each other again and again. */
   onConflict: ConflictRule;
@@ -49,7 +49,7 @@ export interface AgentServerOptions extends AgentEvents {
   presence?: () => PresencePublisher | undefined;
   /** Returns the proxy's description of itself for each agent. Default: none is sent. */
   hello?: () => Hello;
-  /** Returns the pins that agents are told, the one in use first. Default: none. */
+  /** Returns the pins that are announced to agents, the one in use first. Default: none. */
   pins?: () => readonly string[];
   /** Called for each connection that has completed its handshake. */
   onResult?: (outcome: "accepted" | "refused" | "failed") => void;
@@ -57,7 +57,7 @@ export interface AgentServerOptions extends AgentEvents {
   onReplaced?: () => void;
   /** An agent's connection was refused. */
   onRefused?: (refusal: AgentRefusal) => void;
-  /** Tells operators who watch. Default: there are none. */
+  /** Notifies operators who watch events. Default: none do. */
   events?: EventHub;
   log: Logger;
 }

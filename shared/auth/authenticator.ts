@@ -57,7 +57,7 @@ export interface TunnelTarget {
   readonly network: Network;
 }
 
-/** The identity of an agent or a client, what it may reach, and when that ends. */
+/** The identity of an agent or a client, its permissions, and their end. */
 export interface Identity {
   /**
    * 1 to 250 bytes of UTF-8 without white space or control characters. Of a client that may reach several agents, it is the one for
@@ -142,7 +142,7 @@ export interface Authenticator {
   /** Reloads the files that it uses. Never rejects. */
   reload?(): Promise<void>;
   /**
-   * Revokes a token for good, and closes what was opened with it. Returns how many connections and tunnels that was.
+   * Revokes a token permanently, and closes its connections and tunnels. Returns the number of these.
    * @param comment kept with the token's id
    * @throws {RevocationError} if that cannot be stored
    */

@@ -9,7 +9,7 @@ export function timeOf(claim: unknown): number | undefined {
   return Math.min(Math.max(claim * 1_000, -MAX_TIME), MAX_TIME);
 }
 
-/** The time for people, or what the claim is instead. */
+/** The time as readable text, or the invalid claim itself. */
 export function showTime(claim: unknown): string {
   const time = timeOf(claim);
   return time === undefined || Math.abs(time) === MAX_TIME ? String(claim) : new Date(time).toISOString();

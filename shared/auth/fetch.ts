@@ -68,7 +68,7 @@ function describe(error: unknown): string {
 
 /**
  * Parses JSON that must be an object.
- * @throws {Error} saying what it is instead
+ * @throws {Error} that describes the unexpected response
  */
 export function parseObject(text: string): Readonly<Record<string, unknown>> {
   let value: unknown;

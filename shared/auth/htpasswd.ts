@@ -15,7 +15,7 @@ import { AGENT_SEPARATOR, type ClientProvider, splitUser } from "./providers.ts"
 
 /** Largest file in bytes. */
 const MAX_FILE = 16 * 1024 * 1024;
-/** Checks that run at once, each on a core, and those that wait. */
+/** Maximum number of concurrent checks, each of which occupies a core, and of queued ones. */
 const MAX_CHECKS = 2;
 const MAX_WAITING = 64;
 /** Failures of one user without a lockout, from any addresses; a longer lockout would let a stranger lock a user out for long. */

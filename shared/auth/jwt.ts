@@ -24,14 +24,14 @@ import { LEEWAY_S, readHeader, type Role, type Token, verifyToken } from "./toke
 import { VerifiedTokens } from "./verified_tokens.ts";
 import { PolledFile } from "../files/polled_file.ts";
 
-/** What an expired token closes. */
+/** Which connections and tunnels an expired token closes. */
 const ON_EXPIRY = ["close-agents", "close", "keep"] as const;
 export type OnExpiry = (typeof ON_EXPIRY)[number];
 
 export interface JwtOptions {
   /** Public key files, PEM or JWKS; reloaded when they change. */
   publicKey: readonly string[];
-  /** Audience that tokens must name. Default: not checked. */
+  /** Audience that tokens must have in aud; by default any. Default: not checked. */
   audience?: string;
   /** What an expired token closes. `close-agents`: the connections of agents; `close`: the tunnels of clients too; `keep`: nothing. */
   onExpiry: OnExpiry;

@@ -13,7 +13,7 @@ export class LiveCredentials<C> {
 
   /**
    * Adds credentials until they are released. Each use of the same credentials is added.
-   * @param closesAt when to close what was opened with them, in milliseconds since 1970; `Infinity`: not by time
+   * @param closesAt when to close their connections and tunnels, in milliseconds since 1970; `Infinity`: never
    */
   add(credentials: C, closesAt: number): Required<Pick<Identity, "signal" | "release">> {
     const entry: Entry<C> = { credentials, closesAt, controller: new AbortController() };

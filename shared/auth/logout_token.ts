@@ -18,7 +18,7 @@ export interface LogoutExpectation {
 }
 
 /**
- * Verifies a logout token, and reads whose session has ended. It may be sent again: it ends only what was issued before it.
+ * Verifies a logout token, and reads which session has ended. It may be sent again, since it revokes only tokens that were issued before it.
  * @throws {AuthenticationError} with the reason
  */
 export async function verifyLogoutToken(text: string, find: FindKeys, expected: LogoutExpectation): Promise<SignOut> {
@@ -30,7 +30,7 @@ export async function verifyLogoutToken(text: string, find: FindKeys, expected: 
   if (subject === undefined && session === undefined) throw deny("has neither sub nor sid");
   if (subject !== undefined && !isText(subject)) throw deny("has an unusable sub");
   if (session !== undefined && !isText(session)) throw deny("has an unusable sid");
-  // one of the future would end what is issued later, too
+  // with a time in the future it would also revoke tokens that are issued later
   const at = Math.min(iat!, Math.floor(expected.now / 1_000) + OIDC_LEEWAY_S) * 1_000;
   return { at, subject, session: session as string | undefined };
 }

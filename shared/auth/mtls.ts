@@ -13,7 +13,7 @@ export interface MtlsDeps {
   readonly log: Logger;
   /** File with revoked names, subjects and fingerprints. Default: none. */
   readonly revocationFile?: string;
-  /** What an expired certificate closes: the tunnels of clients with `close` alone. */
+  /** Whether an expired certificate closes the client's tunnels: only with `close`. */
   readonly onExpiry: OnExpiry;
   /** Milliseconds since 1970. Default `Date.now`. */
   readonly now?: () => number;
@@ -54,7 +54,7 @@ export async function createMtlsProvider(options: MtlsOptions, deps: MtlsDeps): 
   };
 }
 
-/** What the options say about certificates of clients. */
+/** The options for certificates of clients. */
 export interface ClientCertificateOptions {
   readonly auth: { readonly clients: readonly string[] };
   readonly httpProxy: { readonly tls: { readonly enable: boolean; readonly file: { readonly clientCa?: string } } };

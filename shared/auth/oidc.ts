@@ -19,7 +19,7 @@ export interface OidcOptions {
   readonly issuer?: string;
   /** One of these must be in `aud` of a client's token. Empty: it is not used for clients. */
   readonly audience: readonly string[];
-  /** The same for agents' tokens. Missing or empty: it is not used for agents. */
+  /** One of these must be in `aud` of an agent's token. Missing or empty: it is not used for agents. */
   readonly agentAudience?: readonly string[];
   /** One of these must be in `aud` of a logout token. Missing or empty: none is accepted. */
   readonly logoutAudience?: readonly string[];
@@ -39,7 +39,7 @@ export interface OidcDeps {
   readonly log: Logger;
   /** File with revoked tokens, names and subjects. Default: none. */
   readonly revocationFile?: string;
-  /** What an expired token closes. */
+  /** Which connections and tunnels an expired token closes. */
   readonly onExpiry: OnExpiry;
   /** Milliseconds since 1970. Default `Date.now`. */
   readonly now?: () => number;
@@ -137,7 +137,7 @@ function tokenOf(credentials: ClientCredentials): string {
   return (credentials.scheme === "basic" ? credentials.password : credentials.token).trimEnd();
 }
 
-/** What the options say about logout tokens. */
+/** The options for logout tokens. */
 export interface LogoutOptions {
   readonly auth: { readonly oidc: Pick<OidcOptions, "logoutAudience"> };
   readonly admin: { readonly listenAddress?: string; readonly socket?: string };

@@ -16,7 +16,7 @@ const MAX_ATTEMPTS = 16;
 const MAX_GROUPS = 1_000;
 const MAX_NAME = 256;
 
-/** What a token must fulfil, and which of its claims say who it is. */
+/** The requirements for a token, and its claims with the identity. */
 export interface OidcExpectation {
   readonly issuer: string;
   /** One of these must be in `aud`. */
@@ -44,7 +44,7 @@ export interface OidcToken {
   readonly expiresAt: number;
   /** Thumbprint of the key that verified it. */
   readonly keyId: string;
-  /** Of an agent. */
+  /** Identity and permissions, if it is an agent's token. */
   readonly agent?: Pick<Identity, "agentId" | "allowList" | "publish">;
 }
 
@@ -83,7 +83,7 @@ function agentOf(payload: JWTPayload, claim: string, deny: (why: string) => Auth
 }
 
 /**
- * Reads who a token is for.
+ * Reads the identity from a token.
  * @param deny creates the error that is thrown for an unusable claim
  */
 export function personOf(
@@ -200,7 +200,7 @@ function claimsOf({ jti }: JWTPayload): Claims {
   return { tokenId: typeof jti === "string" ? jti : undefined };
 }
 
-/** The claim of that name, or else the one that its parts between dots lead to: `realm_access.roles`. */
+/** The claim of that name, or else the nested one at the path that its dots separate: `realm_access.roles`. */
 export function claimAt(payload: JWTPayload, name: string): unknown {
   if (Object.hasOwn(payload, name)) return payload[name];
   let at: unknown = payload;

@@ -6,7 +6,7 @@ import { timeOf } from "./claim_time.ts";
 import type { SigningKey, VerificationKey } from "./keys.ts";
 import { signNow, verifyClaims } from "./token.ts";
 
-/** What an operator may: read, or act as well. */
+/** The role of an operator: to read, or to act as well. */
 export const OPERATOR_ROLES = ["viewer", "operator"] as const;
 export type OperatorRole = (typeof OPERATOR_ROLES)[number];
 

@@ -12,7 +12,7 @@ import {
 
 /** A source of identities for clients. */
 export interface ClientProvider extends Pick<Authenticator, "anonymous" | "reload" | "close"> {
-  /** As `auth.clients` has it. */
+  /** The name in `auth.clients`. */
   readonly name: string;
   /** @throws {AuthenticationError} if the credentials are denied */
   authenticateClient(credentials: ClientCredentials, peer: ClientPeer): Promise<Identity>;

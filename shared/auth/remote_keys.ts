@@ -26,7 +26,7 @@ export interface RemoteKeysOptions {
   readonly refreshMs: number;
   /** Time in milliseconds for which keys serve after that, while they cannot be fetched. */
   readonly maxStaleMs: number;
-  /** Called when keys have gone, and what was verified with them is void. */
+  /** Called when keys have been removed, so that tokens verified with them are no longer valid. */
   readonly onRemoved: () => void;
   readonly log: Logger;
   /** Monotonic clock in milliseconds. Default `performance.now`. */

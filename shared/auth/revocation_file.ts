@@ -7,7 +7,7 @@ import { RevocationError } from "./authenticator.ts";
 import type { LiveCredentials } from "./live_credentials.ts";
 import { appendRevocation, appendSignOut, readRevocations, type Revocable, type Revocations, type SignOut } from "./revocations.ts";
 
-/** Credentials in use, and what polls the list and ends those that it names. */
+/** The credentials in use, and the timer that reads the list and ends those that it names. */
 export interface LiveRevocables {
   readonly live: Pick<LiveCredentials<Revocable>, "all">;
   readonly reload: () => Promise<void>;

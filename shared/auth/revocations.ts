@@ -24,7 +24,7 @@ export interface SignOut {
   /** In milliseconds since 1970: tokens that were issued later are accepted. */
   readonly at: number;
   readonly session?: string;
-  /** Whose tokens are meant: all without a `session`; with one, those that name no session. */
+  /** The subject. Without a `session` all its tokens are revoked; with one, those that name no session. */
   readonly subject?: string;
 }
 

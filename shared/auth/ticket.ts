@@ -6,7 +6,7 @@ import { AuthenticationError, checkAgentId } from "./authenticator.ts";
 import { type Algorithm, KeyError, type SigningKey, type VerificationKey } from "./keys.ts";
 import type { Token } from "./token.ts";
 
-/** Of this and 114 characters of base64url (RFC 4648 §5): version (1 byte), expiry (4), id (16, a UUID), signature (64). */
+/** A ticket is this prefix and 114 characters of base64url (RFC 4648 §5): version (1 byte), expiry (4), id (16, a UUID), signature (64). */
 const PREFIX = "rht_";
 const VERSION = 1;
 const EXPIRY = 1;
@@ -14,7 +14,7 @@ const ID = 5;
 const CONTENT_LENGTH = 21;
 const SIGNATURE_LENGTH = 64;
 const TICKET = /^rht_[\w-]{114}$/;
-/** Begins what is signed, so that nothing else that is signed with the key is a ticket. */
+/** Prefix of the signed data (domain separation): no other signature of the key is valid for a ticket. */
 const CONTEXT = "reverse-http client ticket\0";
 
 /** Algorithms whose signatures have 64 bytes, for Web Cryptography. */

@@ -7,7 +7,7 @@ export class VerifiedTokens<T> {
   readonly #tokens = new Map<string, T>();
 
   /**
-   * The token of that key, or else what `verify` returns.
+   * The cached token for the key, or else the result of `verify`.
    * @param key all that the result depends on
    * @throws what `verify` throws, which is not kept
    */

@@ -57,7 +57,7 @@ const MAX_AGE_S = 86_400;
 const MAX_ITEMS = 1_000;
 const MAX_ITEM = 256;
 
-/** An answer in use: it says who the client is, or why it is none. */
+/** A cached answer: the client's identity, or the reason for the denial. */
 interface Answer {
   readonly identity?: Omit<Identity, "signal" | "release">;
   readonly message?: string;
@@ -68,7 +68,7 @@ interface Answer {
 }
 
 interface Question {
-  /** Of the cached answer. */
+  /** Key of the cached answer. */
   readonly key: string;
   readonly body: string;
 }

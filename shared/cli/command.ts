@@ -42,7 +42,7 @@ interface CommandBase {
 /** Runs until it is stopped. Its options come from the command line, the environment and the configuration file. */
 export interface Service<Values = object> extends CommandBase {
   readonly options: Options;
-  /** Checks what the values refer to, such as files, without opening sockets. */
+  /** Checks the files and other things that the values refer to, without opening sockets. */
   check(values: Values): Promise<void>;
   /** Another task of the service, with the same options. Default: none. */
   readonly diagnosis?: Diagnosis<Values>;
@@ -78,7 +78,7 @@ export interface Running<Values = object> {
   readonly closesWithinMs: number;
   /** Resolves when it has closed, by {@link close} or by an operator. Default: no operator can close it. */
   readonly closed?: Promise<void>;
-  /** Resolves when another process has taken over, and the service only finishes what is open. Default: none can. */
+  /** Resolves when another process has taken over, and this one serves only open tunnels. Default: no process can. */
   readonly handedOver?: Promise<void>;
   /**
    * Applies values of options that can be reloaded; the others have not changed. Resolves with what it has ended, for the log. If it rejects,
@@ -124,7 +124,7 @@ export interface Terminal {
   stopped(): Promise<void>;
 }
 
-/** What the command line says besides option values. */
+/** Settings of the command line besides option values. */
 export interface SubcommandLine {
   /** The words that are no flags. */
   readonly operands: readonly string[];
@@ -194,7 +194,7 @@ export interface Invocation {
   home: string | undefined;
 }
 
-/** What the command line asks for. */
+/** The request that the command line states. */
 export type Task =
   | { do: "run"; service: Service; resolved: Resolved; files: ConfigFiles; isWatched: boolean }
   | { do: "check"; service: Service; resolved: Resolved; files: ConfigFiles; running?: Resolved }

@@ -1,4 +1,4 @@
-// What the commands `doctor …` share: their flags, their output, and checks that do not depend on the role. Knows no service.
+// Shared parts of the commands `doctor …`: flags, output, and checks that do not depend on the role. Imports no service.
 import { X509Certificate } from "node:crypto";
 import { decodeJwt } from "jose";
 import { isIP } from "node:net";
@@ -36,7 +36,7 @@ export function describeVersion(): Finding {
 }
 
 /**
- * Runs `read`, which checks options and files, and adds what is wrong with them.
+ * Runs `read`, which checks options and files, and adds a check with the result.
  * @returns its result; `undefined` if it has failed
  */
 export async function checkConfiguration<T>(findings: Finding[], read: () => T | Promise<T>): Promise<T | undefined> {

@@ -4,7 +4,7 @@ import type { Buffer } from "node:buffer";
 export interface FullScreen {
   readonly columns: number;
   readonly rows: number;
-  /** Replaces what is shown. Each line must fit into the columns, and contain no control characters but those of {@link STYLES}. */
+  /** Replaces the content. Each line must fit into the columns, and contain no control characters but those of {@link STYLES}. */
   draw(lines: readonly string[]): void;
   /** Called with each key: a character, or `up`, `down`, `pageup`, `pagedown`, `enter`, `escape`, `backspace` or `ctrl-c`. */
   onKey(handle: (key: string) => void): void;
@@ -74,7 +74,7 @@ export function openFullScreen({ stdin, stdout }: TerminalStreams): FullScreen {
   };
 }
 
-/** The keys in what a terminal has sent: pasted text is several. */
+/** Splits a terminal's input into keys: pasted text has several. */
 export function parseKeys(text: string): string[] {
   const keys: string[] = [];
   for (let rest = text; rest !== "";) {

@@ -1,4 +1,4 @@
-// The commands `policy …`: run a policy's own tests, and say what it decides and why.
+// The commands `policy …`: run a policy's own tests, and print its decisions with the reasons.
 import { decodeJwt, type JWTPayload } from "jose";
 import { formatDestination } from "../address/authority.ts";
 import { createAllowList } from "../address/allow_list.ts";
@@ -15,7 +15,7 @@ import { checkLabel, checkSubject, parseDestination, PolicyError, readPolicy } f
 import { mismatches, type PolicyQuery, type Rule, type RuleSet } from "../policy/rules.ts";
 import { CommandFailure, type Group, type Subcommand, type Terminal } from "./command.ts";
 
-/** Of the proxy. */
+/** Options of the proxy that the commands use. */
 const service = defineOptions({
   ...policyOptions,
   "auth.oidc.name-claim": providerOptions["auth.oidc.name-claim"],

@@ -20,7 +20,7 @@ export interface ReloaderOptions {
    */
   readonly read: () => Resolved;
   /**
-   * Checks what the values refer to.
+   * Checks the files and other things that the values refer to.
    * @throws {ConfigError}
    */
   readonly check: (values: Resolved["values"]) => Promise<void>;

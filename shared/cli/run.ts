@@ -63,7 +63,7 @@ function readTask(executable: Executable, process: Process): Task {
   return readCommandLine(executable, { args: process.argv.slice(2), env: process.env, home: process.env.HOME });
 }
 
-/** What the network rejects before it opens a socket is a configuration error too. */
+/** Errors of the network before it opens a socket are configuration errors too. */
 function isMisconfigured(error: unknown): boolean {
   return error instanceof ConfigError || (error instanceof NetError && ["tls", "invalid", "unknown-host"].includes(error.code));
 }

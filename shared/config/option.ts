@@ -46,7 +46,7 @@ interface OptionOf<K extends Kind> {
   readonly guards?: string;
   /** When a new value takes effect on a reload of the configuration. Default: with a restart. */
   readonly reload?: Reload;
-  /** Whether a new value may forbid what is open. Default `false`. */
+  /** Whether a new value may forbid open tunnels or connections. Default `false`. */
   readonly cuts?: boolean;
   /** Why a new value needs a restart. Options of services have either this or `reload`. */
   readonly restart?: string;

@@ -1,4 +1,4 @@
-// What a reload of the configuration changes: compares the options in force with new ones, and tells which of them need a restart.
+// Plans a reload of the configuration: compares the options in force with the new ones, and says which of them need a restart.
 import { createHash } from "node:crypto";
 import type { Option, Options, Reload } from "./option.ts";
 import { assignValue, type Resolved, valueOf } from "./sources.ts";
@@ -91,7 +91,7 @@ function placesIn(options: Options, { values }: Resolved): Set<string> {
   return new Set(places);
 }
 
-/** Whether a change may cut what is open: it restricts who reaches what. */
+/** Whether a change may end open tunnels, because it restricts access. */
 export function mayCut(options: Options, changed: ReloadPlan["changed"], wanted: Resolved): boolean {
   if (valueOf(wanted.values, "reload.forbidden") === "keep") return false;
   return Object.entries(changed).some(([when, names]) => when !== "restart" && names.some((name) => options[name]!.cuts));

@@ -1,4 +1,4 @@
-// Unix sockets as files: what is at a path, and a socket there that only this user can open.
+// Unix sockets as files: checks what exists at a path, and creates a socket there that only this user can open.
 import { Buffer } from "node:buffer";
 import { once } from "node:events";
 import { chmod, lstat, mkdtemp, rename, rm, unlink } from "node:fs/promises";

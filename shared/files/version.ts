@@ -14,7 +14,7 @@ export async function versionOf(file: string): Promise<{ version: string; error?
 }
 
 /**
- * Calls `onChange` when a file has changed from what it is now, and then not again for an interval, in which its writer finishes; until it is
+ * Calls `onChange` when a file has changed, and then not again for an interval, in which its writer finishes; until it is
  * closed. `onChange` never rejects.
  * @param intervalMs in milliseconds
  */

@@ -16,11 +16,11 @@ export interface RequestRecord extends LiveTunnel {
   /** The server name in the client's ClientHello, or the host of a request to a virtual host. */
   serverName?: string;
   method?: string;
-  /** Of the request. */
+  /** The request's span. */
   trace?: Span;
   /** The audit log has a start of it, or has tried to write one. */
   isAudited?: boolean;
-  /** Of a UDP flow: datagrams for the client that it did not read. */
+  /** Number of datagrams of a UDP flow that were dropped because the client read too slowly. */
   datagramsDropped?: number;
   /** Logged at `debug`: the limit that refused it has its own line, or too many of these lines were logged. */
   isQuiet?: boolean;
@@ -63,7 +63,7 @@ export function logAccess(log: Logger, record: RequestRecord, endedAt: number): 
   });
 }
 
-/** What the audit log gets when a tunnel is opened. */
+/** The audit log's record of the start of a tunnel. */
 export function auditedStart(record: RequestRecord): AuditStart {
   const { id, key: tunnel, traceId: trace_id, client, peer, agent, token, subject, name, protocol, network, destination } = record;
   return { id, tunnel, trace_id, client, peer, agent, token, subject, name, protocol, network, destination };

@@ -20,7 +20,7 @@ export const CHECK_AGAIN_MS = 5_000;
 /** What is known of a client by its TLS handshake. */
 export type TlsPeer = Pick<Incoming, "serverName" | "peerCertificate">;
 
-/** By what clients are authenticated. */
+/** The authenticators for clients. */
 export interface AuthenticationRules {
   readonly authenticator: Authenticator;
   /** Reads certificates of clients. Default: none is read. */

@@ -13,7 +13,7 @@ import { CHECK_AGAIN_MS } from "./authentication.ts";
 /** By what requests are authorized. */
 export interface AuthorizationRules {
   readonly allowList: AllowList;
-  /** What clients may reach, besides all lists. Default: whatever they allow. */
+  /** The policy, in addition to all allow-lists. Default: only the lists apply. */
   readonly policy?: Pick<Policy, "authorize">;
   /** The labels, `name=value`, of each connection of an agent; for the policy. Default: none are known. */
   readonly labelsOf?: (agentId: string) => readonly (readonly string[])[];

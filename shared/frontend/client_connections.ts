@@ -18,7 +18,7 @@ export interface ClientConnectionsOptions
   extends Omit<PipelineContext, "upstreamRole" | "missingClientWarnings" | "logLimit" | "isDraining" | "now"> {
   /** What `dial` connects to, for the log. Default `agent`. */
   readonly upstreamRole?: string;
-  /** Shows operators what is served. Default: operators see nothing. */
+  /** Lists open tunnels for operators. Default: they are not listed. */
   readonly activity?: Activity;
   /** Called after each request that got a response. */
   readonly onEnd?: (end: TunnelEnd) => void;
@@ -197,8 +197,8 @@ export class ClientConnections {
   }
 
   /**
-   * Checks all open tunnels against the rules in force, and cuts those that are no longer permitted, unless `keeps` is set. Resolves with the
-   * number of those that were cut. `authenticates`: whether credentials are verified again.
+   * Checks all open tunnels against the rules in force, and cuts those no longer permitted, unless `keeps` is set. Resolves with the
+   * number of tunnels cut. `authenticates`: whether credentials are verified again.
    */
   async recheck({ authenticates, keeps }: { readonly authenticates: boolean; readonly keeps: boolean }): Promise<number> {
     let [checked, cut] = [0, 0];

@@ -7,7 +7,7 @@ import type { Incoming } from "../net/listener.ts";
 import type { Duplex } from "../net/stream.ts";
 
 /**
- * Reads a stream for several readers in turn. One waits for the end of its request, and leaves what comes later to the next one: nothing is
+ * Reads a stream for several readers in turn. One waits for the end of its request, and leaves later data to the next one: nothing is
  * lost between them.
  */
 export class ClientInput {

@@ -7,7 +7,7 @@ import type { TunnelError } from "../tunnel/errors.ts";
 import type { ClientSession } from "./pipeline.ts";
 
 export interface ClientProtocol {
-  /** What the listener reads of a connection first. */
+  /** The part of a connection that the listener reads first. */
   readonly preamble: Preamble;
   /** Creates the handler of one client. `serve` serves more streams of the same client. */
   open(session: ClientSession, serve: ServeStreams): ClientHandler;
@@ -28,7 +28,7 @@ export type ServeStreams = (listener: UdpListener, protocol: ClientProtocol) => 
 export interface ClientHandler {
   /**
    * Reads the request, as far as the listener has not, and takes it through the steps of the session, to the end of its tunnel. Bounds the
-   * time and the bytes of what it reads: with the preamble `none` the listener has bounded neither.
+   * time and the number of bytes that it reads: with the preamble `none` the listener has bounded neither.
    * @throws {TunnelError} the client gets the response of {@link refuse}; any other error is a fault of this program
    */
   serve(incoming: Incoming): Promise<void>;

@@ -12,7 +12,7 @@ export interface Exposure {
   readonly allowList: readonly string[];
 }
 
-/** What to do if everyone who can connect may reach every destination of every agent; `undefined` if that is not so. */
+/** The remedy if everyone who can connect may reach every destination of every agent; otherwise `undefined`. */
 export function exposureRemedy({ address, option, asksForSecret, allowList }: Exposure): string | undefined {
   const allowsAll = allowList.every((pattern) => /^all$/i.test(pattern));
   if (asksForSecret || !allowsAll || isLoopback(address)) return undefined;
@@ -26,7 +26,7 @@ export function warnOfExposure(log: Logger, exposure: Exposure): void {
   log.warn("everyone who can reach this address can use every agent, for any destination", { address: exposure.address, remedy });
 }
 
-/** Warns that everyone who can connect reaches the destination of a forward that does not say whether that is meant. */
+/** Warns that everyone can reach the destination of a forward without `allow`, which may not be intended. */
 export function warnOfOpenForward(log: Logger, address: string, { agent, to }: { readonly agent: string; readonly to: string }): void {
   if (isLoopback(address)) return;
   log.warn("everyone who can reach this address can use the forward", {

@@ -8,7 +8,7 @@ import { readCertificate } from "./authentication.ts";
 import type { Forward } from "./forwards.ts";
 import type { ClientSession } from "./pipeline.ts";
 
-/** Who asks for a tunnel, and what the next hop gets as credentials. */
+/** The identity of the client of a forward, and the credentials for the next hop. */
 export interface ForwardIdentity {
   readonly identity: Identity;
   readonly credentials: ClientCredentials;

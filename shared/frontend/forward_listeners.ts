@@ -52,7 +52,7 @@ export async function checkForwards(forwards: readonly Forward[], { authType, is
 
 /** The certificates of forwards. */
 export interface ForwardTls {
-  /** Of listeners whose records name one, by their address as configured. */
+  /** Certificates of listeners whose records name one, by their address as configured. */
   readonly listeners: Map<string, Reloadable<ServerTls>>;
   /** That of the clients' port. */
   clients?: Reloadable<ServerTls>;
@@ -117,7 +117,7 @@ async function openHostTls(
   return named.length === 0 ? opened : new NamedTls(opened, named);
 }
 
-/** The settings for the clients of a host; `undefined` for those that ask for no name. */
+/** The settings for clients by server name; `undefined` stands for clients that send none. */
 function hostTls({ hosts = [], ...others }: ServerTls, host: string | undefined): ServerTls {
   for (const pattern of host === undefined ? [] : patternsOf(host)) {
     const found = hosts.find(({ names }) => names.includes(pattern));
@@ -142,7 +142,7 @@ type Group = ForwardGroup | VirtualHosts;
 export interface ForwardListenersOptions {
   readonly log: Logger;
   readonly tls: ForwardTls;
-  /** Of the service in Proxy-Status. */
+  /** The name of the service in Proxy-Status. */
   readonly name: Intermediary;
   /** Called with the hosts that need certificates by ACME when they may have changed. Default: none are ordered. */
   readonly onHosts?: (configured: readonly string[], published: readonly string[]) => void;
@@ -199,7 +199,7 @@ export class ForwardListeners {
   }
 
   /**
-   * Prepares other forwards than those of {@link open}: opens listeners beside those that stay. Not while another call is pending.
+   * Prepares new forwards after {@link open}: opens listeners beside those that stay. Not while another call is pending.
    * @param tls the certificates, as of {@link openForwardTls}
    * @throws {RangeError} as {@link add}
    * @throws {ConfigError} without a certificate for a listener
@@ -305,7 +305,7 @@ export class ForwardListeners {
       this.#announce(forward, await this.#listen(group));
       return this.#reportHosts();
     }
-    // what is read of a connection first is decided when the listener is opened
+    // the preamble of a listener is fixed when it is opened
     if (preambleOf(group) !== preambleOf(open.group)) {
       throw new RangeError(`only some of the records that listen on ${forward.listen} have sni`);
     }

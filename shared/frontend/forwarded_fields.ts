@@ -1,11 +1,11 @@
-// The fields with which a reverse proxy tells an origin who the client is and what it has asked for: Forwarded (RFC 7239), and X-Forwarded-*,
+// The fields by which a reverse proxy states the client and its request to an origin: Forwarded (RFC 7239), and X-Forwarded-*,
 // which most origins read, and Client-Cert (RFC 9440).
 import { Buffer } from "node:buffer";
 import ipaddr from "ipaddr.js";
 import { type Fields, values } from "../http/head.ts";
 import { hostOf } from "../limits/addresses.ts";
 
-/** Whom and what a request is from. */
+/** The client, and the original request. */
 export interface RequestOrigin {
   /** Address of the connection's peer, `host:port` or `[host]:port`. */
   readonly peer: string;
@@ -21,7 +21,7 @@ export interface RequestOrigin {
 /** Names that origins may read as one of the fields: some do not tell `_` from `-`. */
 const FORWARDING = /^(?:forwarded|x[-_]forwarded[-_].*|x[-_]real[-_]ip|client[-_]cert(?:[-_]chain)?)$/i;
 
-/** The fields without those by which a client could claim to be another. A trusted proxy's stay, but for those that {@link forwardingFields} replaces. */
+/** Removes fields by which a client could claim another address. A trusted proxy's stay, unless {@link forwardingFields} replaces them. */
 export function withoutForwarding(fields: Fields, { isTrusted }: RequestOrigin): Fields {
   return fields.filter(([name]) => isTrusted ? !REPLACED.has(name.toLowerCase()) : !FORWARDING.test(name));
 }

@@ -23,7 +23,7 @@ export class HostCertificates {
    * files. Empty if none does.
    */
   readonly fallback: TlsFiles;
-  /** Of all names that have files; none if all have the same. */
+  /** The files of all names that have some; none if all have the same. */
   readonly hosts: readonly HostFiles[];
   readonly #byName = new Map<string, TlsFiles>();
 

@@ -11,8 +11,8 @@ export function asHttp2(request: RequestHead): RequestHead {
 }
 
 /**
- * Refuses what an extended CONNECT (RFC 8441) asks for, unless it is a WebSocket. Nothing else of HTTP/2 has an Upgrade.
- * @param served what is, for people
+ * Refuses an extended CONNECT (RFC 8441) for any protocol but WebSocket. Other requests of HTTP/2 have no Upgrade.
+ * @param served the supported protocols, for the error message
  * @throws {ProxyError} 501
  */
 export function checkProtocol({ fields }: RequestHead, served: string): void {

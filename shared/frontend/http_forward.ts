@@ -50,7 +50,7 @@ export interface ForwardedExchange {
   readonly clientSignal: AbortSignal;
   /** Awaited for each part of a body. Default: does not wait. */
   readonly pace?: (bytes: number) => Promise<void>;
-  /** What the client sends, if another request may follow. Default: it sends one on its connection. */
+  /** The client's input, if another request may follow. Default: the connection has only one request. */
   readonly input?: ClientInput;
   /** Whether the client's connection may stay open for another request. Default: never. */
   readonly mayPersist?: () => boolean;
@@ -169,7 +169,7 @@ class ForwardedRequest {
     this.origin.stopRead(1);
   }
 
-  /** A client that has finished sending may wait for its response or may have gone. While the origin is silent, nothing tells which. */
+  /** A client that has finished sending may still wait for its response, or may have disconnected. With a silent origin it is unknown. */
   #startIdleTimeout(why: string): void {
     this.#clientEndReason = why;
     this.#armIdleTimeout();
@@ -237,7 +237,7 @@ class ForwardedRequest {
       const response = parseResponse(buffer.toString("latin1", 0, end));
       buffer = buffer.subarray(end);
       const final = response.status >= 200 || response.status === 101;
-      // what is left of the request's body would be taken for another request
+      // the rest of the request's body would be parsed as another request
       this.isPersistent = final && this.#body.done && this.#mayPersist();
       if (response.status === 101 && (upgradeOf(this.request) === undefined || upgradeOf(response) === undefined)) {
         throw new ProxyError(502, "http_upgrade_failed", "The destination has switched to a protocol that was not requested");

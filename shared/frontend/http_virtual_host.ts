@@ -49,7 +49,7 @@ export interface HostProtocolOptions {
   readonly idleTimeoutMs?: number;
 }
 
-/** The same where hosts are looked up. */
+/** Creates the protocol of web sites whose hosts are looked up for each request. */
 export function createHostProtocol(options: HostProtocolOptions): ClientProtocol {
   const { network, name, idleTimeoutMs } = options;
   return {
@@ -165,7 +165,7 @@ function problemOf(hosts: VirtualHosts | undefined, asked: Asked, client: string
 interface Asked {
   /** `Host` of the origin, with the port as written; missing in HTTP/1.0. */
   readonly authority?: string;
-  /** The same without a port. */
+  /** `authority` without the port. */
   readonly host?: string;
   /** Path and query as received; empty for the server as a whole (RFC 9112 §3.2.4). */
   readonly path: string;
@@ -173,7 +173,7 @@ interface Asked {
   readonly normalizedPath: string | undefined;
 }
 
-/** Methods that an origin may serve, in responses to those that none does. */
+/** Methods that origins may serve, for `Allow` in responses to others. */
 const METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 
 /**

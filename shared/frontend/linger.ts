@@ -7,7 +7,7 @@ const SILENCE_MS = 2_000;
 const LINGER_BYTES = 64 << 20;
 
 /**
- * Finishes the writing direction, reads and drops what the client still sends until it ends or a bound is reached, then closes the stream.
+ * Finishes the writing direction, drops the client's data until it ends or a bound is reached, then closes the stream.
  * Awaits `pace` before each further read. Never rejects.
  */
 export async function linger(stream: Duplex, pace: (bytes: number) => Promise<void>): Promise<void> {

@@ -20,7 +20,7 @@ import { askProvider, type AuthorizationRules, authorize, checkAllowLists, choos
 import type { MissingClientWarnings, TrustedProxies } from "./client_address.ts";
 import { ResetWatch } from "./reset_watch.ts";
 
-/** What all clients of a frontend share. */
+/** Dependencies that all clients of a frontend share. */
 export interface PipelineContext extends AuthenticationRules, AuthorizationRules {
   readonly net: Net;
   readonly dial: Dialer;
@@ -34,7 +34,7 @@ export interface PipelineContext extends AuthenticationRules, AuthorizationRules
   readonly audit?: AuditLog;
   /** Default: there are no traces. */
   readonly tracer?: Tracer;
-  /** Is told of tunnels that are open. */
+  /** Registers open tunnels. */
   readonly activity?: Pick<Activity, "opened">;
   /** Limits log lines that unauthenticated clients can cause. */
   readonly logLimit: LogLimit;
@@ -61,9 +61,9 @@ export interface ClientRequest {
   readonly isOperators?: boolean;
   /** See {@link TunnelRequest.via}. Default: none. */
   readonly via?: readonly string[];
-  /** Returns why what the operator offers no longer permits it, or `undefined`. Default: it is not the operator's offer. */
+  /** Returns why the operator's forward no longer permits the tunnel, or `undefined`. Default: the request is not for a forward. */
   readonly verify?: () => string | undefined;
-  /** Written to the client in front of what the destination sends: the protocol's response. Default: none. */
+  /** The protocol's response, written to the client before the destination's data. Default: none. */
   readonly established?: Uint8Array;
   /** Its status, for the log. Default 200. */
   readonly establishedStatus?: number;
@@ -104,7 +104,7 @@ interface IdentifiedBy extends Required<IdentifyOptions> {
 /** What a session was granted, and what to ask again if the rules change. */
 interface Granted {
   readonly request: Pick<ClientRequest, "identity" | "credentials" | "isOperators" | "network" | "verify"> & Partial<ClientRequest>;
-  /** Of the policy, until the tunnel ends. */
+  /** The policy's permission, until the tunnel ends. */
   grant?: Grant;
 }
 
@@ -287,7 +287,7 @@ export class ClientSession {
     };
   }
 
-  /** Keeps what an association was granted, until it is disposed of: see {@link recheck}. */
+  /** Registers an association for {@link recheck}, until the result is disposed. */
   holdAssociation(request: Pick<ClientRequest, "identity" | "credentials">): Disposable {
     return this.#hold({ request });
   }
@@ -298,7 +298,7 @@ export class ClientSession {
   }
 
   /**
-   * Checks what was granted against the rules that are in force now.
+   * Checks the request again, against the rules that are in force now.
    * @param authenticates whether the credentials are verified again, because others verify them now
    * @returns why it is no longer permitted; `undefined` if it is, if nothing was granted, or if the credentials cannot be checked now
    */
@@ -363,7 +363,7 @@ export class ClientSession {
     signal?.addEventListener("abort", end, { once: true });
   }
 
-  /** Ends what is served, because it is no longer permitted. */
+  /** Ends the tunnel or request, because it is no longer permitted. */
   cut(reason: string): void {
     this.record.cutBecause ??= reason;
     this.stream.reset(1);

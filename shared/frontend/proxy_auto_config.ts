@@ -5,7 +5,7 @@ import { splitHostPort } from "../address/host_port.ts";
 import { encodeHead, HeadError, type RequestHead, values } from "../http/head.ts";
 import { ProxyError } from "../http/status.ts";
 
-/** What the configuration says. */
+/** The contents of the configuration. */
 export interface ProxyAutoConfig {
   /** Whether this port takes TLS. */
   readonly tls: boolean;

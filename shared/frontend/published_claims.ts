@@ -1,4 +1,4 @@
-// What agents publish, as proxies share it in the store: who has a port or a name, so that all proxies decide alike, and lb finds it.
+// Claims of agents on ports and names, which proxies share in the store, so that all of them decide alike and lb finds the agents.
 import { splitHostPort } from "../address/host_port.ts";
 import { AuthenticationError, checkAgentId } from "../auth/authenticator.ts";
 import { ValueError } from "../config/option.ts";
@@ -24,7 +24,7 @@ function claimKeysOf({ network, listen, sni, host, path }: Forward): string[] {
   );
 }
 
-/** A claim as the store has it: the agent, and what it asks for. */
+/** A claim in the store: the agent, and its request. */
 export function encodeClaim(agent: string, request: PublishRequest): string {
   return JSON.stringify({ agent, request });
 }
@@ -43,7 +43,7 @@ export function decodeClaim(text: string | undefined): Forward | undefined {
   }
 }
 
-/** Another agent has what a forward takes. */
+/** Another agent has the port or name of a forward. */
 export class ClaimedError extends RangeError {
   override readonly name = "ClaimedError";
 }
@@ -53,7 +53,7 @@ export class ForwardClaims {
   constructor(private readonly store: Pick<Store, "set" | "renew" | "lookup">) {}
 
   /**
-   * Claims what a forward takes, or renews that. An agent that asks for something else than before replaces its own claim.
+   * Claims the port or the names of a forward, or renews the claim. A changed request of an agent replaces its own claim.
    * @param isNew whether the agent has just asked for it
    * @throws {ClaimedError} if another agent has a part of it
    * @throws {StoreError}

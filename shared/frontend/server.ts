@@ -11,7 +11,7 @@ import { isSocks5 } from "./socks5.ts";
 export interface ProtocolListener {
   readonly listener: ClientListener | UdpListener;
   readonly protocol: ClientProtocol;
-  /** What clients speak whose first byte is that of SOCKS, where the preamble is `http-or-socks5`. */
+  /** The protocol for clients that begin with the first byte of SOCKS, if the preamble is `http-or-socks5`. */
   readonly socks?: ClientProtocol;
 }
 

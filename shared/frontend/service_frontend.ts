@@ -36,7 +36,7 @@ export interface ServiceFrontendOptions {
   readonly limits: ClientLimitValues;
 }
 
-/** What the client side needs besides the options. */
+/** The dependencies of the client side. */
 export interface ServiceFrontendDeps {
   /** File descriptors per tunnel. */
   readonly descriptors: number;
@@ -44,9 +44,9 @@ export interface ServiceFrontendDeps {
   readonly hasOwnAuthenticator: boolean;
 }
 
-/** Where clients connect, and what they speak there. */
+/** The addresses for clients, and their protocols. */
 export interface ListenOptions {
-  /** As of the network's `listenTcp`. */
+  /** The address for the network's `listenTcp`. */
   readonly address: string;
   /** The option with the address, for a warning that everyone may connect. Missing: the protocol warns itself. */
   readonly option?: string;
@@ -68,11 +68,11 @@ export interface ClientAddresses {
   readonly http2Address?: string;
 }
 
-/** What the shared listeners speak. */
+/** The protocols of the shared listeners. */
 export interface ListenAllOptions extends Pick<ListenOptions, "tls" | "links"> {
-  /** Of the listener for HTTP and SOCKS. */
+  /** Protocol of the listener for HTTP and SOCKS. */
   readonly http: ClientProtocol;
-  /** Of the listener for HTTP/2. */
+  /** Protocol of the listener for HTTP/2. */
   readonly http2: ClientProtocol;
 }
 
@@ -82,7 +82,7 @@ export type ServeOptions = Pick<
   "upstreamRole" | "authenticator" | "policy" | "labelsOf" | "whenExpected" | "dial" | "audit" | "tracer"
 >;
 
-/** A listener, and what is needed to renew its certificate, to change it and to warn. */
+/** A listener, with the settings that are needed to change it, to renew its certificate and to warn. */
 interface OpenListener extends ProtocolListener, Pick<ListenOptions, "option"> {
   tls?: Reloadable<ServerTls>;
   links?: SessionListener;
@@ -132,7 +132,7 @@ export class ServiceFrontend {
       }),
       (limits) => limits.close(),
     );
-    // what is opened later is closed before, and that ends the requests
+    // resources are closed in reverse order: those opened later are closed first, which ends the requests
     runtime.defer(async () => {
       for (const { listener } of this.#listeners) listener.close();
       await this.#frontend?.done;
@@ -210,7 +210,7 @@ export class ServiceFrontend {
     listener.close();
   }
 
-  /** As {@link close}; those who have connected already are served too, and the address is free soon. */
+  /** As {@link close}, but serves clients that have connected already; the address is free soon. */
   retire(listener: ClientListener): void {
     this.#forget(listener);
     listener.stopAccepting();
@@ -325,7 +325,7 @@ export class ServiceFrontend {
     this.#reconfigure(open);
   }
 
-  /** Applies what all listeners share, if it has changed. */
+  /** Applies changed settings that all listeners share. */
   #configureAll({ limits, httpProxy }: ServiceFrontendOptions): void {
     const shared = (limits: ClientLimitValues, { trustedProxies, proxyProtocol }: ServiceFrontendOptions["httpProxy"]) => {
       const { connections, pendingRequests, pendingRequestsPerAddress, exemptAddresses } = limits;

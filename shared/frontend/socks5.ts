@@ -52,7 +52,7 @@ export function createSocks5Proxy(
   return {
     preamble: "socks5",
     open(session, serveStreams) {
-      /** The response to a failure: which one depends on what the client waits for. */
+      /** The response to a failure, which depends on the step that the client waits for. */
       let refusal: (error: TunnelError) => Uint8Array | undefined = () => undefined;
       return {
         async serve({ head = "", local }) {

@@ -17,7 +17,7 @@ import { destinationOf, encodeReply, parseDatagramHeader, REPLY, type SocksReque
 export interface SocksUdpOptions {
   /** Their ports, `first-last`. Default: the system chooses. */
   readonly udpPorts?: string;
-  /** The address that clients are told. Default: the one at which the client has reached the listener. */
+  /** The address in replies to clients. Default: the one that the client has connected to. */
   readonly udpAddress?: string;
 }
 

@@ -23,7 +23,7 @@ export function createStaticForward(current: () => ForwardGroup | undefined): Cl
 
 /**
  * The same where forwards are looked up.
- * @param find those that may be for a server name; `undefined` without one
+ * @param find returns the candidates for a server name; `undefined` without one
  * @param current as of {@link createStaticForward}; missing: tunnels stay when their forward is no longer found
  */
 export function createForwardProtocol(

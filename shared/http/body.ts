@@ -7,7 +7,7 @@ export interface BodyEnd {
   readonly done: boolean;
   /** Whether the connection may end now with the message complete. */
   readonly mayEnd: boolean;
-  /** Whether all recipients find this end: what was taken has only the line ends of RFC 9112. */
+  /** Whether all recipients agree on this end, because all lines so far ended as in RFC 9112. */
   readonly isStrict: boolean;
   /**
    * Returns how many bytes of `data` belong to the body: fewer than all only if the body ends within them.

@@ -131,7 +131,7 @@ export class ClientLimits {
     return this.#pendingRequests;
   }
 
-  /** The same per address. */
+  /** The limit on pending requests per address. */
   get pendingRequestsPerAddress(): AddressLimit {
     return this.#pendingRequestsPerAddress;
   }
@@ -192,7 +192,7 @@ export class ClientLimits {
     this.#reports.record("pending-requests", { client: remote, max: this.pendingRequests });
   }
 
-  /** The same for a limit per address. */
+  /** Records a pending request that was refused at the limit of its address. */
   recordPendingHeadOfAddress(remote: string): void {
     this.#reports.record("pending-requests-per-address", { client: remote, max: this.pendingRequestsPerAddress.max });
   }

@@ -143,7 +143,7 @@ class TrackedTunnel implements OpenTunnel {
 
 /** Interval of the checks, in milliseconds. */
 const TICK_MS = 1_000;
-/** Of a tunnel without rates, or without limits of the policy. Shared, because that is nearly every tunnel. */
+/** The list of a tunnel without rates, or without limits of the policy. Shared, because nearly all tunnels have none. */
 const NONE: readonly never[] = [];
 
 /** Counts tunnels and ends those that are too old or idle, until it is closed. */

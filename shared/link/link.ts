@@ -100,7 +100,7 @@ export async function authenticate(connection: AgentSession, credentials: Uint8A
 /** Tells an agent that its credentials are accepted. */
 export type Accept = (status?: ProxyStatus) => Promise<void>;
 
-/** What a proxy tells an agent that only asks. */
+/** The proxy's status, for an agent that only checks its credentials. */
 export interface ProxyStatus {
   /** For display: `reverse-http/0.1.0`. */
   readonly version: string;

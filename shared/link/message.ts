@@ -24,7 +24,7 @@ export interface Hello {
   readonly labels: Readonly<Record<string, string>>;
   /** What it can do besides TCP tunnels: {@link UDP_FEATURE}, {@link DATAGRAMS_FEATURE}, {@link TRACE_FEATURE}, {@link PINS_FEATURE}. Default: nothing. */
   readonly features?: readonly string[];
-  /** Of a proxy. Default: it does not say. */
+  /** How clients reach the sending proxy. Default: unknown. */
   readonly clients?: ClientAccess;
   /** What it asks the proxy to publish, as records of its option, unchecked. Default: nothing. */
   readonly publish?: readonly PublishRequest[];
@@ -55,7 +55,7 @@ export type Message =
   | { readonly type: "moved"; readonly found: boolean }
   /** From the agent: newer credentials, in the form of its first frame. */
   | { readonly type: "credentials"; readonly credentials: Uint8Array }
-  /** From the proxy: pins of its public keys, `sha256/` and base64, the one in use first, and then those that will be. */
+  /** From the proxy: pins of its public keys, `sha256/` and base64, the one in use first, then future ones. */
   | { readonly type: "pins"; readonly pins: readonly string[] };
 
 /** Longest message in bytes, including its type. */

@@ -38,7 +38,7 @@ export async function runProbe(session: AgentSession): Promise<ProbeResult> {
   return { durationMs: performance.now() - start, stats };
 }
 
-/** Answers a probe on the proxy. Never rejects: what it is about, the agent measures. */
+/** Responds to a probe on the proxy. Never rejects: the agent measures the result. */
 export async function serveProbe(session: AgentSession): Promise<void> {
   await closeAfter(session, async () => {
     const stream = await session.acceptStream();

@@ -25,7 +25,7 @@ export interface LogLevelControl {
 
 /** A log whose format can be changed, too. */
 export interface LogControl extends LogLevelControl {
-  /** Of the lines to come. */
+  /** The format of later lines. */
   format: LogFormat;
 }
 
@@ -60,7 +60,7 @@ export function createLogger(options: LoggerOptions): Logger & LogControl {
   return new LineLogger(options);
 }
 
-/** Formats what is not below its level. */
+/** Formats records at or above its level. */
 class LineLogger implements Logger, LogControl {
   readonly #methods: Logger;
   readonly #color: boolean;

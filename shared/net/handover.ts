@@ -28,7 +28,7 @@ export interface SocketHandover {
   receive(channel: Channel): Promise<number>;
   /** Lets listeners accept, or no longer: then their peers wait, or a successor accepts them. Nothing that is open is affected. */
   setAccepting(accepting: boolean): void;
-  /** Closes listening sockets that a successor has taken over. Listeners must not accept; what has connected is delivered, and stays open. */
+  /** Closes listening sockets that a successor has taken over. Listeners must not accept; open connections are delivered and stay open. */
   release(): void;
   /** Closes received sockets that no listener uses. */
   dropUnused(): void;

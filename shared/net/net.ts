@@ -33,7 +33,7 @@ export interface Net {
    */
   listenTcp(options: ListenTcpOptions): Promise<TcpListener>;
   /**
-   * Listens for UDP datagrams. Each source address is a peer: what it sends can be read from a stream of capsules, as of
+   * Listens for UDP datagrams. Each source address is a peer: its datagrams are read from a stream of capsules, as of
    * {@link Net.connectUdp}, and what is written there is sent to it. Up to 256 KiB of a peer wait to be read, then the oldest datagrams are
    * dropped. The end of either direction ends the stream; the peer's next datagram begins a new one, but not for a second if it was reset.
    * @throws {NetError} as {@link Net.listenTcp}

@@ -49,7 +49,7 @@ export interface SpliceResult {
   readonly datagramsDropped?: number;
 }
 
-/** `blocked`: what was read waits for its reader. `ended`: finished, or one side has failed. */
+/** `blocked`: data that was read waits for the receiver. `ended`: finished, or one side has failed. */
 export type DirectionState = "open" | "blocked" | "ended";
 
 /** What a relay has done so far. Bytes as of {@link SpliceResult}. */

@@ -68,7 +68,7 @@ export interface DatagramCounts {
 
 /** The result of a flow. Bytes are those of the datagrams' payloads. */
 export interface FlowResult extends SpliceResult {
-  /** The datagrams that were passed on, and those that were not. */
+  /** The numbers of forwarded and dropped datagrams. */
   readonly datagrams: DatagramCounts;
 }
 

@@ -28,7 +28,7 @@ export interface Grant extends Disposable {
   readonly signal: AbortSignal;
 }
 
-/** Decides who may reach what through which agent. */
+/** Decides which clients may reach which destinations through which agents. */
 export interface Policy {
   /**
    * @param labels those of each connection of the agent; the policy must allow it with all of them

@@ -9,7 +9,7 @@ import { YamlDocument, YamlError, type YamlNode } from "./yaml.ts";
 /** An invalid policy, or one that fails its own tests. The message begins with the line. */
 export class PolicyError extends Error {
   override readonly name = "PolicyError";
-  /** @param problem what is wrong there */
+  /** @param problem the fault in that line */
   constructor(readonly line: number, readonly problem: string, options?: ErrorOptions) {
     super(`line ${line}: ${problem}`, options);
   }
@@ -95,7 +95,7 @@ class Reader {
       if (set.rules.length === MAX_RULES) this.#fail(node, `it has more than ${MAX_RULES} rules`);
       const rule = this.#readRule(node, sets);
       if (rule.effect === "limit") {
-        // what a limit has counted is kept by its name
+        // the counters of a limit are kept by its name
         if (limits.has(rule.name)) this.#fail(node, `another limit has the name ${JSON.stringify(rule.name)} already`);
         if (limits.add(rule.name).size > MAX_LIMITS) this.#fail(node, `it has more than ${MAX_LIMITS} limits`);
       }
@@ -154,7 +154,7 @@ class Reader {
     };
   }
 
-  /** The same hours are those of many rules. */
+  /** Caches the result, because many rules have the same hours. */
   #readHours(text: string): readonly Span[] {
     let spans = this.#hours.get(text);
     if (spans === undefined) this.#hours.set(text, spans = parseHours(text));

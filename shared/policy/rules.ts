@@ -27,7 +27,7 @@ export interface Rule {
   readonly agents: readonly string[];
   /** Labels that the agent must have, all of them: `name=value`. */
   readonly labels: readonly string[];
-  /** Of a rule with the effect `limit`. */
+  /** The limit, if that is the effect of the rule. */
   readonly limit?: RuleLimit;
   /** Allow-list patterns; in a rule that denies or limits they match as in a deny-list. Empty: all, TCP and UDP. */
   readonly destinations: readonly string[];
@@ -52,7 +52,7 @@ export interface Decision {
   readonly rule?: Rule;
 }
 
-/** Decides by rules: what a rule denies is denied, then what a rule allows is allowed, and all else is denied. */
+/** Decides by rules: denies a request that any rule denies, then allows one that any rule allows, and denies all others. */
 export class RuleSet {
   readonly #denying = new RuleIndex("deny");
   readonly #allowing = new RuleIndex("allow");
@@ -198,7 +198,7 @@ const LABEL = "\0";
 class RuleIndex {
   readonly #rules: IndexedRule[] = [];
   readonly #subjects = { patterns: new TextPatterns(), rules: new Postings() };
-  /** Of a rule without agents, the first label. */
+  /** By agent patterns; a rule without agents is found by its first label. */
   readonly #agents = { patterns: new TextPatterns(), rules: new Postings() };
   readonly #destinations: { readonly patterns: DestinationPatterns; readonly rules: Postings };
 

@@ -1,4 +1,4 @@
-// Numbered patterns of texts, in which one `*` may stand for any characters. Finds those that match a text without trying each.
+// Numbered text patterns, in which one `*` matches any characters. Finds the matching ones without trying each.
 
 export class TextPatterns {
   readonly #ids = new Map<string, number>();
@@ -32,7 +32,7 @@ export class TextPatterns {
     this.#ends.match((length) => text.slice(text.length - length), text, visit);
   }
 
-  /** The same for the pattern that is the text itself. */
+  /** Calls `visit` only for the pattern that equals the text. */
   matchExactly(text: string, visit: (id: number) => void): void {
     const id = text.includes("*") ? undefined : this.#ids.get(text);
     if (id !== undefined) visit(id);

@@ -78,7 +78,7 @@ export class AccessControl {
   }
 
   /**
-   * Prepares the policy of another file; `use` is called with it. What the previous one has allowed stays until it is checked again.
+   * Prepares the policy of another file; `use` is called with it. Tunnels allowed by the previous one stay until they are checked again.
    * @throws {ConfigError}
    */
   async preparePolicy(change: Change, file: string | undefined, use: (policy: Policy | undefined) => void): Promise<void> {

@@ -29,7 +29,7 @@ export interface AcmeStart {
   readonly useChallenges: TlsAlpnOptions["use"];
   /** Sets the certificates of published names. */
   readonly useHosts: HostOrdersOptions["use"];
-  /** With those who answer each other's challenges. Default: none. */
+  /** The store shared with services that answer each other's challenges. Default: none. */
   readonly shared?: SharedStore;
 }
 
@@ -42,13 +42,13 @@ export interface Acme {
    * @throws {NetError} as `listenTcp` of the network
    */
   start(runtime: ServiceRuntime, start: AcmeStart): Promise<void>;
-  /** Sets the published names that need a certificate: those of the options, and those that agents ask for. */
+  /** Sets the published names that need a certificate, from the options and from agents. */
   want(configured: readonly string[], published: readonly string[]): void;
   /** Orders nothing more: another process does. */
   release(): Promise<void>;
 }
 
-/** What the options say, read and checked. */
+/** The checked options and the contents of their files. */
 interface Opened {
   readonly options: AcmeOptions;
   readonly path: string;
@@ -71,7 +71,7 @@ export interface OpenAcme {
 }
 
 /**
- * Reads what the options name and prepares the state directory; `undefined` if nothing needs a certificate.
+ * Reads the files of the options and prepares the state directory; `undefined` if nothing needs a certificate.
  * @throws {ConfigError}
  */
 export async function openAcme(

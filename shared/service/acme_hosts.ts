@@ -1,5 +1,5 @@
 // Certificates by ACME for published names, one for each: an order that fails for one name delays no other one. Names come from options, and
-// from agents whose tokens allow them; what a visitor asks for orders nothing.
+// from agents whose tokens allow them; a visitor's request never causes an order.
 import { covers as certificateCovers } from "../tls/acme/certificate.ts";
 import type { HostTls } from "../net/tls.ts";
 import { messageOf } from "../log/error_message.ts";
@@ -66,7 +66,7 @@ export class HostOrders {
   readonly #given: HostOrdersOptions;
   readonly #now: () => number;
   readonly #hosts = new Map<string, Host>();
-  /** Of agents, which have no certificate yet and are too many. */
+  /** Names of agents without a certificate that are beyond the limits. */
   #waiting: readonly string[] = [];
   /** When new names of agents were first ordered. */
   #recent: number[] = [];
@@ -202,7 +202,7 @@ export class HostOrders {
     for (const { sync } of [...this.#hosts.values()]) await sync?.();
   }
 
-  /** Orders what is due, without delays after failures. */
+  /** Orders all certificates that are due, without delays after failures. */
   retry(): void {
     for (const { orderer } of this.#hosts.values()) orderer?.retry();
   }

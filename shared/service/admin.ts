@@ -19,7 +19,7 @@ import { type Connection, type Handler, serveRequest, serveTcp } from "./http_se
 import type { Metrics } from "./metrics.ts";
 import { listenUnix } from "./unix_socket.ts";
 
-/** What the admin server shows and does. */
+/** The data and actions of the admin server. */
 export interface AdminServices extends Operations {
   readonly metrics: Metrics;
 }
@@ -114,7 +114,7 @@ export class Admin {
     for (const socket of [this.tcp, this.unix]) socket?.serve(handle);
   }
 
-  /** Closes the sockets but those that `next` uses. */
+  /** Closes all sockets that `next` does not use. */
   async close(next?: Admin): Promise<void> {
     this.#operators?.close();
     this.#logout?.close();
@@ -207,7 +207,7 @@ export async function checkAdminOptions(options: AdminOptions & OperatorOptions,
   (await openFiles(options, { log: silentLogger, net })).operators?.close();
 }
 
-/** What the options name besides addresses. */
+/** The settings of the options besides addresses. */
 interface Opened {
   readonly operators?: Operators;
   readonly tls?: ReloadableTls<ServerTls>;

@@ -19,13 +19,13 @@ const NEWLINE = 10;
 /** Maximum number of tunnels of an earlier process whose ends are looked for. */
 const MAX_UNFINISHED = 1_000_000;
 
-/** Who connects to what. */
+/** The start of a tunnel. */
 export interface AuditStart {
-  /** Of the request, as in the log. Clients may choose it, and use it for several. */
+  /** Id of the request, as in the log. Clients may choose it, and use it for several requests. */
   readonly id: string;
-  /** Of the tunnel, as in the admin API: unique among all processes. */
+  /** Id of the tunnel, as in the admin API: unique among all processes. */
   readonly tunnel: string;
-  /** Of the trace that the request belongs to. */
+  /** Id of the trace that the request belongs to. */
   readonly trace_id?: string;
   readonly client: string;
   /** The trusted proxy in between. */
@@ -43,7 +43,7 @@ export interface AuditStart {
 
 /** How a tunnel has ended. */
 export interface AuditEnd {
-  /** As of its start. */
+  /** The id in the start record. */
   readonly id: string;
   readonly tunnel: string;
   /** `completed`; `failed` before it was open, or `broken` after; `lost` if the process has ended without a record of it. */
@@ -63,7 +63,7 @@ export interface AuditRefusal extends AuditStart {
   readonly reason?: string;
 }
 
-/** What an operator has done. */
+/** An operator's action. */
 export interface AuditAction {
   /** The operator's name. */
   readonly by: string;
@@ -104,11 +104,11 @@ export class AuditLog {
   readonly #unfinished = new Map<string, AuditStart>();
   readonly #timer: ReturnType<typeof setInterval>;
   #file: FileHandle;
-  /** Of the file in bytes, up to the last complete write. */
+  /** Size of the file in bytes, up to the last complete write. */
   #size: number;
   #queue: Line[] = [];
   #queued = 0;
-  /** The batch being collected, for those that wait until it is written. */
+  /** The batch being collected; resolves when it has been written. */
   #batch = Promise.withResolvers<boolean>();
   #writing?: Promise<void>;
   /** The last write was incomplete. */
@@ -175,7 +175,7 @@ export class AuditLog {
     this.#put("refused", refusal);
   }
 
-  /** Records what an operator has done. */
+  /** Records an operator's action. */
   action(action: AuditAction): void {
     this.#put("action", action);
   }

@@ -8,7 +8,7 @@ import { signOutHere } from "./api/actions.ts";
 import { ClusterBusyError } from "./cluster/cluster.ts";
 import { ActionRefused, type Operations } from "./api/operations.ts";
 
-/** Logout tokens that are checked at once, and those that wait: strangers can send some too. */
+/** Maximum number of logout tokens that are checked concurrently, and of queued ones: anyone can send some. */
 const MAX_CHECKS = 4;
 const MAX_WAITING = 64;
 /** Who acts, in logs. */

@@ -1,6 +1,6 @@
 // A change of a running service that happens as a whole or not at all.
 
-/** Collects what is prepared for a change: how to put it in force, and how to take it back. */
+/** Collects the prepared steps of a change, each with a function to apply it and one to undo it. */
 export class Change {
   readonly #commits: (() => void)[] = [];
   readonly #reverts: (() => void | Promise<void>)[] = [];

@@ -5,9 +5,9 @@ import type { Metrics } from "./metrics.ts";
 
 /** The state of a service's configuration, which the command line updates. */
 export interface ConfigurationState {
-  /** Of the values in force, 12 hexadecimal digits. */
+  /** Hash of the values in force, 12 hexadecimal digits. */
   hash: string;
-  /** Those of the values in force that are not the defaults. */
+  /** The values in force that differ from the defaults. */
   changed: readonly ChangedOption[];
   /** Whether the last reload has succeeded. */
   isReloaded: boolean;

@@ -1,4 +1,4 @@
-// What the parts of a running service use of it.
+// The interface of a running service for its parts.
 import type { Logger } from "../log/logger.ts";
 import type { Net } from "../net/net.ts";
 import type { ServiceName } from "./api/types.ts";
@@ -14,9 +14,9 @@ export interface ServiceContext {
   readonly log: Logger;
   readonly metrics: Metrics;
   readonly health: Health;
-  /** What the service does, for operators. */
+  /** The live state of the service, for operators. */
   readonly activity: Activity;
-  /** Calls `close` when the service closes, before what was opened earlier is closed. */
+  /** Calls `close` when the service closes, in the reverse order of opening. */
   defer(close: () => void | Promise<void>): void;
   /** Returns `resource`, which the service closes. */
   adopt<T>(resource: T, close: (resource: T) => void | Promise<void>): T;

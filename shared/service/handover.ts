@@ -43,7 +43,7 @@ type Step =
 /** A message, JSON after its length in four bytes, the least significant first. */
 export interface Message {
   readonly step: Step;
-  /** Of `hello` and `replace`. */
+  /** Version of the protocol, in `hello` and `replace`. */
   readonly protocol?: number;
   /** Of `hello`. */
   readonly service?: string;
@@ -51,7 +51,7 @@ export interface Message {
   readonly version?: string;
   /** Of `replaced`: the new process. */
   readonly pid?: number;
-  /** Of `accepted`: what the service passes on besides sockets. */
+  /** Of `accepted`: state of the service that is passed on with the sockets. */
   readonly state?: HandoverState;
   /** Of `refused`. */
   readonly reason?: string;
@@ -153,7 +153,7 @@ export class Predecessor {
   }
 }
 
-/** What the process does that is replaced. */
+/** The actions of the process that is replaced. */
 export interface Replaceable {
   /** What is passed on when a hand-over starts. */
   readonly state: () => HandoverState;
@@ -165,7 +165,7 @@ export interface Replaceable {
   readonly exclusively?: (task: () => Promise<void>) => Promise<void>;
   /** Another process serves. Called at most once, and the last call. Must not throw. */
   readonly released: (pid: number | undefined) => void;
-  /** Finishes what is open. `settle` is called when everything that can move to the other process has done so. */
+  /** Waits for open tunnels to end. `settle` is called when everything that can move to the other process has moved. */
   readonly finish: (settle: () => void) => Promise<void>;
 }
 
@@ -251,7 +251,7 @@ export class Successors {
   }
 
   /**
-   * If the other process ends, and no other one has taken over from it, no process reads the sockets: what is open here would get nothing
+   * If the other process ends, and no other one has taken over from it, no process reads the sockets: open connections would get nothing
    * more of them.
    */
   async #watch(channel: Channel): Promise<void> {

@@ -16,7 +16,7 @@ import type { StallReport } from "./watchdog.ts";
 export class Metrics {
   readonly registry = new Registry();
   readonly #limits: Counter<"limit">;
-  /** Of histograms, by name. */
+  /** Exemplars of histograms, by name. */
   readonly #exemplars = new Map<string, Pick<RequestExemplars, "of">>();
   readonly #certificates = new Set<{ readonly use: string; readonly pem: () => string | undefined }>();
 
@@ -188,7 +188,7 @@ export interface TunnelEnd {
   readonly setupMs?: number;
   /** Milliseconds from the request's head to the end of the tunnel; present if `setupMs` is. */
   readonly totalMs?: number;
-  /** Of the request, and of its trace if that is recorded: for exemplars. */
+  /** Ids of the request and, if it is recorded, of its trace: for exemplars. */
   readonly id?: string;
   readonly traceId?: string;
   /** Bytes to the destination, and back. */

@@ -11,11 +11,11 @@ export interface HandoverSteps {
   readonly startSuccessor?: Replaceable["start"];
   /** Runs what must not happen during a reload. */
   readonly exclusively?: Replaceable["exclusively"];
-  /** Takes over what has a name in the file system. */
+  /** Takes over sockets with a name in the file system. */
   readonly takeOver: () => Promise<void>;
   /** Another process serves. */
   readonly released: (pid: number | undefined) => void;
-  /** Drains the service, with `finish` as what it waits for. */
+  /** Drains the service until `finish` resolves. */
   readonly drain: (finish: () => Promise<void>) => Promise<void>;
 }
 
@@ -23,15 +23,15 @@ export interface HandoverSteps {
 export class ServiceHandover {
   /** Passed on to a process that takes over. */
   state: HandoverState = {};
-  /** Finishes what is open when another process has taken over, and calls `settle` when nothing more can move there. Required for a hand-over. */
+  /** Waits for open tunnels when another process has taken over, and calls `settle` when nothing more can move. Required for a hand-over. */
   finish?: (settle: () => void) => Promise<void>;
-  /** Resolves when another process has taken over, and this one only finishes what is open. */
+  /** Resolves when another process has taken over, and this one serves only open tunnels. */
   readonly done: Promise<void>;
   readonly #service: ServiceContext;
   readonly #steps: HandoverSteps;
   #deps?: HandoverDeps;
   #predecessor?: Predecessor;
-  /** Ids of those that have handed over, one after the other, to this process. */
+  /** Ids of earlier processes that have handed over, one after the other, to this one. */
   #earlier: readonly number[] = [];
   #isSettled = true;
   #isDone = false;
@@ -48,12 +48,12 @@ export class ServiceHandover {
     return this.#predecessor;
   }
 
-  /** Whether another process serves, and this one finishes what is open. */
+  /** Whether another process has taken over, and this one serves only open tunnels. */
   get isDone(): boolean {
     return this.#isDone;
   }
 
-  /** Ids of the processes that have handed over, and still finish what is open there. */
+  /** Ids of processes that have handed over, and still have open tunnels. */
   get earlier(): readonly number[] {
     return this.#earlier = this.#earlier.filter(exists);
   }
@@ -104,7 +104,7 @@ export class ServiceHandover {
   }
 }
 
-/** The ids of earlier processes, in what a process passes on. */
+/** The ids of earlier processes, in the state that is passed on. */
 const EARLIER = "earlier";
 
 /** Whether there is such a process. Its id may be another one's by now, which is rare, and harmless for a number that operators see. */

@@ -12,7 +12,7 @@ export interface WatchdogOptions {
   networkStalledMs?: () => number;
   /** Called with the milliseconds of a stall. For the network engine, with the milliseconds since the last call. */
   onStall?: (what: StallReport, ms: number) => void;
-  /** Is notified that the program runs, and of its status. */
+  /** Receives the regular signs of life and the status of the program. */
   supervisor?: Supervisor;
   /** The program's state in one line, `undefined` while there is none. */
   status?: () => string | undefined;

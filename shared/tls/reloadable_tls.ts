@@ -229,7 +229,7 @@ export interface Reloadable<T> {
 export class ReloadableTls<T> implements Reloadable<T> {
   #state: string;
   #current: T;
-  /** Of the files, when they were last read, and at the last poll. */
+  /** Versions of the files when they were last read, and at the last poll. */
   #versions: { readonly read: string; readonly polled: string };
   #reloading = Promise.resolve();
   readonly #secrets: SecretFiles;

@@ -13,7 +13,7 @@ export function keyPinOf({ publicKey }: X509Certificate): string {
   return `sha256/${createHash("sha256").update(publicKey.export({ type: "spki", format: "der" })).digest("base64")}`;
 }
 
-/** The same of the first certificate of a chain in PEM. */
+/** The pin of the key of the first certificate in a chain in PEM. */
 export function keyPinOfChain(chain: string): string {
   return keyPinOf(new X509Certificate(readPem(chain, "chain")[0]!.text));
 }

@@ -16,7 +16,7 @@ export interface TunnelRequest {
   readonly agentId: string;
   readonly destination: Authority;
   readonly identity: Identity;
-  /** What the client has authenticated with, for a hop that authenticates it again. */
+  /** The client's credentials, for a hop that authenticates it again. */
   readonly credentials: ClientCredentials;
   /** The client's own address, `host:port` or `[host]:port`; the port may be missing. */
   readonly client: string;

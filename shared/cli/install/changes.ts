@@ -1,4 +1,4 @@
-// Changes of files and of the service manager: what they are, and how they are made or only shown. A change that fails undoes those before it.
+// Changes of files and of the service manager, which can be applied or only displayed. If one fails, those before it are undone.
 import { existsSync, readFileSync, statSync } from "node:fs";
 import { chmod, mkdir, rm, rmdir } from "node:fs/promises";
 import { dirname } from "node:path";

@@ -46,7 +46,7 @@ const installOptions = defineOptions({
 type InstallValues = ValuesOf<typeof installOptions>;
 type CommonValues = ValuesOf<typeof commonOptions>;
 
-/** What the commands need besides the command line. */
+/** Dependencies of the commands. */
 export interface ServiceDeps {
   /** The options of every service, by role. */
   readonly family: Readonly<Record<string, Options>>;

@@ -17,7 +17,7 @@ import { requestSuccessor } from "./takeover.ts";
 const NEWER = 3;
 
 const MAX_TRUSTED_ROOT = 1 << 20;
-/** Characters of what a new executable prints that are shown. */
+/** Maximum length of a new executable's output that is shown, in characters. */
 const MAX_SHOWN = 500;
 
 const options = defineOptions({
@@ -48,7 +48,7 @@ const options = defineOptions({
 
 type Values = ValuesOf<typeof options>;
 
-/** What the command uses of this machine. */
+/** The command's access to this machine. */
 export interface UpgradeDeps {
   readonly run: Run;
   /** The platform of this executable, as in the names of archives. */
@@ -58,7 +58,7 @@ export interface UpgradeDeps {
   readonly requestSuccessor: typeof requestSuccessor;
 }
 
-/** @param given replaces what the command uses */
+/** @param given replaces parts of that access */
 export function upgradeCommand(executable: Executable, given: Partial<UpgradeDeps> = {}): Subcommand<Values> {
   const find = (file: string) => findServices(executable, file, runCommand);
   const deps: UpgradeDeps = { run: runCommand, platform: BUILD.platform, find, requestSuccessor, ...given };

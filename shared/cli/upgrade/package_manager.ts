@@ -51,7 +51,7 @@ const MANAGERS: readonly Manager[] = [
   { name: "pacman", query: ["pacman", "--query", "--owns"], command: () => "pacman -Syu" },
 ];
 
-/** Returns who has installed `file`; `undefined` if that is no package manager. */
+/** Returns the package manager that has installed `file`; `undefined` if none has. */
 export async function ownerOf(file: string, wanted: Wanted, run: Run): Promise<Owner | undefined> {
   for (const { name, path, query, command } of MANAGERS) {
     const isOwner = path?.test(file) || (query && (await run([...query, file])).code === 0);

@@ -16,7 +16,7 @@ export type Heads = { limit: number; timeoutMs: number; maxPending: number; prox
 export type Handshakes = { timeoutMs: number; maxPending: number; retryThreshold: number } & PerAddress;
 /** Result of a splice: bytes per direction, error, side of the error, and datagrams dropped. */
 export type RawSpliceResult = [aToB: number, bToA: number, error: RawError | undefined, side: 0 | 1 | undefined, dropped: number];
-/** The same of a flow, then its datagrams: from a to b, from b to a. */
+/** Result of a flow: that of a splice, then the numbers of datagrams from a to b and from b to a. */
 export type RawFlowResult = [...RawSpliceResult, number, number];
 /** A stream, and the response head received on it. */
 export type RawResponse = [stream: number, head: string];

@@ -9,7 +9,7 @@ import type { Operators } from "../operators/operators.ts";
 import type { Operator } from "./tokens.ts";
 import type { ErrorBody } from "./types.ts";
 
-/** What the routes know of a request. */
+/** The context of a request, for the routes. */
 export interface ApiEnv {
   Bindings: RequestOrigin;
   Variables: {
@@ -21,7 +21,7 @@ export interface ApiEnv {
   };
 }
 
-/** One who uses the unix socket. */
+/** A user of the Unix socket. */
 const LOCAL: Operator = { name: "local", role: "operator" };
 
 /** An error response. */

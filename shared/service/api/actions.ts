@@ -109,9 +109,9 @@ interface Acted {
 interface Action {
   readonly path: string;
   readonly name: ActionRecord["action"];
-  /** What it acts on, which says whom it is for with scope=cluster: the holder of the tunnel, all proxies, all members, or those that are named. */
+  /** The kind of target. It selects the members with scope=cluster: the one with the tunnel, all proxies, all members, or the named ones. */
   readonly of: "tunnel" | "agents" | "tokens" | "service";
-  /** Of the response. Default 200. */
+  /** Status of the response. Default 200. */
   readonly status?: 200 | 202;
   /** @throws {BodyError | ActionRefused | AuthenticationError | RevocationError} */
   readonly act: (operations: Operations, body: Body, by: string) => Promise<Acted> | Acted;

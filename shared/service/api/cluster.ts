@@ -1,4 +1,4 @@
-// Requests for the whole cluster: which members they are for, and what these answer. cluster_sums.ts makes one answer of that.
+// Requests for the whole cluster: selects the members and collects their answers. cluster_sums.ts merges these.
 import type { Context } from "hono";
 import { errorIn } from "../cluster/ask.ts";
 import type { Answer, Cluster } from "../cluster/cluster.ts";
@@ -59,7 +59,7 @@ export async function scopeOf(c: Context<ApiEnv>, cluster: Cluster | undefined):
   return { query, wide: { cluster, includesSelf: named.includes(own), others: chosen, isNamed: true } };
 }
 
-/** Agents and their tunnels are at proxies; what a load balancer has of them is the same once more. */
+/** Agents and tunnels are listed by proxies; a load balancer would list the same ones again. */
 export function proxiesOf(wide: Wide): Wide {
   const { cluster, includesSelf, others, isNamed } = wide;
   if (isNamed) return wide;
@@ -138,7 +138,7 @@ export async function gatherPage<T extends { readonly member?: string; readonly 
   return { page, parts };
 }
 
-/** What an action has done at one member. */
+/** The result of an action at one member. */
 export interface ActionPart extends MemberAnswer {
   readonly affected?: number;
   /** The status of its response, if that is an error. */
@@ -157,7 +157,7 @@ export async function actOnOthers({ cluster, others }: Wide, c: Context<ApiEnv>,
   });
 }
 
-/** What this service has done. */
+/** The result of this service. */
 export function ownPart({ cluster }: Wide, done: Pick<ActionPart, "affected" | "error" | "status">): ActionPart {
   return { ...describe(cluster.self), ...done };
 }

@@ -30,7 +30,7 @@ export class ClusterEvents {
     this.#own = own;
   }
 
-  /** Tells those who watch which members there are. */
+  /** Sends the list of members to all subscribers. */
   announce(): void {
     const members = [describe(this.#cluster.self), ...[...this.#others.values()].map(({ answer }) => answer)];
     this.hub.sendNow("members", () => ({ members }));
@@ -104,7 +104,7 @@ export class ClusterEvents {
 
   /**
    * Takes an event of a member. Each has an equal share of a batch, so that a busy one does not displace the others.
-   * @throws {Error} if it is not what a member sends
+   * @throws {Error} if it is not a valid message of a member
    */
   #take({ address: member }: Member, topic: string, json: string): void {
     const event: unknown = JSON.parse(json);

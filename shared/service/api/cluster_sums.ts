@@ -1,4 +1,4 @@
-// One answer of those of all members of a cluster: sums of numbers, and the results of actions.
+// Merges the answers of all members of a cluster into one: sums of numbers, and the results of actions.
 import type { ActionPart, Part } from "./cluster.ts";
 import type { ActionResult, ClusterStatus, FailureCount, FailureHistory, Sample, Status } from "./types.ts";
 
@@ -34,7 +34,7 @@ export function sumFailureHistories({ minutes }: FailureHistory, histories: read
   return { minutes, causes: [...sums.values()].sort((a, b) => total(b.counts) - total(a.counts)) };
 }
 
-/** The status of the cluster, of those of its members and of the one that was asked. */
+/** The status of the cluster, from those of its members and of the service that got the request. */
 export function sumStatus(own: Status, parts: readonly Part<Status>[]): ClusterStatus {
   const samples = parts.flatMap(({ answer, value }) => value !== undefined && answer.service === "proxy" ? [value.now] : []);
   return {
@@ -97,7 +97,7 @@ export function sumActions(parts: readonly ActionPart[]): ActionResult | { statu
   const members: ActionPart[] = [];
   const [done, failed]: [ActionPart[], ActionPart[]] = [[], []];
   for (const { status, error, affected, ...answer } of parts) {
-    // what has nothing to act on has answered, and so has a load balancer that leaves such a thing to proxies
+    // members without the target have answered too, and so has a load balancer, which leaves such targets to proxies
     const isIdle = status === 404 || (status === 409 && answer.service === "lb");
     const part = isIdle ? { ...answer, affected: 0 } : { ...answer, affected, error };
     members.push(part);

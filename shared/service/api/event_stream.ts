@@ -1,4 +1,4 @@
-// The stream of events to one who watches, as server-sent events. Who reads too slowly is disconnected.
+// The stream of events to one client, as server-sent events. A client that reads too slowly is disconnected.
 import type { EventHub, EventName } from "../live/events.ts";
 import { EVENT_STREAM } from "../http_server.ts";
 

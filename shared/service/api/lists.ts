@@ -1,4 +1,4 @@
-// The lists of the API: what they can be filtered and sorted by.
+// The filters and sort keys of the API's lists.
 import { hostOf } from "../../limits/addresses.ts";
 import { type Failed, kindOf } from "../live/failures.ts";
 import { type LiveTunnel, userOf } from "../live/tunnel.ts";

@@ -28,7 +28,7 @@ export interface Operations extends ServiceOperations {
   readonly activity: Activity;
   readonly health: Health;
   readonly isDraining: boolean;
-  /** Ids of processes that have handed over to this one, and still finish what is open there. */
+  /** Ids of processes that have handed over to this one, and still have open tunnels. */
   readonly earlierProcesses: readonly number[];
   /** Missing if the embedding program has its own logger. */
   readonly logLevel?: LogLevelControl;
@@ -47,12 +47,12 @@ export interface Operations extends ServiceOperations {
   reload(): Promise<void>;
 }
 
-/** The service cannot do what was asked for; the message says why. */
+/** The service cannot carry out the action; the message says why. */
 export class ActionRefused extends Error {
   override readonly name = "ActionRefused";
 }
 
-/** Logs an action of an operator, and tells those who watch. */
+/** Logs an action of an operator, and sends it as an event. */
 export function recordAction({ activity, log, audit }: Operations, record: Omit<ActionRecord, "at">, remote: string): void {
   const { by, subject, action, target, through } = record;
   log.info("operator action", { by, subject, action, target, remote, through });

@@ -1,4 +1,4 @@
-// The routes of the admin API, below /api/v1: what can be read. actions.ts has those that change something.
+// The routes of the admin API for reading, below /api/v1. actions.ts has those for actions.
 import { hostname } from "node:os";
 import { type Context, Hono } from "hono";
 import { VERSION } from "../../version.ts";
@@ -39,7 +39,7 @@ export interface ApiOptions {
   readonly operators?: Operators;
 }
 
-/** Age in milliseconds up to which the list of agents is the same for all who ask: it costs a call for each connection. */
+/** Age in milliseconds up to which the list of agents is cached: it costs a call for each connection. */
 const AGENTS_MAX_AGE_MS = 1_000;
 
 export function createApi({ operations, hosts, operators }: ApiOptions): Hono<ApiEnv> {

@@ -7,7 +7,7 @@ import { SecretFiles } from "../../files/secret_files.ts";
 import type { Logger } from "../../log/logger.ts";
 import { type Role, ROLES } from "./types.ts";
 
-/** One who may use the API. */
+/** An authenticated user of the API. */
 export interface Operator {
   /** For the log. */
   readonly name: string;

@@ -1,4 +1,4 @@
-// What the admin API returns and takes: the live state of a service, and the actions of operators. Texts may come from peers, so they are shown
+// Types of the admin API: the live state of a service, and the actions of operators. Texts may come from peers, so they are shown
 // as text only. The routes are in routes.ts, and openapi.ts describes them.
 import { OPERATOR_ROLES, type OperatorRole } from "../../auth/operator_token.ts";
 import type { ChangedOption } from "../../config/plan.ts";
@@ -23,7 +23,7 @@ export interface Page<T> {
   readonly total: number;
   readonly offset: number;
   readonly limit: number;
-  /** Of the whole cluster: who was asked. */
+  /** With scope=cluster: the queried members. */
   readonly members?: readonly MemberAnswer[];
 }
 
@@ -56,11 +56,11 @@ export interface Status {
   /** Reasons against readiness, by cause. */
   readonly problems: Readonly<Record<string, string>>;
   readonly draining: boolean;
-  /** Ids of processes that have handed over to this one, and still finish what is open there. Missing if there are none. */
+  /** Ids of processes that have handed over to this one, and still have open tunnels. Missing if there are none. */
   readonly earlierProcesses?: readonly number[];
   /** Missing where an embedding program has its own log. */
   readonly logLevel?: LogLevel;
-  /** What the caller may do. */
+  /** The role of the caller. */
   readonly role: Role;
   /** The service's own address in the cluster; missing if it answers for itself alone. */
   readonly member?: string;
@@ -111,14 +111,14 @@ export interface Sample {
 /** A connection of an agent; at an agent, its connection to a proxy. */
 export interface AgentState {
   readonly id: string;
-  /** Of the whole cluster: who holds it. */
+  /** With scope=cluster: the member that has it. */
   readonly member?: string;
   /** Identifies the connection, for {@link DisconnectRequest}. */
   readonly connection: string;
   readonly state: "connected" | "draining" | "gone";
   /** The peer's address. At lb, that of the proxy. */
   readonly address: string;
-  /** What carries the connection; missing at lb. */
+  /** The transport; missing at lb. */
   readonly link?: SessionKind;
   /** Why the agent chose it; only the agent knows. */
   readonly linkReason?: string;
@@ -152,7 +152,7 @@ export interface AgentState {
 export interface TunnelState {
   /** Unique among all tunnels of all processes. */
   readonly id: string;
-  /** Of the whole cluster: who holds it. */
+  /** With scope=cluster: the member that has it. */
   readonly member?: string;
   /** As in the logs of every hop; the client may have chosen it. */
   readonly requestId: string;
@@ -188,7 +188,7 @@ export interface TunnelState {
   /** Directions to the destination, and back. Missing where this is not known. */
   readonly sending?: DirectionState;
   readonly receiving?: DirectionState;
-  /** Of an ended tunnel: the status for the client, the error type (RFC 9209) if it failed, and the reason in words. */
+  /** For ended tunnels: the status for the client, the error type (RFC 9209) if it failed, and the reason. */
   readonly status?: number;
   readonly error?: TunnelErrorType;
   readonly reason?: string;
@@ -216,7 +216,7 @@ export type FailureError = TunnelErrorType | AgentRefusalError;
 
 /** A request that was refused, a tunnel that broke, or an agent that was refused. */
 export interface Failure {
-  /** Of the whole cluster: who has refused it, or where it broke. */
+  /** With scope=cluster: the member that has refused it, or where it failed. */
   readonly member?: string;
   readonly kind: FailureKind;
   readonly at: string;
@@ -225,7 +225,7 @@ export interface Failure {
   readonly traceId?: string;
   /** The peer's address, also of an agent. */
   readonly client?: string;
-  /** Of an agent that was refused: the id that its token names, if the token is genuine. */
+  /** If an agent was refused: the id in its token, if the token is genuine. */
   readonly agent?: string;
   readonly tokenId?: string;
   /** As of {@link TunnelState}. */
@@ -255,7 +255,7 @@ export interface FailureHistory {
 }
 
 export interface FailurePage extends Page<Failure> {
-  /** Of the last hour, also of those that the list no longer has. */
+  /** Of the last hour, including failures that are no longer in the list. */
   readonly counts: readonly FailureCount[];
 }
 
@@ -275,7 +275,7 @@ export interface ActionRecord {
   readonly member?: string;
 }
 
-/** Events of the stream, by name. Each is sent at most once a second, with what has happened since. */
+/** Events of the stream, by name. Each is sent at most once a second, with all changes since the last one. */
 export interface Events {
   /** Sent every two seconds; of the whole cluster by each proxy. */
   readonly sample: Sample & { readonly member?: string };
@@ -284,7 +284,7 @@ export interface Events {
   readonly tunnels: Batch<TunnelState>;
   readonly failures: Batch<Failure>;
   readonly actions: Batch<ActionRecord>;
-  /** Of the whole cluster: whose events are in the stream, and which members' are missing and why. At the beginning, and when it changes. */
+  /** With scope=cluster: the members whose events are in the stream, and an error for those without. Sent first, and when it changes. */
   readonly members: { readonly members: readonly MemberAnswer[] };
 }
 
@@ -330,7 +330,7 @@ export interface LogLevelRequest {
 /** The result of an action: the number of tunnels, connections or tokens that it has affected. */
 export interface ActionResult {
   readonly affected: number;
-  /** Of the whole cluster: who was asked. Where one has not answered, nothing is known to have happened. */
+  /** With scope=cluster: the queried members. If one has not answered, its result is unknown. */
   readonly members?: readonly (MemberAnswer & { readonly affected?: number })[];
 }
 

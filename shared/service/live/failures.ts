@@ -20,7 +20,7 @@ export type Failed = Omit<LiveTunnel, "proxyError"> & { readonly proxyError?: Fa
 export interface AgentRefusal {
   /** Its address. */
   readonly remote: string;
-  /** Of its connection. */
+  /** The transport of its connection. */
   readonly transport: string;
   readonly error: AgentRefusalError;
   readonly reason: string;
@@ -63,7 +63,7 @@ export class Failures {
     return all.sort((a, b) => b.endedAt! - a.endedAt!);
   }
 
-  /** Of the last hour, the most frequent first. */
+  /** The failures of the last hour by cause, the most frequent first. */
   counts(now: number): FailureCount[] {
     const counts: FailureCount[] = [];
     for (const counted of this.#counts.values()) {
@@ -74,7 +74,7 @@ export class Failures {
     return counts.sort((a, b) => b.count - a.count);
   }
 
-  /** The same minute by minute. */
+  /** The failures of the last hour by cause and minute. */
   history(now: number): FailureHistory {
     const minute = minuteOf(now);
     const minutes = Array.from({ length: MINUTES }, (_, i) => minute - MINUTES + 1 + i);

@@ -10,9 +10,9 @@ import type { TunnelState } from "../api/types.ts";
 export interface LiveTunnel {
   /** Generated here, and unique among all processes. */
   readonly key: string;
-  /** Of the request: the key, or the `X-Request-Id` under which a proxy in front has logged it. */
+  /** Id of the request: the key, or the `X-Request-Id` under which a proxy in front has logged it. */
   id: string;
-  /** Of the trace that it belongs to. */
+  /** Id of the trace that it belongs to. */
   traceId?: string;
   startedAt: number;
   /** When the connection to the destination was open. */
@@ -45,7 +45,7 @@ export interface LiveTunnel {
   /** Bytes from the destination. */
   received: number;
   measured?: Measured;
-  /** Of the HTTP response; in another protocol, the status that its response corresponds to. */
+  /** Status of the HTTP response; in another protocol, the corresponding status. */
   status?: number;
   proxyError?: TunnelErrorType;
   /** The cause in words. */

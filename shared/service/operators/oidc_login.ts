@@ -37,7 +37,7 @@ export class LoginError extends Error {
 
 type Options = OperatorOptions["oidc"];
 
-/** The library, and what it knows of the issuer. */
+/** The library, and its metadata of the issuer. */
 interface Provider {
   readonly oidc: typeof OpenIdClient;
   readonly configuration: OpenIdClient.Configuration;
@@ -56,7 +56,7 @@ export class OidcLogin {
   readonly #options: Options;
   readonly #secret?: string;
   readonly #log: Logger;
-  /** Encrypts what a sign-in has begun with. */
+  /** Encrypts the state of a pending sign-in. */
   readonly #key = randomBytes(32);
   /** By the hash of their cookie. The oldest is first. */
   readonly #sessions = new Map<string, Session>();

@@ -154,7 +154,7 @@ class IssuerTokens implements OperatorSource {
   }
 }
 
-/** The reason is for the operator of the service; the sender of a wrong token is not told. */
+/** The reason is for the log only; the sender of an invalid token does not get it. */
 function logDenial(log: Logger, error: unknown): undefined {
   if (!(error instanceof AuthenticationError)) throw error;
   log.debug("token of an operator refused", { reason: error.message });

@@ -85,7 +85,7 @@ export class Orderer {
   #renewal?: Renewal;
   #isForced = false;
   #wake = new AbortController();
-  /** Of the last delay that was logged. */
+  /** End of the last delay that was logged. */
   #loggedUntil = 0;
 
   constructor(given: OrdererOptions) {

@@ -32,7 +32,7 @@ export class AcmeState {
   readonly authority: string;
   /** Each authority has its own folder: a certificate of a test authority is not used by mistake. */
   readonly #folder: string;
-  /** Of the certificate. */
+  /** The file of the certificate. */
   readonly #own: string;
 
   /**

@@ -11,7 +11,7 @@ const DAY_MS = 86_400_000;
 interface SharedCertificate {
   readonly state: AcmeState;
   readonly names: readonly string[];
-  /** Of its entry in the store. */
+  /** Key of its entry in the store. */
   readonly key: string;
 }
 

@@ -15,7 +15,7 @@ const crypto = webcrypto as unknown as Crypto;
 const ACME_IDENTIFIER = "1.3.6.1.5.5.7.1.31";
 const DAY_MS = 86_400_000;
 
-/** Of the challenge in the store: no agent has such an id, because it contains a space. */
+/** Key of the challenge in the store: no agent has such an id, because it contains a space. */
 const KEY = "acme tls-alpn";
 /** Interval in milliseconds at which a proxy looks for the challenges of others. */
 const POLL_MS = 1_000;
