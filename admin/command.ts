@@ -98,10 +98,15 @@ export const agentsCommand: Subcommand<OperatorOptions & ValuesOf<typeof agentsO
     if (away !== undefined && disconnect === undefined) throw new ConfigError("Cannot use --away: it is for --disconnect");
     if (disconnect !== undefined) {
       const awaySeconds = Math.round((away ?? 0) / 1_000);
-      return printResult(terminal, await client.post("agents/disconnect", { agent: disconnect, awaySeconds }), "connections closed");
+      return printResult(terminal, await client.post("agents/disconnect", { agent: disconnect, awaySeconds }), "connection");
     }
     if (revoke !== undefined) {
-      return printResult(terminal, await client.post("tokens/revoke", { tokenId: revoke }), "connections and tunnels closed");
+      return printResult(
+        terminal,
+        await client.post("tokens/revoke", { tokenId: revoke }),
+        "connection or tunnel",
+        "connections and tunnels",
+      );
     }
     const query = queryOf(options, { agent, token, sort, expires: secondsOf(expires) });
     for (const each of label) query.append("label", each);
@@ -137,7 +142,7 @@ export const tunnelsCommand: Subcommand<OperatorOptions & ValuesOf<typeof tunnel
   async run(options, terminal) {
     const client = await AdminClient.create(options);
     const { agent, client: address, token, expires, user, destination, ended, sort, close } = options;
-    if (close !== undefined) return printResult(terminal, await client.post("tunnels/close", { id: close }), "tunnel closed");
+    if (close !== undefined) return printResult(terminal, await client.post("tunnels/close", { id: close }), "tunnel");
     const own = { agent, client: address, token, expires: secondsOf(expires), user, destination, sort, state: ended ? "ended" : undefined };
     const page = await client.get<Page<TunnelState>>(`tunnels?${queryOf(options, own)}`);
     printPage(terminal, options.json, page, tunnelColumns(Date.now()));
@@ -195,8 +200,8 @@ function silentOf<T extends MemberAnswer>(members: readonly T[]): T[] {
 }
 
 /** @throws {Error} if some members have not done it */
-function printResult(terminal: Terminal, { affected, members = [] }: ActionResult, what: string): void {
-  terminal.write(`${escapeText(String(affected))} ${what}\n`);
+function printResult(terminal: Terminal, { affected, members = [] }: ActionResult, what: string, plural = `${what}s`): void {
+  terminal.write(`${escapeText(String(affected))} ${affected === 1 ? what : plural} closed\n`);
   const failed = silentOf(members).map(({ member, error }) => `${member}: ${error}`);
   if (failed.length > 0) {
     throw new Error(`${failed.length} of ${members.length} members have not done it: ${escapeText(failed.join("; "))}`);

@@ -135,7 +135,7 @@ function explainCode(code: number, why: string, authType?: AgentOptions["auth"][
     case CloseCode.malformed:
       return { reason, remedy: "is it another version?" };
     case CloseCode.limit:
-      return { reason, isTemporary: true, remedy: "the proxy's log names the limit" };
+      return { reason, isTemporary: true, remedy: why.includes(" operator ") ? undefined : "the proxy's log names the limit" };
     case CloseCode.replaced:
       return { reason, remedy: why === REPLACED_REASON ? "another agent has connected with the same id" : undefined };
     default:

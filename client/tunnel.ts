@@ -46,7 +46,7 @@ export function checkAccess(options: ClientOptions): Access {
   );
   if (given.length > 1) throw new ConfigError(`Cannot use both ${given.slice(0, 2).join(" and ")}: set only one`);
   checkSessionOptions(options);
-  if (proxy === undefined) throw new ConfigError("Cannot connect: --proxy is required, or proxy in the profile");
+  if (proxy === undefined) throw new ConfigError("Cannot connect: --proxy is required, or a profile, which reverse-http login creates");
   if (!tls.enable) {
     refuseWithoutTls("tls", tls);
     if (tls.pinSha256.length > 0) throw new ConfigError("Cannot use --tls.pin-sha256: --tls.enable is not set");

@@ -233,7 +233,9 @@ async function openKey(
     const key = parsePrivateKey(text);
     await writeOutput(text, { file, mode: SECRET, force: false }, terminal);
     await writeOutput(publicKeyOf(key), { file: publicFile, mode: PUBLIC, force: false }, terminal);
-    terminal.report(`created the private key ${file}, and ${publicFile} for --auth.jwt.public-key of the proxy`);
+    terminal.report(
+      `created the private key ${file}, and ${publicFile} for the proxy, which needs --auth.type=jwt and this file as --auth.jwt.public-key`,
+    );
     return key;
   }
   const key = await readKey(file, terminal);

@@ -210,7 +210,7 @@ export class SessionOpener {
     const failures = this.#failures[kind];
     if (failures.get(address) === reason) return;
     failures.set(address, reason);
-    this.#options.log.warn(`the proxy cannot be reached ${kind === "tls" ? "over TLS" : "within a WebSocket"} either`, {
+    this.#options.log.warn(`the proxy cannot be reached ${kind === "tls" ? "over TLS" : "within a WebSocket"}`, {
       proxy: address,
       reason,
     });

@@ -60,7 +60,7 @@ export function parseJoin(given: string, role: Invitation["role"]): Invitation {
   if (format !== FORMAT) throw fail(`it begins with ${format}, which this version does not know; install a newer one`);
   const expected = length === undefined ? undefined : parseInt(length, 36);
   if (expected === undefined || text.length < expected) {
-    throw fail(`it has been cut: ${text.length} of ${expected ?? "some hundred"} characters are left; copy all of it`);
+    throw fail(`it has been cut: ${text.length} of ${expected ?? "several hundred"} characters are left; copy all of it`);
   }
   const body = text.slice(0, -CHECKSUM_LENGTH);
   if (text.length > expected || text.slice(-CHECKSUM_LENGTH) !== checksumOf(body)) {

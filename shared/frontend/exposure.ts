@@ -33,6 +33,6 @@ export function warnOfOpenForward(log: Logger, address: string, { agent, to }: {
     address,
     agent,
     destination: to,
-    remedy: "allow=NETWORK in its record, or allow=all if that is meant",
+    remedy: "allow=NETWORK in its record, or allow=all if that is intended",
   });
 }

@@ -112,7 +112,7 @@ it("operators see and steer two proxies and lb through any of them, and are told
   const { stdout } = await run(members[2], "agents");
   assert.match(stdout, /^AGENT +MEMBER .*\nsite1 /);
   const disconnected = await run(members[0], "agents", "--disconnect=site1");
-  assert.deepEqual([disconnected.exitCode, disconnected.stdout], [1, "1 connections closed"]);
+  assert.deepEqual([disconnected.exitCode, disconnected.stdout], [1, "1 connection closed"]);
   assert.match(disconnected.stderr, /2 of 3 members have not done it: .*no service listens there/);
   if (CHROMIUM === undefined) return assert.ok(!process.env.CI || process.platform !== "linux", "chromium is not installed");
   const browser = await chromium.launch({ executablePath: CHROMIUM, args: ["--no-sandbox"] });

@@ -107,6 +107,21 @@ describe("an agent's description of a failure", () => {
   }
 });
 
+describe("an agent's description of a refusal with 503", () => {
+  const refusal = (why: string) =>
+    describeConnectError(new NetError("closed", why, { appCode: CloseCode.limit, remote: true }), "a:1", options("noauth"));
+
+  it("refers to the proxy's log for a limit", () => {
+    assert.match(refusal("too many agents"), /; retrying; the proxy's log names the limit$/);
+  });
+
+  for (const why of ["disconnected by the operator anna", "an operator keeps the agent away for 60 s"]) {
+    it(`names no limit after an action of an operator: ${why}`, () => {
+      assert.equal(refusal(why), `the proxy closed the connection: 503 ${why}; retrying`);
+    });
+  }
+});
+
 describe("an agent's description of the end of a connection", () => {
   const end = (reason: string) => describeClose({ code: CloseCode.replaced, reason, remote: true, cause: "application" });
 
