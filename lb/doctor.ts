@@ -11,9 +11,9 @@ import {
   report,
 } from "../shared/cli/diagnosis.ts";
 import type { Finding } from "../shared/cli/findings.ts";
-import { isWildcard, splitHostPort } from "../shared/address/host_port.ts";
+import { reachedHere } from "../shared/address/host_port.ts";
 import type { ValuesOf } from "../shared/config/option.ts";
-import { exposureRemedy } from "../shared/frontend/exposure.ts";
+import { checkExposure } from "../shared/frontend/exposure.ts";
 import type { Net } from "../shared/net/net.ts";
 import { checkLoadBalancerOptions } from "./lb.ts";
 import { lbOptions, type LoadBalancerOptions } from "./options.ts";
@@ -39,7 +39,7 @@ export async function diagnoseLoadBalancer(
   { net, stateDirectory, now = Date.now }: { net: Net; stateDirectory?: string; now?: () => number },
 ): Promise<Finding[]> {
   const findings: Finding[] = [describeVersion()];
-  const { auth, httpProxy, httpConnector } = options;
+  const { httpProxy, httpConnector } = options;
   const isValid = await checkConfiguration(findings, async () => {
     await checkLoadBalancerOptions(options, { net, stateDirectory });
     return true;
@@ -49,16 +49,11 @@ export async function diagnoseLoadBalancer(
     ...await checkCertificate("http-connector.tls.file.cert", httpConnector.tls.file.cert, now()),
   );
   if (!isValid) return findings;
-  const { listenAddress: address, hostWhitelist: allowList, tls } = httpProxy;
-  const asksForSecret = auth.type !== "noauth" || tls.file.clientCa !== undefined;
-  const remedy = exposureRemedy({ address, option: "http-proxy.listen-address", asksForSecret, allowList });
-  if (remedy !== undefined) {
-    const details = "everyone who can reach this address can use every agent, for any destination";
-    findings.push({ check: "authentication", target: address, result: "failed", details, remedy });
-  }
-  findings.push(...await checkStore(options.store));
-  const here = address.startsWith(":") || isWildcard(address) ? `127.0.0.1:${splitHostPort(address).port}` : address;
+  findings.push(...checkExposure(options), ...await checkStore(options.store));
   const start = "start lb with these options, and see its log";
-  findings.push({ ...await checkTcp(net, here, { refused: start, silent: start }), check: "clients (TCP)" });
+  findings.push({
+    ...await checkTcp(net, reachedHere(httpProxy.listenAddress), { refused: start, silent: start }),
+    check: "clients (TCP)",
+  });
   return findings;
 }

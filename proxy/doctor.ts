@@ -12,15 +12,15 @@ import {
   report,
 } from "../shared/cli/diagnosis.ts";
 import type { Finding } from "../shared/cli/findings.ts";
-import { formatHostPort, isLoopback, splitHostPort } from "../shared/address/host_port.ts";
+import { reachedHere, splitHostPort } from "../shared/address/host_port.ts";
 import type { ValuesOf } from "../shared/config/option.ts";
-import { exposureRemedy } from "../shared/frontend/exposure.ts";
+import { checkExposure } from "../shared/frontend/exposure.ts";
 import { PROBE_ALPN, runProbe } from "../shared/link/probe.ts";
 import { NetError } from "../shared/net/errors.ts";
 import type { Net } from "../shared/net/net.ts";
 import { type ProxyOptions, proxyOptions } from "./options.ts";
 import { checkProxyOptions } from "./proxy.ts";
-import { agentAddresses, clientAddresses, isEvery } from "./public_address.ts";
+import { agentAddresses, clientAddresses } from "./public_address.ts";
 
 /** Dependencies of the diagnosis. */
 export interface ProxyDiagnosis {
@@ -68,19 +68,6 @@ export async function diagnoseProxy(options: ProxyOptions, { net, stateDirectory
 
 const NOT_RUNNING = "start the proxy with these options, and see its log";
 
-function checkExposure({ auth, httpProxy }: ProxyOptions): Finding[] {
-  const asksForSecret = auth.type !== "noauth" || httpProxy.tls.file.clientCa !== undefined;
-  const remedy = exposureRemedy({
-    address: httpProxy.listenAddress,
-    option: "http-proxy.listen-address",
-    asksForSecret,
-    allowList: httpProxy.hostWhitelist,
-  });
-  if (remedy === undefined) return [];
-  const details = "everyone who can reach this address can use every agent, for any destination";
-  return [{ check: "authentication", target: httpProxy.listenAddress, result: "failed", details, remedy }];
-}
-
 /** Whether the public addresses can be reached by others, as far as this machine knows. */
 async function checkPublicAddresses(net: Net, options: ProxyOptions): Promise<Finding[]> {
   const both = [["agent-server.public-address", agentAddresses(options)], ["http-proxy.public-address", clientAddresses(options)]] as const;
@@ -112,11 +99,4 @@ async function checkAgentPort(net: Net, listen: string): Promise<Finding> {
     if (!(error instanceof NetError)) throw error;
     return { ...common, result: "failed", details: error.message, remedy: NOT_RUNNING, code: error.code };
   }
-}
-
-/** The address at which this machine reaches a listener. */
-function reachedHere(listen: string): string {
-  const { host, port } = splitHostPort(listen);
-  const isIPv6 = host.includes(":");
-  return isEvery(listen) || isLoopback(listen) ? formatHostPort({ host: isIPv6 && host !== "::" ? host : "127.0.0.1", port }) : listen;
 }

@@ -1,10 +1,10 @@
 // What the proxy tells agents about itself, so that they can tell their clients.
-import { splitHostPort } from "../shared/address/host_port.ts";
+import { isEvery, splitHostPort } from "../shared/address/host_port.ts";
 import type { Hello } from "../shared/link/message.ts";
 import { pinFor } from "../shared/tls/trust.ts";
 import { VERSION } from "../shared/version.ts";
 import type { ProxyOptions } from "./options.ts";
-import { clientAddresses, isEvery } from "./public_address.ts";
+import { clientAddresses } from "./public_address.ts";
 import type { ProxyTls } from "./tls.ts";
 
 /**

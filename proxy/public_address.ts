@@ -1,7 +1,7 @@
 // The addresses at which others reach the proxy, for invitations and advice: configured ones, or a guess.
 import { networkInterfaces } from "node:os";
 import ipaddr from "ipaddr.js";
-import { formatHostPort, isWildcard, splitHostPort } from "../shared/address/host_port.ts";
+import { formatHostPort, isEvery, splitHostPort } from "../shared/address/host_port.ts";
 import type { ProxyOptions } from "./options.ts";
 
 /** Addresses of the proxy. */
@@ -49,11 +49,6 @@ function certified(listen: string, { domain }: Pick<ProxyOptions["acme"], "domai
   const name = domain.find((name) => !name.startsWith("*."));
   if (name === undefined || !isEvery(listen)) return undefined;
   return { addresses: [formatHostPort({ host: name, port: splitHostPort(listen).port })] };
-}
-
-/** Whether the listener has every address of the machine, which leaves open how others reach it. */
-export function isEvery(listen: string): boolean {
-  return listen.startsWith(":") || isWildcard(listen);
 }
 
 function guess(listen: string, option: string, list: ListAddresses): PublicAddresses {

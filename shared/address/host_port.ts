@@ -51,6 +51,18 @@ export function isLoopback(address: string): boolean {
   return /^(127\.[0-9.]+|\[::1\]|\[::ffff:127\.[0-9.]+\]):[0-9]+$/.test(address);
 }
 
+/** Whether the listener has every address of the machine, which leaves open how others reach it. */
+export function isEvery(listen: string): boolean {
+  return listen.startsWith(":") || isWildcard(listen);
+}
+
+/** The address at which this machine reaches a listener. */
+export function reachedHere(listen: string): string {
+  const { host, port } = splitHostPort(listen);
+  const isIPv6 = host.includes(":");
+  return isEvery(listen) || isLoopback(listen) ? formatHostPort({ host: isIPv6 && host !== "::" ? host : "127.0.0.1", port }) : listen;
+}
+
 /** Quotes text that should be an address. If it is a URL with a password, that is masked. */
 export function quoteAddress(text: string): string {
   return JSON.stringify(text.replace(/([^/@:]*):[^/@]*@/, "$1:***@"));

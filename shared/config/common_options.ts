@@ -60,6 +60,18 @@ export const KEEP_ALIVE = {
   check: (ms: number) => ms >= 1_000 && ms <= 25_000 ? undefined : `${ms} ms is not 1s to 25s`,
 } as const;
 
+/** What clients of proxy and lb may reach. */
+export const hostWhitelistOptions = defineOptions({
+  "http-proxy.host-whitelist": {
+    reload: "new tunnels",
+    cuts: true,
+    guards: LIST_WORDS,
+    kind: "list",
+    description: "Destinations that clients may reach; by default all; none allows nothing.",
+    check: checkPatterns,
+  },
+});
+
 /** HTTP/2 and TLS on the client listeners of proxy and lb. */
 export const frontOptions = defineOptions({
   "http-proxy.http2-listen-address": {

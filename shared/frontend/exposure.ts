@@ -1,5 +1,6 @@
-// Warns about a client listener that is open to everyone.
+// Client listeners that are open to everyone: warnings in the log, and what a diagnosis finds.
 import { isLoopback, splitHostPort } from "../address/host_port.ts";
+import type { Finding } from "../cli/findings.ts";
 import type { Logger } from "../log/logger.ts";
 
 export interface Exposure {
@@ -19,11 +20,30 @@ export function exposureRemedy({ address, option, asksForSecret, allowList }: Ex
   return `--auth.type=jwt, --http-proxy.host-whitelist, or --${option}=127.0.0.1:${splitHostPort(address).port}`;
 }
 
+const EXPOSED = "everyone who can reach this address can use every agent, for any destination";
+
 /** Warns if everyone who can connect may reach every destination of every agent. */
 export function warnOfExposure(log: Logger, exposure: Exposure): void {
   const remedy = exposureRemedy(exposure);
-  if (remedy === undefined) return;
-  log.warn("everyone who can reach this address can use every agent, for any destination", { address: exposure.address, remedy });
+  if (remedy !== undefined) log.warn(EXPOSED, { address: exposure.address, remedy });
+}
+
+/** What a diagnosis finds about that; empty if it is not so. */
+export function checkExposure({ auth, httpProxy }: ExposureOptions): Finding[] {
+  const { listenAddress: address, hostWhitelist: allowList, tls } = httpProxy;
+  const asksForSecret = auth.type !== "noauth" || tls.file.clientCa !== undefined;
+  const remedy = exposureRemedy({ address, option: "http-proxy.listen-address", asksForSecret, allowList });
+  return remedy === undefined ? [] : [{ check: "authentication", target: address, result: "failed", details: EXPOSED, remedy }];
+}
+
+/** The options that matter. */
+interface ExposureOptions {
+  readonly auth: { readonly type: string };
+  readonly httpProxy: {
+    readonly listenAddress: string;
+    readonly hostWhitelist: readonly string[];
+    readonly tls: { readonly file: { readonly clientCa?: string } };
+  };
 }
 
 /** Warns that everyone can reach the destination of a forward without `allow`, which may not be intended. */
