@@ -91,77 +91,88 @@ describe("the compose files", () => {
   }
 });
 
-describe("nginx in front of proxies and load balancers", () => {
-  it("can be reloaded without losing an agent or a tunnel", { skip }, async () => {
-    const network = Composition.newNetwork();
-    using files = await makeFiles(addressesOf(network));
-    await using origin = await Origin.start(echo);
-    await using composition = await Composition.start("ha", { files: files.path, network });
-    const clients = composition.published("3128");
-    // with this number, some would reach the other proxy by chance
-    const others = ["a", "b", "c", "d", "e", "f"];
-    for (const id of others) await composition.startAgent(id);
-    const ids = ["4711", "4712", ...others];
-    const tunnels = await Promise.all(ids.map((id) => openSoon(clients, origin.authority, { id })));
-    for (const balancer of ["proxy-lb", "http-proxy"]) {
-      const nginx = composition.program(balancer);
-      nginx.signal("SIGHUP");
-      await nginx.waitForText("reconfiguring");
-      await nginx.waitForText("gracefully shutting down");
-      await Promise.all(tunnels.map(check));
-    }
-    // the agents' connections are those of the beginning
-    for (const id of ids) assert.equal(composition.program(`agent-${id}`).logged("connected").length, 1, id);
-    for (const tunnel of tunnels) tunnel[Symbol.dispose]();
-  });
+interface Balanced {
+  readonly composition: Composition;
+  readonly origin: Origin;
+  /** The address of clients. */
+  readonly clients: string;
+  /** Of the agents. */
+  readonly ids: string[];
+}
 
-  it("allows a restart of both proxies, one after the other, without cutting a tunnel or failing a request", { skip }, async () => {
-    const network = Composition.newNetwork();
-    using files = await makeFiles(addressesOf(network));
-    await using origin = await Origin.start(echo);
-    await using composition = await Composition.start("ha", { files: files.path, network });
-    const clients = composition.published("3128");
-    const others = ["a", "b", "c", "d", "e", "f"];
-    for (const id of others) await composition.startAgent(id);
-    const ids = ["4711", "4712", ...others];
-    for (const service of ["proxy-1", "proxy-2"]) {
-      const proxy = composition.program(service);
-      // nginx chooses the proxy of each agent: this one must have an agent, and so a tunnel
-      const held = () => proxy.logged("agent connected").length - proxy.logged("agent disconnected").length;
-      for (let more = 0; held() === 0; more++) {
-        assert.ok(more < 50, "nginx brings no agent to this proxy");
-        ids.push(`${service}-${more}`);
-        await composition.startAgent(ids.at(-1)!);
-      }
+/** Starts proxies and load balancers behind nginx, and so many agents that not all of them reach the same proxy by chance. */
+async function withBalancers(body: (balanced: Balanced) => Promise<void>): Promise<void> {
+  const network = Composition.newNetwork();
+  using files = await makeFiles(addressesOf(network));
+  await using origin = await Origin.start(echo);
+  await using composition = await Composition.start("ha", { files: files.path, network });
+  const others = ["a", "b", "c", "d", "e", "f"];
+  for (const id of others) await composition.startAgent(id);
+  await body({ composition, origin, clients: composition.published("3128"), ids: ["4711", "4712", ...others] });
+}
+
+describe("nginx in front of proxies and load balancers", () => {
+  it("can be reloaded without losing an agent or a tunnel", { skip }, () =>
+    withBalancers(async ({ composition, origin, clients, ids }) => {
       const tunnels = await Promise.all(ids.map((id) => openSoon(clients, origin.authority, { id })));
-      proxy.signal("SIGTERM");
-      await proxy.waitFor("draining");
-      let over = false;
-      void proxy.ended.then(() => over = true);
-      const agents = ids.map((id) => composition.program(`agent-${id}`));
-      const settled = () =>
-        agents.every(({ entries }) => entries.findLast(({ message }) => /^(re)?connect(ed|ing)$/.test(message))?.message === "connected");
-      // until all agents are where they go, and beyond
-      for (let round = 0; round < 10 || !settled(); round++) {
-        for (const id of ids) {
-          using tunnel = await openTunnel(clients, origin.authority, { id });
-          await check(tunnel);
-          tunnel.finish();
-          await tunnel.readAll();
-        }
+      for (const balancer of ["proxy-lb", "http-proxy"]) {
+        const nginx = composition.program(balancer);
+        nginx.signal("SIGHUP");
+        await nginx.waitForText("reconfiguring");
+        await nginx.waitForText("gracefully shutting down");
         await Promise.all(tunnels.map(check));
       }
-      assert.equal(over, false, "it has not waited for its tunnels");
-      for (const tunnel of tunnels) {
-        tunnel.finish();
-        assert.equal((await tunnel.readAll()).length, 0);
-        tunnel[Symbol.dispose]();
-      }
-      assert.equal((await proxy.ended).exitCode, 0);
-      await composition.restart(service);
-    }
-    assert.ok(ids.some((id) => composition.program(`agent-${id}`).logged("reconnecting").length > 0), "no agent had to move");
-  });
+      // the agents' connections are those of the beginning
+      for (const id of ids) assert.equal(composition.program(`agent-${id}`).logged("connected").length, 1, id);
+      for (const tunnel of tunnels) tunnel[Symbol.dispose]();
+    }));
+
+  it(
+    "allows a restart of both proxies, one after the other, without cutting a tunnel or failing a request",
+    { skip },
+    () =>
+      withBalancers(async ({ composition, origin, clients, ids }) => {
+        for (const service of ["proxy-1", "proxy-2"]) {
+          const proxy = composition.program(service);
+          // nginx chooses the proxy of each agent: this one must have an agent, and so a tunnel
+          const held = () => proxy.logged("agent connected").length - proxy.logged("agent disconnected").length;
+          for (let more = 0; held() === 0; more++) {
+            assert.ok(more < 50, "nginx brings no agent to this proxy");
+            ids.push(`${service}-${more}`);
+            await composition.startAgent(ids.at(-1)!);
+          }
+          const tunnels = await Promise.all(ids.map((id) => openSoon(clients, origin.authority, { id })));
+          proxy.signal("SIGTERM");
+          await proxy.waitFor("draining");
+          let over = false;
+          void proxy.ended.then(() => over = true);
+          const agents = ids.map((id) => composition.program(`agent-${id}`));
+          const settled = () =>
+            agents.every(({ entries }) =>
+              entries.findLast(({ message }) => /^(re)?connect(ed|ing)$/.test(message))?.message === "connected"
+            );
+          // until all agents are where they go, and beyond
+          for (let round = 0; round < 10 || !settled(); round++) {
+            for (const id of ids) {
+              using tunnel = await openTunnel(clients, origin.authority, { id });
+              await check(tunnel);
+              tunnel.finish();
+              await tunnel.readAll();
+            }
+            await Promise.all(tunnels.map(check));
+          }
+          assert.equal(over, false, "it has not waited for its tunnels");
+          for (const tunnel of tunnels) {
+            tunnel.finish();
+            assert.equal((await tunnel.readAll()).length, 0);
+            tunnel[Symbol.dispose]();
+          }
+          assert.equal((await proxy.ended).exitCode, 0);
+          await composition.restart(service);
+        }
+        assert.ok(ids.some((id) => composition.program(`agent-${id}`).logged("reconnecting").length > 0), "no agent had to move");
+      }),
+  );
 
   it("has configurations that nginx accepts unchanged", { skip }, async () => {
     using folder = new Folder();

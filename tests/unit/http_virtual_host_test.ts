@@ -3,33 +3,21 @@ import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { describe, it } from "node:test";
 import fc from "fast-check";
-import { createAllowList } from "../../shared/address/allow_list.ts";
 import { AuthenticationError, type Authenticator, createNoAuth } from "../../shared/auth/authenticator.ts";
 import { withDefaults } from "../../shared/config/defaults.ts";
 import { TrustedProxies } from "../../shared/frontend/client_address.ts";
 import { forwardOptions } from "../../shared/frontend/forwards.ts";
 import { createVirtualHosts } from "../../shared/frontend/http_virtual_host.ts";
-import { Frontend, type FrontendOptions } from "../../shared/frontend/server.ts";
+import type { FrontendOptions } from "../../shared/frontend/server.ts";
 import { VirtualHosts } from "../../shared/frontend/virtual_hosts.ts";
 import { NetError } from "../../shared/net/errors.ts";
-import type { Net } from "../../shared/net/net.ts";
-import type { Duplex } from "../../shared/net/stream.ts";
 import { CredentialsError, TunnelError } from "../../shared/tunnel/errors.ts";
-import type { TunnelRequest } from "../../shared/tunnel/request.ts";
-import { ask, connectTo, LogBook, Queue, readUntil, withNet } from "../../testing/network.ts";
+import { ask, connectTo, LogBook, readUntil, withNet } from "../../testing/network.ts";
 import { RecordingTracer, TRACE_ID } from "../../testing/tracer.ts";
 import { bytes, readText, within } from "../conformance/support.ts";
-import { recordDials } from "./tunnels.ts";
+import { type FrontendBench, withFrontend } from "./tunnels.ts";
 
 type Given = Partial<NonNullable<Parameters<typeof withDefaults<typeof forwardOptions>>[1]["forward"]>[number]>;
-
-interface Bench {
-  readonly net: Net;
-  readonly address: string;
-  readonly log: LogBook;
-  readonly frontend: Frontend;
-  readonly dialled: Queue<{ request: TunnelRequest; far: Duplex }>;
-}
 
 interface BenchOptions extends Partial<FrontendOptions> {
   readonly records?: Given[];
@@ -40,28 +28,16 @@ interface BenchOptions extends Partial<FrontendOptions> {
 
 function withBench(
   { records = [{}], idleTimeoutMs, certificate, ...options }: BenchOptions,
-  body: (bench: Bench) => Promise<void>,
+  body: (bench: FrontendBench) => Promise<void>,
 ): Promise<void> {
   return withNet(async (net) => {
-    const [log, dialled] = [new LogBook(), new Queue<{ request: TunnelRequest; far: Duplex }>()];
     const given = records.map((record) => ({ listen: ":80", network: "http" as const, agent: "site", to: "web:8080", ...record }));
     const hosts = new VirtualHosts(":80", "http", withDefaults(forwardOptions, { forward: given }).forward);
     const protocol = createVirtualHosts(() => hosts, "reverse-http-proxy", idleTimeoutMs);
     const listener = await net.listenTcp({ address: "127.0.0.1:0", preamble: protocol.preamble });
     const accept = listener.accept.bind(listener);
     listener.accept = async () => (await accept())?.map((incoming) => ({ ...incoming, peerCertificate: certificate })) ?? null;
-    const frontend = new Frontend({
-      net,
-      log,
-      listeners: [{ listener, protocol }],
-      authenticator: createNoAuth(),
-      allowList: createAllowList([]),
-      dial: recordDials(dialled),
-      ...options,
-    });
-    await body({ net, address: listener.address, log, frontend, dialled });
-    frontend.close();
-    await within(frontend.done);
+    await withFrontend(net, { listener, protocol }, options, body);
   });
 }
 
@@ -76,7 +52,7 @@ function linesOf(head: string): Map<string, string> {
 }
 
 /** Serves the next request with `response`. Returns its head, and to whom it went. */
-async function serveNext({ dialled }: Bench, response = OK): Promise<{ head: string; to: string }> {
+async function serveNext({ dialled }: FrontendBench, response = OK): Promise<{ head: string; to: string }> {
   const { request, far } = await dialled.next();
   const head = await readUntil(far, "\r\n\r\n");
   await far.write(response);

@@ -4,25 +4,23 @@ import { join } from "node:path";
 import { describe, it } from "node:test";
 import { lbOptions } from "../../lb/options.ts";
 import { createAllowList } from "../../shared/address/allow_list.ts";
-import { AuthenticationError, type Authenticator, type ClientCredentials, createNoAuth } from "../../shared/auth/authenticator.ts";
+import { AuthenticationError, type Authenticator, type ClientCredentials } from "../../shared/auth/authenticator.ts";
 import { withDefaults } from "../../shared/config/defaults.ts";
 import { ConfigError } from "../../shared/config/option.ts";
 import { type Forward, ForwardGroup, forwardOptions, groupForwards } from "../../shared/frontend/forwards.ts";
-import { Frontend, type FrontendOptions } from "../../shared/frontend/server.ts";
+import type { FrontendOptions } from "../../shared/frontend/server.ts";
 import { checkForwards } from "../../shared/frontend/forward_listeners.ts";
 import { createStaticForward } from "../../shared/frontend/static_forward.ts";
 import { ClientLimits } from "../../shared/limits/client_limits.ts";
 import { LimitReporter } from "../../shared/limits/limit.ts";
 import type { Net } from "../../shared/net/net.ts";
-import type { Duplex } from "../../shared/net/stream.ts";
 import { TunnelError } from "../../shared/tunnel/errors.ts";
-import type { TunnelRequest } from "../../shared/tunnel/request.ts";
-import { connectTo, LogBook, Queue, withNet } from "../../testing/network.ts";
+import { connectTo, LogBook, withNet } from "../../testing/network.ts";
 import { Folder } from "../../testing/programs.ts";
 import { refusal } from "../../testing/refusal.ts";
 import { RecordingTracer, TRACE_ID } from "../../testing/tracer.ts";
 import { bytes, readText, readTextExactly, within } from "../conformance/support.ts";
-import { recordDials } from "./tunnels.ts";
+import { type FrontendBench, withFrontend } from "./tunnels.ts";
 
 const DATABASE = { listen: "127.0.0.1:0", agent: "db:site", to: "127.0.0.1:5432" };
 
@@ -32,32 +30,16 @@ function forwardsOf(...forward: Given): Forward[] {
   return withDefaults(forwardOptions, { forward }).forward;
 }
 
-interface Bench {
-  readonly net: Net;
-  readonly log: LogBook;
-  readonly dialled: Queue<{ request: TunnelRequest; far: Duplex }>;
-  readonly address: string;
-  readonly frontend: Frontend;
-}
-
-function withBench(given: Partial<Given[number]>, options: Partial<FrontendOptions>, body: (bench: Bench) => Promise<void>): Promise<void> {
+function withBench(
+  given: Partial<Given[number]>,
+  options: Partial<FrontendOptions>,
+  body: (bench: FrontendBench) => Promise<void>,
+): Promise<void> {
   return withNet(async (net) => {
-    const [log, dialled] = [new LogBook(), new Queue<{ request: TunnelRequest; far: Duplex }>()];
     const group = new ForwardGroup(DATABASE.listen, "tcp", forwardsOf({ ...DATABASE, ...given }));
     const protocol = createStaticForward(() => group);
     const listener = await net.listenTcp({ address: "127.0.0.1:0", preamble: protocol.preamble });
-    const frontend = new Frontend({
-      net,
-      log,
-      listeners: [{ listener, protocol }],
-      authenticator: createNoAuth(),
-      allowList: createAllowList([]),
-      dial: recordDials(dialled),
-      ...options,
-    });
-    await body({ net, log, dialled, address: listener.address, frontend });
-    frontend.close();
-    await within(frontend.done);
+    await withFrontend(net, { listener, protocol }, options, body);
   });
 }
 
