@@ -379,8 +379,9 @@ function connectionOptions({ join, agentClient, auth, limits: { tunnels } }: Age
 function tunnelValues(
   { agentClient: { hostWhitelist: allow, hostDenylist: deny, connectTimeout: connectTimeoutMs }, limits }: AgentOptions,
   resolve: Resolve,
-): Pick<TunnelOptions, "destinations" | "connectTimeoutMs" | "udpIdleMs"> {
-  return { destinations: createDestinationPolicy({ allow, deny, resolve }), connectTimeoutMs, udpIdleMs: limits.udpIdleTimeout };
+): Pick<TunnelOptions, "destinations" | "connectTimeoutMs" | "udpIdleMs" | "dnsIdleMs"> {
+  const { udpIdleTimeout: udpIdleMs, dnsIdleTimeout: dnsIdleMs } = limits;
+  return { destinations: createDestinationPolicy({ allow, deny, resolve }), connectTimeoutMs, udpIdleMs, dnsIdleMs };
 }
 
 /** Cuts the tunnels to destinations that are not allowed now. A name whose lookup fails may be. Returns their number. */

@@ -67,6 +67,12 @@ export const agentTunnelLimitOptions = defineOptions({
     default: "2m",
     description: "Time without a datagram in either direction after which a UDP flow ends; 0s: never.",
   },
+  "limits.dns-idle-timeout": {
+    reload: "new tunnels",
+    kind: "duration",
+    default: "10s",
+    description: "The same for flows to port 53, DNS, of which clients open one for each query; the shorter one counts. 0s: as for all.",
+  },
   ...tunnelLimitOptions,
 });
 
