@@ -308,8 +308,32 @@ function clientHelloTests({ test, pki }: Suite): void {
     return hello!;
   };
 
+  /** Splits a handshake message into records of `size` bytes. */
+  const inRecords = (message: Uint8Array, size: number) => {
+    const records: number[] = [];
+    for (let start = 0; start < message.length; start += size) {
+      const part = message.subarray(start, start + size);
+      records.push(22, 3, 1, part.length >> 8, part.length & 255, ...part);
+    }
+    return Uint8Array.from(records);
+  };
+
   /** Splits a message of one record into records of one byte. */
-  const inTinyRecords = (hello: Uint8Array) => Uint8Array.from([...hello.subarray(5)].flatMap((byte) => [22, 3, 1, 0, 1, byte]));
+  const inTinyRecords = (hello: Uint8Array) => inRecords(hello.subarray(5), 1);
+
+  /** Adds the extension `padding` (RFC 7685) to a ClientHello without a record header, which then has `length` bytes. */
+  const padded = (hello: Uint8Array, length: number) => {
+    const view = new DataView(Uint8Array.from([...hello, ...new Uint8Array(length - hello.length)]).buffer);
+    const sessionAt = 4 + 2 + 32;
+    const ciphersAt = sessionAt + 1 + view.getUint8(sessionAt);
+    const compressionAt = ciphersAt + 2 + view.getUint16(ciphersAt);
+    const extensionsAt = compressionAt + 1 + view.getUint8(compressionAt);
+    view.setUint16(2, length - 4); // the first of three bytes stays 0
+    view.setUint16(extensionsAt, length - extensionsAt - 2);
+    view.setUint16(hello.length, 21);
+    view.setUint16(hello.length + 2, length - hello.length - 4);
+    return new Uint8Array(view.buffer);
+  };
 
   test("delivers the server name and the address that the client has reached, and TLS passes unopened", async (net) => {
     const { tls, authority } = await pki;
@@ -343,6 +367,15 @@ function clientHelloTests({ test, pki }: Suite): void {
       stream.close();
       client.close();
     }
+  });
+
+  test("reads a ClientHello of 15 KiB in several records, as large key shares make it", async (net) => {
+    const { port, next } = await listenTcp(net, { preamble });
+    const client = await dialTcp(net, port);
+    await within(client.write(inRecords(padded((await helloFor(net, "localhost")).subarray(5), 15 << 10), 4_000)));
+    const { serverName, error } = (await within(next()))!;
+    assert.deepEqual([serverName, error], ["localhost", undefined]);
+    client.close();
   });
 
   test("delivers no name of a client that connects to an address", async (net) => {

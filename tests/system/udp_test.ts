@@ -445,6 +445,26 @@ describe("a UDP forward", () => {
     assert.equal(await client.retry("now"), "answer");
   });
 
+  it("frees its port, and ends the flows of its clients, when a reload removes it", async () => {
+    await using server = await UdpServer.start((payload) => payload);
+    const record = { listen: "127.0.0.1:0", network: "udp", agent: AGENT_ID, to: server.authority, allow: "all" };
+    await using site = await Site.create();
+    const config = site.folder.write("config.yaml", JSON.stringify({ forward: [record] }));
+    const { proxy, addresses } = await site.startProxy([`--config=${config}`]);
+    const agent = await site.startAgent(addresses);
+    const address = await addressOf(proxy);
+    using client = await Client.open(address);
+    assert.equal(await client.retry("before"), "before");
+    site.folder.write("config.yaml", "{}");
+    proxy.signal("SIGHUP");
+    await proxy.waitFor("forward closed", { clients: address });
+    await agent.waitFor("tunnel", { network: "udp" });
+    const socket = createSocket("udp4");
+    socket.bind(Number(address.split(":").at(-1)), "127.0.0.1");
+    await once(socket, "listening");
+    socket.close();
+  });
+
   it("ignores for a while the client that was refused, and logs it once", async () => {
     await using server = await UdpServer.start();
     await using pair = await Pair.start({ proxy: [forwardTo(server.authority, ",allow=192.0.2.0/24")] });
