@@ -77,6 +77,8 @@ export interface ProxyOptions {
         /** `--http-proxy.tls.file.client-crl`: Reject client certificates on these revocation lists, PEM; needs client-ca. */
         clientCrl?: string;
       };
+      /** `--http-proxy.tls.cert-dir`: Directory with certificates for the names that clients and visitors ask for (SNI), at all TLS ports of clients and forwards; others get the certificate of the port. NAME.pem with its key, NAME.crt and NAME.key, or NAME/fullchain.pem and NAME/privkey.pem. */
+      certDir?: string;
       /** `--http-proxy.tls.client-auth`: Whether clients need such a certificate, or may also present none; needs client-ca. Default: `"required"`. */
       clientAuth?: "required" | "optional";
     };
@@ -682,6 +684,8 @@ export interface LoadBalancerOptions {
         /** `--http-proxy.tls.file.client-crl`: Reject client certificates on these revocation lists, PEM; needs client-ca. */
         clientCrl?: string;
       };
+      /** `--http-proxy.tls.cert-dir`: Directory with certificates for the names that clients and visitors ask for (SNI), at all TLS ports of clients and forwards; others get the certificate of the port. NAME.pem with its key, NAME.crt and NAME.key, or NAME/fullchain.pem and NAME/privkey.pem. */
+      certDir?: string;
       /** `--http-proxy.tls.client-auth`: Whether clients need such a certificate, or may also present none; needs client-ca. Default: `"required"`. */
       clientAuth?: "required" | "optional";
     };

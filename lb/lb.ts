@@ -23,6 +23,7 @@ import { checkClusterOptions } from "../shared/service/cluster/cluster.ts";
 import type { AgentState } from "../shared/service/api/types.ts";
 import { type Acme, openAcme } from "../shared/service/acme.ts";
 import type { StateDirectory } from "../shared/files/state_directory.ts";
+import { openCertificateDirectory } from "../shared/tls/certificate_directory.ts";
 import { checkSelfSigned, openSelfSigned } from "../shared/tls/self_signed.ts";
 import { type ServiceDeps, startService } from "../shared/service/runtime.ts";
 import { checkStoreOptions } from "../shared/store/options.ts";
@@ -105,6 +106,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
       log,
     });
     const tls = await openTls(options, { net, log, acme, directory: stateDirectoryOf(options, deps) });
+    const certificates = await openCertificateDirectory(options, { net, log });
     const hasOwnAuthenticator = deps.authenticator !== undefined;
     await checkForwards(options.forward, {
       authType: hasOwnAuthenticator ? undefined : clientScheme(options.auth),
@@ -122,6 +124,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     await runtime.admin.listen(options.admin);
     await runtime.admin.joinCluster(options.admin.cluster, store, ENTRY_TTL_MS);
     const clients = new ServiceFrontend(runtime, options, { descriptors: DESCRIPTORS, hasOwnAuthenticator });
+    if (certificates) clients.useDirectory(certificates);
     const endpoints: Endpoints = { autoConfig: autoConfigOf(options) };
     const protocols = { http: createHttpProxy(NAME, endpoints), http2: createHttpProxy(NAME, {}, "http2") };
     await clients.listenAll({ ...protocols, tls: tls.clients });
@@ -274,6 +277,7 @@ export async function checkLoadBalancerOptions(
   const directory = stateDirectoryOf(options, { stateDirectory });
   const acme = await openAcme(options.acme, { directory, hosts: acmeHosts(options.forward), hasStore: true });
   await openTls(options, { log: silentLogger, net, acme, directory, isCheck: true });
+  await openCertificateDirectory(options, { log: silentLogger, net });
   await checkStoreOptions(options.store);
   await checkTracingOptions(options.tracing);
 }
@@ -346,7 +350,8 @@ async function openTls(
   if (acme && challenge === "tls-alpn-01" && !enable && forward.every(({ network }) => network !== "https")) {
     throw new ConfigError("Cannot use --acme.challenge tls-alpn-01: there is no TLS port to answer at; set --http-proxy.tls.enable");
   }
-  const selfSigned = acme === undefined
+  const hasDirectory = httpProxy.tls.certDir !== undefined && !enable;
+  const selfSigned = acme === undefined && !hasDirectory
     ? undefined
     : await (isCheck ? checkSelfSigned(CLIENT_CERTIFICATE, directory) : openSelfSigned(CLIENT_CERTIFICATE, directory, log));
   const deps = { log, net };
@@ -356,7 +361,7 @@ async function openTls(
   const clients = enable ? await openServerTls("http-proxy.tls", httpProxy.tls, { ...deps, ...own }) : undefined;
   return {
     clients,
-    forwards: await openForwardTls(forward, clients, { ...deps, selfSigned }),
+    forwards: await openForwardTls(forward, clients, { ...deps, selfSigned, hasDirectory }),
     proxies: httpConnector.tls.enable ? await openClientTls("http-connector.tls", httpConnector.tls, deps) : undefined,
   };
 }

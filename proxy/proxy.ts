@@ -17,6 +17,7 @@ import type { Acme } from "../shared/service/acme.ts";
 import { Change, differs } from "../shared/service/change.ts";
 import { type ServiceDeps, type ServiceRuntime, startService } from "../shared/service/runtime.ts";
 import type { Store } from "../shared/store/store.ts";
+import { openCertificateDirectory } from "../shared/tls/certificate_directory.ts";
 import type { TlsCheck } from "../shared/tls/reloadable_tls.ts";
 import { Arrivals } from "./agents/arrivals.ts";
 import { AgentCertificates } from "./agents/certificates.ts";
@@ -140,6 +141,7 @@ async function openAll(runtime: ServiceRuntime, options: ProxyOptions, deps: Pro
   const hasOwnAuthenticator = deps.authenticator !== undefined;
   const acme = await openProxyAcme(options, deps, log);
   const tls = await openProxyTls(options, { ...deps, log, acme });
+  const certificates = await openCertificateDirectory(options, { net: deps.net, log });
   await checkCombinations(options, { ...TRAITS, hasOwnAuthenticator });
   const { authenticator, store } = deps;
   const parts = await openParts(runtime, options, { authenticator, store, ttlMs: options.store.ttl });
@@ -149,6 +151,7 @@ async function openAll(runtime: ServiceRuntime, options: ProxyOptions, deps: Pro
   const countAgents = metrics.outcomes("reverse_http_agent_connections_total", "Connections of agents: accepted, refused or failed.");
   const listeners = await AgentListeners.open(runtime, options, tls.agents.current, countAgents);
   const clients = new ServiceFrontend(runtime, options, { descriptors: DESCRIPTORS, hasOwnAuthenticator });
+  if (certificates) clients.useDirectory(certificates);
   const endpoints = endpointsOf(options, listeners);
   const protocols = { http: createHttpProxy(NAME, endpoints), http2: createHttpProxy(NAME, {}, "http2") };
   await clients.listenAll({ ...protocols, tls: tls.clients, links: linksOf(options, listeners) });

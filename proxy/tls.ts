@@ -18,6 +18,7 @@ import {
   type TlsCheck,
 } from "../shared/tls/reloadable_tls.ts";
 import { type StateDirectoryDefault, stateDirectoryOf } from "../shared/files/state_directory.ts";
+import { openCertificateDirectory } from "../shared/tls/certificate_directory.ts";
 import { AGENT_CERTIFICATE, checkSelfSigned, openSelfSigned, type SelfSigned } from "../shared/tls/self_signed.ts";
 import { keyPinOfChain } from "../shared/tls/trust.ts";
 import type { ProxyOptions } from "./options.ts";
@@ -82,6 +83,7 @@ export async function openProxyTls(options: ProxyOptions, deps: ProxyTlsDeps): P
 export async function checkProxyTls(options: ProxyOptions, deps: Omit<ProxyTlsDeps, "log">): Promise<void> {
   const selfSigned = needsSelfSigned(options) ? await checkSelfSigned(AGENT_CERTIFICATE, stateDirectoryOf(options, deps)) : undefined;
   await openAll(options, { ...deps, log: silentLogger }, selfSigned);
+  await openCertificateDirectory(options, { net: deps.net, log: silentLogger });
 }
 
 /** Whether the certificates of `next` may be others. */
@@ -113,7 +115,7 @@ export function logPin({ pin, file }: SelfSigned, { addresses, doubt }: PublicAd
 /** Whether a listener may need it: for good, or until the authority has issued a certificate. */
 function needsSelfSigned({ agentServer, httpProxy, acme, forward }: ProxyOptions): boolean {
   return hasNoFiles(agentServer.tls) || (acme.domain.length > 0 && httpProxy.tls.enable && hasNoFiles(httpProxy.tls)) ||
-    forward.some((record) => record.acme);
+    forward.some(({ acme, network }) => acme || (network === "https" && httpProxy.tls.certDir !== undefined));
 }
 
 function hasNoFiles({ file: { key, cert } }: ServerTlsOptions): boolean {
@@ -137,7 +139,7 @@ async function openAll(
     );
   }
   const clients = await openClientTls(options, { ...deps, managedFile, selfSigned: managedFile === undefined ? undefined : selfSigned });
-  const forwards = await openForwardTls(forward, clients, { ...deps, selfSigned });
+  const forwards = await openForwardTls(forward, clients, { ...deps, selfSigned, hasDirectory: httpProxy.tls.certDir !== undefined });
   const nextPin = await openNextPin("agent-server.tls", agentServer.tls.file.nextCert, deps.log);
   return { agents: await openAgentTls(options, { ...deps, managedFile, selfSigned }), nextPin, clients, forwards };
 }

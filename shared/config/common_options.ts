@@ -101,6 +101,13 @@ export const frontOptions = defineOptions({
   },
   "http-proxy.tls.file.key": { reload: "new connections", kind: "file", description: "Private key, PEM." },
   "http-proxy.tls.file.cert": { reload: "new connections", kind: "file", description: "Certificate chain, PEM." },
+  "http-proxy.tls.cert-dir": {
+    restart: "the directory is watched from the start; what changes in it needs no restart",
+    kind: "file",
+    description:
+      "Directory with certificates for the names that clients and visitors ask for (SNI), at all TLS ports of clients and forwards; others get " +
+      "the certificate of the port. NAME.pem with its key, NAME.crt and NAME.key, or NAME/fullchain.pem and NAME/privkey.pem.",
+  },
   "http-proxy.tls.file.client-ca": {
     reload: "new connections",
     guards: NOT_GIVEN,

@@ -11,10 +11,10 @@ import { type CertifiedKey, openServerTls, type Reloadable, type TlsCheck, type 
 import { warnOfOpenForward } from "./exposure.ts";
 import { readToken } from "./forward_credentials.ts";
 import { acmeHosts, type Forward, type ForwardGroup, groupForwards } from "./forwards.ts";
-import type { HostCertificates } from "./host_certificates.ts";
+import { type HostCertificates, hostTls } from "./host_certificates.ts";
 import { createVirtualHosts } from "./http_virtual_host.ts";
 import type { ServiceFrontend } from "./service_frontend.ts";
-import { normalizeName, patternsOf } from "./server_names.ts";
+import { normalizeName } from "./server_names.ts";
 import { createStaticForward } from "./static_forward.ts";
 import { VirtualHosts } from "./virtual_hosts.ts";
 
@@ -61,24 +61,24 @@ export interface ForwardTls {
 /**
  * Reads the certificates of forwards that end TLS.
  * @param clients that of the clients' port, for records that name none
- * @param deps with what other names get of listeners whose certificates are ordered
+ * @param deps with what other names get of listeners whose certificates are ordered, or in a directory
  * @throws {ConfigError}
  */
 export async function openForwardTls(
   forwards: readonly Forward[],
   clients: Reloadable<ServerTls> | undefined,
-  deps: { readonly log: Logger; readonly net: TlsCheck; readonly selfSigned?: CertifiedKey },
+  deps: { readonly log: Logger; readonly net: TlsCheck; readonly selfSigned?: CertifiedKey; readonly hasDirectory?: boolean },
 ): Promise<ForwardTls> {
   const listeners = new Map<string, Reloadable<ServerTls>>();
   for (const group of groupForwards(forwards)) {
     if (group.network !== "https") continue;
     const { listen, certificates } = group;
     if (certificates.fallback.cert !== undefined) listeners.set(listen, await openHostTls(certificates, deps));
-    else if (clients === undefined && deps.selfSigned && group.forwards.some(({ acme }) => acme)) {
+    else if (clients === undefined && deps.selfSigned && (deps.hasDirectory || group.forwards.some(({ acme }) => acme))) {
       listeners.set(listen, await openServerTls(TLS_OPTIONS, { file: {} }, deps)); // names get their own, all others this
     } else if (clients === undefined) {
       throw new ConfigError(
-        `Cannot use --forward listen=${listen}: network=https needs cert-file and key-file, acme, or --http-proxy.tls.enable`,
+        `Cannot use --forward listen=${listen}: network=https needs cert-file and key-file, acme, --http-proxy.tls.cert-dir, or --http-proxy.tls.enable`,
       );
     }
     const tls = listeners.get(listen) ?? clients;
@@ -115,15 +115,6 @@ async function openHostTls(
     named.push({ names, tls: files === fallback ? opened : await openServerTls(TLS_OPTIONS, { file: files }, deps) });
   }
   return named.length === 0 ? opened : new NamedTls(opened, named);
-}
-
-/** The settings for clients by server name; `undefined` stands for clients that send none. */
-function hostTls({ hosts = [], ...others }: ServerTls, host: string | undefined): ServerTls {
-  for (const pattern of host === undefined ? [] : patternsOf(host)) {
-    const found = hosts.find(({ names }) => names.includes(pattern));
-    if (found) return found.tls;
-  }
-  return others;
 }
 
 /** Whether the clients of a forward are asked for a certificate, whatever server name they send for its hosts. */

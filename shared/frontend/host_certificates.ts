@@ -1,6 +1,16 @@
 // Which certificate files the hosts of a listener have: TLS is agreed on by the server name, before a request is known.
+import type { ServerTls } from "../net/tls.ts";
 import type { Forward } from "./forwards.ts";
 import { normalizeName, patternsOf } from "./server_names.ts";
+
+/** The settings for the clients of a host; `undefined` for those that ask for no name. */
+export function hostTls({ hosts = [], ...others }: ServerTls, host: string | undefined): ServerTls {
+  for (const pattern of host === undefined ? [] : patternsOf(host)) {
+    const found = hosts.find(({ names }) => names.includes(pattern));
+    if (found) return found.tls;
+  }
+  return others;
+}
 
 /** Names of the files of a server's TLS. */
 export interface TlsFiles {

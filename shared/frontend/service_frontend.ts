@@ -16,6 +16,7 @@ import type { Reloadable } from "../tls/reloadable_tls.ts";
 import { TrustedProxies } from "./client_address.ts";
 import type { ClientProtocol } from "./client_protocol.ts";
 import { warnOfExposure } from "./exposure.ts";
+import { hostTls } from "./host_certificates.ts";
 import { Frontend, type FrontendOptions, type ProtocolListener } from "./server.ts";
 import { createSocks5Proxy } from "./socks5.ts";
 import { Associations, type SocksUdpOptions } from "./socks5_udp.ts";
@@ -112,8 +113,9 @@ export class ServiceFrontend {
   #frontend?: Frontend;
   /** Certificates that answer challenges at all TLS ports. */
   #challenges: readonly HostTls[] = [];
-  /** Certificates of published names, at all TLS ports. */
+  /** Certificates of names, at all TLS ports: those of published names, and of a directory. */
   #hosts: readonly HostTls[] = [];
+  #directory: readonly HostTls[] = [];
 
   constructor(runtime: ServiceRuntime, options: ServiceFrontendOptions, deps: ServiceFrontendDeps) {
     const { net, log, limitReporter: reports } = runtime;
@@ -188,10 +190,27 @@ export class ServiceFrontend {
     this.#completeAll();
   }
 
-  /** Sets the certificates of published names. Everything else is that of the port, and names with files of their own keep them. */
+  /** Sets the certificates of published names, at all TLS ports. Names with files of their own keep them. */
   setHosts(hosts: readonly HostTls[]): void {
     this.#hosts = hosts;
     this.#completeAll();
+  }
+
+  /** Uses the certificates of a directory, and those that it gets later: as {@link setHosts}, which they precede. */
+  useDirectory(directory: Reloadable<readonly HostTls[]>): void {
+    const { certificates } = this.#runtime;
+    const watched = new Map<string, () => void>();
+    const use = (hosts: readonly HostTls[]) => {
+      this.#directory = hosts;
+      const byName = new Map(hosts.map(({ names: [name], tls: { cert } }) => [name!, cert]));
+      for (const [name, unwatch] of watched) if (!byName.has(name) && watched.delete(name)) unwatch();
+      for (const name of byName.keys()) {
+        if (!watched.has(name)) watched.set(name, certificates.watch(name, () => certOf(this.#directory, name)));
+      }
+      this.#completeAll();
+    };
+    use(directory.current);
+    certificates.refresh(directory, () => this.#options.httpProxy.tls.refresh, use);
   }
 
   #completeAll(): void {
@@ -200,8 +219,11 @@ export class ServiceFrontend {
 
   #complete(tls: ServerTls): ServerTls {
     const { hosts = [], ...others } = tls;
-    const published = this.#hosts.map(({ names, tls: { cert, key } }) => ({ names, tls: { ...others, cert, key } }));
-    return { ...others, hosts: [...published, ...hosts], challenges: this.#challenges };
+    // the later of two for a name counts; everything else is as a record says for its zone
+    const named = [...this.#hosts, ...this.#directory].flatMap(({ names, tls: { cert, key } }) =>
+      names.map((name) => ({ names: [name], tls: { ...hostTls(tls, name), cert, key } }))
+    );
+    return { ...others, hosts: [...named, ...hosts], challenges: this.#challenges };
   }
 
   /** Closes a listener and frees its address at once. Its clients are served to their end. */
@@ -431,6 +453,10 @@ export class ServiceFrontend {
 const CLIENTS = "http-proxy.listen-address";
 const SOCKS = "socks.listen-address";
 const HTTP2 = "http-proxy.http2-listen-address";
+
+function certOf(hosts: readonly HostTls[], name: string): string | undefined {
+  return hosts.find(({ names: [first] }) => first === name)?.tls.cert;
+}
 
 /** Those that stand for many clients. */
 function intermediariesOf({ httpProxy: { trustedProxies, proxyProtocol } }: ServiceFrontendOptions): string[] {

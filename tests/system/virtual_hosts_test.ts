@@ -174,7 +174,7 @@ describe("web sites that cannot work", () => {
     const record = "--forward=listen=:443,agent=a,to=b:1,network=https";
     for (
       const [args, message] of [
-        [[record], "listen=:443: network=https needs cert-file and key-file, acme, or --http-proxy.tls.enable"],
+        [[record], "listen=:443: network=https needs cert-file and key-file, acme, --http-proxy.tls.cert-dir, or --http-proxy.tls.enable"],
         [
           [`${record},cert-file=/nonexistent/c,key-file=/nonexistent/k`],
           "Cannot read --forward key-file /nonexistent/k: the file does not exist",

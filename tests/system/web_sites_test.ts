@@ -1,6 +1,7 @@
 // Web sites with certificates of their own on one port, and over HTTP/2, with real clients through the compiled executables.
 import assert from "node:assert/strict";
 import { once } from "node:events";
+import { mkdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { after, before, describe, it } from "node:test";
@@ -147,6 +148,41 @@ describe("web sites with certificates of their own", () => {
     }
     await proxy.waitFor("request", { status: 421, serverName: "other.example" }, 2);
   });
+});
+
+it("web sites with certificates in a directory get those that are added later without a restart", async () => {
+  await using own = await Site.create();
+  const directory = join(own.folder.path, "certificates");
+  mkdirSync(directory);
+  const add = async (name: string) => {
+    const { cert, key } = await own.authority.issue({ names: [name], commonName: "site" });
+    own.folder.write(`certificates/${name}.pem`, cert + key);
+  };
+  await add("a.example");
+  const { proxy, addresses } = await own.startProxy([
+    `--http-proxy.tls.cert-dir=${directory}`,
+    `--state-dir=${own.folder.path}`,
+    `--forward=listen=127.0.0.1:0,network=https,agent=${AGENT_ID},to=${web.authority},allow=all`,
+  ]);
+  await own.startAgent(addresses);
+  const port = String((await proxy.waitFor("forwarding")).clients).split(":").at(-1)!;
+  const visit = async (name: string) => {
+    const args = ["-sS", "--cacert", own.files.ca, "--resolve", `${name}:${port}:127.0.0.1`, `https://${name}:${port}/`];
+    const { exitCode, stdout } = await runToEnd("/usr/bin/curl", args);
+    return exitCode === 0 ? stdout : exitCode;
+  };
+  const UNTRUSTED = 60;
+  assert.deepEqual([await visit("a.example"), await visit("b.example")], [PAGE, UNTRUSTED]);
+  await add("b.example");
+  proxy.signal("SIGHUP");
+  await proxy.waitFor("certificate added", { names: "b.example" });
+  await proxy.waitFor("configuration unchanged");
+  assert.deepEqual([await visit("a.example"), await visit("b.example")], [PAGE, PAGE]);
+  rmSync(join(directory, "a.example.pem"));
+  proxy.signal("SIGHUP");
+  await proxy.waitFor("certificate removed", { file: join(directory, "a.example.pem") });
+  await proxy.waitFor("configuration unchanged", {}, 2);
+  assert.deepEqual([await visit("a.example"), await visit("b.example")], [UNTRUSTED, PAGE]);
 });
 
 describe("a web site over HTTP/2", () => {

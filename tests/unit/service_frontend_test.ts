@@ -52,4 +52,45 @@ describe("the clients' side", () => {
       assert.equal(await expiry(), ends(after!.cert));
       await runtime.close();
     }));
+
+  it("gives names the certificates of a directory at all ports with TLS, and keeps the rest of their settings", () =>
+    withNet(async (net) => {
+      const applied: ServerTls[] = [];
+      const watched = netWith(net, {
+        listenTcp: async ({ tls, ...options }) => {
+          if (tls) applied.push(tls);
+          return instead(await net.listenTcp(options), { setTls: (tls) => void applied.push(tls) });
+        },
+      });
+      const runtime = await startService("lb", { net: watched, log: new LogBook() }, (runtime) => Promise.resolve(runtime));
+      const clients = new ServiceFrontend(runtime, withDefaults(lbOptions, {}), { descriptors: 2, hasOwnAuthenticator: false });
+      const certified = (name: string) => ({ cert: `${name} cert`, key: `${name} key` });
+      const { cert } = await makeSelfSignedAuthority({ names: ["site.test"] });
+      const own = (name: string) => ({ cert, key: `own key of ${name}` });
+      const directory = (...names: string[]) => ({
+        current: names.map((name) => ({ names: [name], tls: own(name) })),
+        reload: () => Promise.resolve(),
+        poll: () => Promise.resolve(),
+      });
+      clients.setHosts([{ names: ["a.example"], tls: certified("ordered") }]);
+      clients.useDirectory(directory("a.example", "x.closed.example", "exact.example"));
+      const current: ServerTls = {
+        ...certified("port"),
+        hosts: [
+          { names: ["*.closed.example"], tls: { ...certified("zone"), clientCa: "members" } },
+          { names: ["exact.example"], tls: certified("record") },
+        ],
+      };
+      const tls = { current, reload: () => Promise.resolve(), poll: () => Promise.resolve() };
+      await clients.listen({ address: "127.0.0.1:0", tls, protocol: createHttpProxy("reverse-http-lb") });
+      await clients.listen({ address: "127.0.0.1:0", protocol: createHttpProxy("reverse-http-lb") });
+      assert.equal(applied.length, 1);
+      // the last one of a name counts
+      const byName = new Map(applied[0]!.hosts!.flatMap(({ names, tls }) => names.map((name) => [name, tls] as const)));
+      assert.deepEqual(byName.get("a.example"), own("a.example"));
+      assert.deepEqual(byName.get("x.closed.example"), { ...own("x.closed.example"), clientCa: "members" });
+      assert.equal(byName.get("exact.example")?.cert, "record cert");
+      assert.equal(applied[0]!.cert, "port cert");
+      await runtime.close();
+    }));
 });
