@@ -190,6 +190,8 @@ export interface ProxyOptions {
       subjectFrom?: "cn" | "dns" | "uri" | "email" | "sha256";
       /** `--auth.mtls.groups-from`: Field of a client's certificate with its groups: its organizational units, its organizations, or none. Default: `"ou"`. */
       groupsFrom?: "ou" | "o" | "none";
+      /** `--auth.mtls.trust-client-cert`: Take the certificate of a client from the field Client-Cert (RFC 9440) of http-proxy.trusted-proxies, each of which must be an lb, or remove the field from what its clients send. Default: `false`. */
+      trustClientCert?: boolean;
     };
     /** `--auth.policy-file`: File with rules, YAML, that say which clients may reach what through which agents, besides all lists. Reloaded when it changes; what it no longer allows is closed. By default there are none. */
     policyFile?: string;
@@ -827,6 +829,8 @@ export interface LoadBalancerOptions {
       subjectFrom?: "cn" | "dns" | "uri" | "email" | "sha256";
       /** `--auth.mtls.groups-from`: Field of a client's certificate with its groups: its organizational units, its organizations, or none. Default: `"ou"`. */
       groupsFrom?: "ou" | "o" | "none";
+      /** `--auth.mtls.trust-client-cert`: Take the certificate of a client from the field Client-Cert (RFC 9440) of http-proxy.trusted-proxies, each of which must be an lb, or remove the field from what its clients send. Default: `false`. */
+      trustClientCert?: boolean;
     };
   };
   /** `--store.*` */

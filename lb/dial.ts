@@ -1,7 +1,8 @@
-// Opens a tunnel through the proxy that holds the agent, with the client's own credentials. Plain HTTP requests use such a tunnel too, so
+// Opens a tunnel through the proxy that holds the agent, with the client's own credentials or certificate. Plain HTTP requests use such a tunnel too, so
 // that they work with any proxy.
 import { type Authority, formatAuthority, parseAuthority } from "../shared/address/authority.ts";
 import { formatProxyAuthorization } from "../shared/frontend/http_credentials.ts";
+import { clientCertField } from "../shared/http/client_cert.ts";
 import { encodeUdpRequest, isUdpEstablished, isWithoutUdp } from "../shared/http/connect_udp.ts";
 import { formatForwarded } from "../shared/http/forwarded.ts";
 import { encodeHead, type Fields, type ResponseHead, values } from "../shared/http/head.ts";
@@ -173,7 +174,7 @@ function notAnAddress(text: string): Outcome {
 }
 
 function encodeRequest(
-  { network, id, client, destination, credentials, via, trace }: TunnelRequest,
+  { network, id, client, identity: { certificate }, destination, credentials, via, trace }: TunnelRequest,
   pseudonym: string,
   proxy: Authority,
 ): Uint8Array {
@@ -185,6 +186,7 @@ function encodeRequest(
     ...isUdp ? [] : [["Proxy-Connection", "keep-alive"] as const],
     ...[...via, `1.1 ${pseudonym}`].map((hop) => ["Via", hop] as const),
     ["Forwarded", formatForwarded(client)],
+    ...certificate === undefined ? [] : [clientCertField(certificate)],
     ["X-Request-Id", id],
     ...traceFields(trace),
   ];

@@ -10,7 +10,13 @@ import { createHttpProxy, type Endpoints } from "../shared/frontend/http_proxy.t
 import { prepareParts } from "../shared/frontend/service_parts.ts";
 import { autoConfigOf } from "../shared/frontend/proxy_auto_config.ts";
 import { acmeHosts } from "../shared/frontend/forwards.ts";
-import { checkForwards, ForwardListeners, type ForwardTls, openForwardTls } from "../shared/frontend/forward_listeners.ts";
+import {
+  type CheckForwards,
+  checkForwards,
+  ForwardListeners,
+  type ForwardTls,
+  openForwardTls,
+} from "../shared/frontend/forward_listeners.ts";
 import { readToken } from "../shared/frontend/forward_credentials.ts";
 import { createHostProtocol } from "../shared/frontend/http_virtual_host.ts";
 import { createForwardProtocol } from "../shared/frontend/static_forward.ts";
@@ -108,10 +114,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     const tls = await openTls(options, { net, log, acme, directory: stateDirectoryOf(options, deps) });
     const certificates = await openCertificateDirectory(options, { net, log });
     const hasOwnAuthenticator = deps.authenticator !== undefined;
-    await checkForwards(options.forward, {
-      authType: hasOwnAuthenticator ? undefined : clientScheme(options.auth),
-      isAuthenticatedAgain: true,
-    });
+    await checkForwards(options.forward, forwardRulesOf(options, hasOwnAuthenticator));
     checkClientCertificates(options);
     checkLogout(options);
     checkListenAddresses(options);
@@ -128,6 +131,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     const endpoints: Endpoints = { autoConfig: autoConfigOf(options) };
     const protocols = { http: createHttpProxy(NAME, endpoints), http2: createHttpProxy(NAME, {}, "http2") };
     await clients.listenAll({ ...protocols, tls: tls.clients });
+    let current = options;
     const onHosts = acme && ((configured: readonly string[]) => acme.want(configured, []));
     const forwards = new ForwardListeners(clients, { log, tls: tls.forwards, name: NAME, onHosts });
     await forwards.open(options.forward);
@@ -145,7 +149,6 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
       pseudonym: createPseudonym(),
     };
     const frontend = clients.serve({ upstreamRole: "proxy", authenticator, dial: createDialer(dialing), audit, tracer });
-    let current = options;
     const refreshProxyTls = () => tls.proxies && runtime.certificates.refresh(tls.proxies, () => current.httpConnector.tls.refresh);
     let stopRefresh = refreshProxyTls();
     const shared = { store, ttlMs: ENTRY_TTL_MS };
@@ -272,7 +275,7 @@ export async function checkLoadBalancerOptions(
   checkListenAddresses(options);
   await checkAdminOptions(options.admin, net);
   await checkClusterOptions(options);
-  await checkForwards(options.forward, { authType: clientScheme(options.auth), isAuthenticatedAgain: true });
+  await checkForwards(options.forward, forwardRulesOf(options));
   await checkPublished(options);
   const directory = stateDirectoryOf(options, { stateDirectory });
   const acme = await openAcme(options.acme, { directory, hosts: acmeHosts(options.forward), hasStore: true });
@@ -280,6 +283,19 @@ export async function checkLoadBalancerOptions(
   await openCertificateDirectory(options, { log: silentLogger, net });
   await checkStoreOptions(options.store);
   await checkTracingOptions(options.tracing);
+}
+
+function forwardRulesOf({ auth }: LoadBalancerOptions, hasOwnAuthenticator = false): CheckForwards {
+  return {
+    authType: hasOwnAuthenticator ? undefined : clientScheme(auth),
+    isAuthenticatedAgain: true,
+    knowsCertificates: knowsCertificates(auth),
+  };
+}
+
+/** Whether the proxies, which have the same options, know clients by their certificates. */
+function knowsCertificates({ clients }: LoadBalancerOptions["auth"]): boolean {
+  return clients.includes("mtls");
 }
 
 /** @throws {ConfigError} for a token that cannot be read, or a missing certificate */

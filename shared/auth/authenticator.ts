@@ -88,6 +88,8 @@ export interface Identity {
    * @throws {AuthenticationError} `denied` or `unavailable`
    */
   readonly authorize?: (target: TunnelTarget) => Promise<void>;
+  /** The certificate, DER, that has identified the client. lb passes it on to the proxy. Default: it was identified by something else. */
+  readonly certificate?: Uint8Array;
   /** Identifies the client for limits. Default: `tokenId`, or else `agentId`. */
   readonly client?: string;
   /** When the credentials expire, in milliseconds since 1970. Default: never, or it is not known. */
@@ -200,9 +202,26 @@ function checked(identity: Identity, check: () => void): Identity {
 /** `release` may be a function of an embedding program. */
 function isolateRelease(identity: Identity, log: Logger): Identity {
   if (identity.release === undefined) return identity;
-  const { agentId, agents, allowList, publish, tokenId, expiresAt, subject, name, groups, user, client, authorize, signal } = identity;
+  const { agentId, agents, allowList, publish, tokenId, expiresAt, subject, name, groups, user, certificate, client, authorize, signal } =
+    identity;
   const release = isolateHook("release", () => identity.release?.(), log);
-  return { agentId, agents, allowList, publish, tokenId, expiresAt, subject, name, groups, user, client, authorize, signal, release };
+  return {
+    agentId,
+    agents,
+    allowList,
+    publish,
+    tokenId,
+    expiresAt,
+    subject,
+    name,
+    groups,
+    user,
+    certificate,
+    client,
+    authorize,
+    signal,
+    release,
+  };
 }
 
 /** What identifies the client for limits: a person, a token, or else the agent. */

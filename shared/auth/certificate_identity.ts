@@ -12,6 +12,8 @@ export type GroupSource = "ou" | "o" | "none";
 export interface MtlsOptions {
   readonly subjectFrom: SubjectSource;
   readonly groupsFrom: GroupSource;
+  /** Whether the proxies in front are trusted to report certificates that they have verified. Default `false`. */
+  readonly trustClientCert?: boolean;
 }
 
 /** What a certificate says about a client. `tokenId` is its fingerprint, `sha256:` and 64 hexadecimal digits. */

@@ -42,7 +42,7 @@ export async function createMtlsProvider(options: MtlsOptions, deps: MtlsDeps): 
     const problem = problemOf(client);
     if (problem !== undefined) throw new AuthenticationError("ended", problem, { tokenId });
     const use = live.add(client, onExpiry === "close" ? expiresAt : Infinity);
-    return { agentId, agents: ALL_AGENTS, subject, name, groups, tokenId, expiresAt, client: `mtls ${subject}`, ...use };
+    return { agentId, agents: ALL_AGENTS, subject, name, groups, tokenId, expiresAt, client: `mtls ${subject}`, certificate, ...use };
   };
   const { reload, close } = watchCredentials(live, { revocations, problemOf, now });
   return {
@@ -56,15 +56,28 @@ export async function createMtlsProvider(options: MtlsOptions, deps: MtlsDeps): 
 
 /** The options for certificates of clients. */
 export interface ClientCertificateOptions {
-  readonly auth: { readonly clients: readonly string[] };
-  readonly httpProxy: { readonly tls: { readonly enable: boolean; readonly file: { readonly clientCa?: string } } };
+  readonly auth: { readonly clients: readonly string[]; readonly mtls: Pick<MtlsOptions, "trustClientCert"> };
+  readonly httpProxy: {
+    readonly trustedProxies: readonly string[];
+    readonly tls: { readonly enable: boolean; readonly file: { readonly clientCa?: string } };
+  };
 }
 
 /**
- * Checks that the clients' port verifies certificates if clients are known by them.
+ * Checks that the clients' port, or a proxy in front, verifies certificates if clients are known by them.
  * @throws {ConfigError}
  */
-export function checkClientCertificates({ auth: { clients }, httpProxy: { tls: { enable, file } } }: ClientCertificateOptions): void {
+export function checkClientCertificates({ auth: { clients, mtls }, httpProxy }: ClientCertificateOptions): void {
+  const { trustedProxies, tls: { enable, file } } = httpProxy;
+  const fail = (why: string) => new ConfigError(`Cannot use --auth.mtls.trust-client-cert: ${why}`);
+  if (mtls.trustClientCert) {
+    if (!clients.includes("mtls")) throw fail("--auth.clients does not name mtls");
+    if (trustedProxies.length === 0) throw fail("--http-proxy.trusted-proxies names no proxy");
+    return;
+  }
   if (!clients.includes("mtls") || (enable && file.clientCa)) return;
-  throw new ConfigError("Cannot use --auth.clients: mtls needs --http-proxy.tls.enable and --http-proxy.tls.file.client-ca");
+  throw new ConfigError(
+    "Cannot use --auth.clients: mtls needs --http-proxy.tls.enable and --http-proxy.tls.file.client-ca, or behind lb " +
+      "--auth.mtls.trust-client-cert",
+  );
 }

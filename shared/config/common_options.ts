@@ -400,6 +400,15 @@ export const providerOptions = defineOptions({
     choices: ["ou", "o", "none"],
     description: "Field of a client's certificate with its groups: its organizational units, its organizations, or none.",
   },
+  "auth.mtls.trust-client-cert": {
+    reload: "new tunnels",
+    guards: NOT_GIVEN,
+    kind: "boolean",
+    default: "false",
+    description:
+      "Take the certificate of a client from the field Client-Cert (RFC 9440) of http-proxy.trusted-proxies, each of which must be an lb, or " +
+      "remove the field from what its clients send.",
+  },
 });
 
 /** Agents with tokens of the OpenID Connect issuer. */

@@ -64,16 +64,17 @@ export async function authenticateClient(
 }
 
 /**
- * Who a client is by its certificate; `undefined` if it has presented none.
+ * Who a client is by its certificate.
+ * @param certificate DER; `undefined` if it has presented none
  * @throws {TunnelError} if the certificate names no client
  */
 export async function readCertificate(
   { certificates }: AuthenticationRules,
-  { peerCertificate }: TlsPeer,
+  certificate: Uint8Array | undefined,
 ): Promise<CertificateIdentity | undefined> {
-  if (certificates === undefined || peerCertificate === undefined) return undefined;
+  if (certificates === undefined || certificate === undefined) return undefined;
   try {
-    return await certificates.of(peerCertificate);
+    return await certificates.of(certificate);
   } catch (cause) {
     if (!(cause instanceof AuthenticationError)) throw cause;
     throw new TunnelError("http_request_denied", "The client certificate is not accepted", { cause });

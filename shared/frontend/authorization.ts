@@ -60,10 +60,10 @@ export function chooseAgent(
   if (agentId !== identity.agentId && !identity.agents?.allows(agentId)) {
     throw new TunnelError("http_request_denied", `The credentials are not for the agent ${JSON.stringify(agentId)}`);
   }
-  const { allowList, tokenId, subject, name, groups, client, authorize, signal } = identity;
+  const { allowList, tokenId, subject, name, groups, certificate, client, authorize, signal } = identity;
   const password = credentials?.scheme === "bearer" ? credentials.token : credentials?.password ?? "";
   return {
-    identity: { agentId, allowList, tokenId, subject, name, groups, client, authorize, signal },
+    identity: { agentId, allowList, tokenId, subject, name, groups, certificate, client, authorize, signal },
     credentials: { scheme: "basic", username: usernameFor(identity, agentId), password },
     destination: named.destination,
   };

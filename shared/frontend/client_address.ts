@@ -1,7 +1,8 @@
-// The client's address: the connection's, or for a connection of a trusted proxy what Forwarded says.
+// Who a client is where a trusted proxy is in front: its address by Forwarded, and its certificate by Client-Cert.
 import { createAllowList } from "../address/allow_list.ts";
 import { checkNetworks } from "../config/common_options.ts";
 import { defineOptions } from "../config/option.ts";
+import { parseClientCert } from "../http/client_cert.ts";
 import { parseForwarded, parseNode } from "../http/forwarded.ts";
 import { type Fields, values } from "../http/head.ts";
 import { hostOf } from "../limits/addresses.ts";
@@ -31,12 +32,15 @@ export const trustedProxyOptions = defineOptions({
 export class TrustedProxies {
   readonly #trusts: Contains | undefined;
   readonly #isIntermediary: Contains | undefined;
+  readonly #trustsCertificates: boolean;
 
   /**
    * @param patterns addresses and networks whose Forwarded field is trusted
    * @param proxyProtocol addresses and networks whose connections begin with a header of the PROXY protocol
+   * @param trustsCertificates whether Client-Cert of `patterns` is trusted, too
    */
-  constructor(patterns: readonly string[], proxyProtocol: readonly string[] = []) {
+  constructor(patterns: readonly string[], proxyProtocol: readonly string[] = [], trustsCertificates = false) {
+    this.#trustsCertificates = trustsCertificates;
     this.#trusts = containedIn(patterns);
     this.#isIntermediary = containedIn([...patterns, ...proxyProtocol]);
   }
@@ -69,6 +73,15 @@ export class TrustedProxies {
       if (!this.#trusts?.(node.host)) break;
     }
     return client;
+  }
+
+  /**
+   * The certificate that the client has presented to a trusted proxy, DER; `undefined` if it has presented none, or the proxy is not trusted to
+   * say so.
+   * @throws {HeadError}
+   */
+  certificateOf(fields: Fields): Uint8Array | undefined {
+    return this.#trustsCertificates ? parseClientCert(fields) : undefined;
   }
 }
 

@@ -37,12 +37,12 @@ export async function identifyForward(session: ClientSession, { agent, tokenFile
  * @throws {TunnelError} without a certificate, and as {@link identifyForward}
  */
 export async function identifyCertificate(session: ClientSession, forward: Forward, isRequired: boolean): Promise<ForwardIdentity> {
-  const certificate = await readCertificate(session.context, session.tls);
+  const certificate = await readCertificate(session.context, session.certificate);
   if (certificate === undefined && isRequired) throw new TunnelError("http_request_denied", "A client certificate is required");
   const own = await identifyForward(session, forward);
   if (certificate === undefined) return own;
   const { subject, name, groups, tokenId } = certificate;
-  const identity = { ...own.identity, subject, name, groups, tokenId };
+  const identity = { ...own.identity, subject, name, groups, tokenId, certificate: isRequired ? session.certificate : undefined };
   session.adopt(identity);
   return { ...own, identity, isOperators: own.isOperators && !isRequired };
 }

@@ -23,13 +23,18 @@ export interface CheckForwards {
   readonly authType?: string;
   /** Whether the next hop asks for credentials, as proxies ask lb. */
   readonly isAuthenticatedAgain: boolean;
+  /** Whether the next hop knows visitors by certificates that this one has verified. Default `false`. */
+  readonly knowsCertificates?: boolean;
 }
 
 /**
  * Checks the files with the forwards' tokens, and that each forward has the token that it needs.
  * @throws {ConfigError}
  */
-export async function checkForwards(forwards: readonly Forward[], { authType, isAuthenticatedAgain }: CheckForwards): Promise<void> {
+export async function checkForwards(
+  forwards: readonly Forward[],
+  { authType, isAuthenticatedAgain, knowsCertificates = false }: CheckForwards,
+): Promise<void> {
   for (const { listen, network, agent, auth, tokenFile } of forwards) {
     const fail = (why: string, cause?: unknown) => new ConfigError(`Cannot use --forward listen=${listen}: ${why}`, { cause });
     if (auth === "token") {
@@ -38,7 +43,7 @@ export async function checkForwards(forwards: readonly Forward[], { authType, is
     }
     if (tokenFile === undefined) {
       const isHttp = network === "http" || network === "https";
-      if (!isAuthenticatedAgain || authType !== "jwt") continue;
+      if (!isAuthenticatedAgain || authType !== "jwt" || (auth === "mtls" && knowsCertificates)) continue;
       throw fail(
         `with --auth.type=jwt it needs token-file, a file with a client's token for the agent ${agent}${isHttp ? ", or auth=token" : ""}`,
       );

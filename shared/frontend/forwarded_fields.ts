@@ -1,7 +1,7 @@
 // The fields by which a reverse proxy states the client and its request to an origin: Forwarded (RFC 7239), and X-Forwarded-*,
 // which most origins read, and Client-Cert (RFC 9440).
-import { Buffer } from "node:buffer";
 import ipaddr from "ipaddr.js";
+import { clientCertField } from "../http/client_cert.ts";
 import { type Fields, values } from "../http/head.ts";
 import { hostOf } from "../limits/addresses.ts";
 
@@ -41,6 +41,6 @@ export function forwardingFields(fields: Fields, { peer, isTrusted, scheme, host
     ...originalHost === undefined ? [] : [["X-Forwarded-Host", originalHost] as const],
     ["Forwarded", [...given("forwarded"), element].join(", ")],
     // that of a trusted proxy is not the client's
-    ...certificate === undefined || isTrusted ? [] : [["Client-Cert", `:${Buffer.from(certificate).toString("base64")}:`] as const],
+    ...certificate === undefined || isTrusted ? [] : [clientCertField(certificate)],
   ];
 }

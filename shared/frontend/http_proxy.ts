@@ -58,7 +58,9 @@ async function serve(
   record.method = request.method;
   record.id = requestIdOf(request.fields) ?? record.id;
   session.startTrace(() => parseTraceContext(request.fields));
-  if (trusted?.trusts(stream.remote)) session.setClient(trusted.clientOf(stream.remote, request.fields));
+  if (trusted?.trusts(stream.remote)) {
+    session.setClient(trusted.clientOf(stream.remote, request.fields), trusted.certificateOf(request.fields));
+  }
   if (webSocket && isFor(webSocket, request)) {
     session.checkRate();
     await stream.write(acceptUpgrade(request));

@@ -92,7 +92,7 @@ async function serve(
   record.id = requestIdOf(request.fields) ?? record.id;
   session.startTrace(() => parseTraceContext(request.fields));
   const isTrusted = trusted?.trusts(stream.remote) ?? false;
-  if (trusted && isTrusted) session.setClient(trusted.clientOf(stream.remote, request.fields));
+  if (trusted && isTrusted) session.setClient(trusted.clientOf(stream.remote, request.fields), trusted.certificateOf(request.fields));
   if (isHttp2) checkProtocol(request, "websocket is served");
   const asked = parseTarget(request);
   record.serverName = asked.host;

@@ -115,6 +115,7 @@ export class ClientSession {
   #identifiedBy?: IdentifiedBy;
   /** While a tunnel is being opened or open. */
   #granted?: Granted;
+  #certificate?: Uint8Array;
 
   /** @param record of the current request */
   constructor(
@@ -122,7 +123,14 @@ export class ClientSession {
     readonly stream: Duplex,
     public record: RequestRecord,
     readonly tls: TlsPeer = {},
-  ) {}
+  ) {
+    this.#certificate = tls.peerCertificate;
+  }
+
+  /** The client's certificate, DER, which this TLS handshake or a trusted proxy has verified; `undefined` if it has presented none. */
+  get certificate(): Uint8Array | undefined {
+    return this.#certificate;
+  }
 
   /**
    * Counts the connection, until {@link release}.
@@ -152,10 +160,12 @@ export class ClientSession {
   }
 
   /**
-   * Sets the client's address, where a trusted proxy in front reports it.
+   * Sets the client's address and certificate as the trusted proxy in front reports them, whose own they are not.
+   * @param certificate DER; `undefined` if it reports none
    * @throws {LimitReached}
    */
-  setClient(address: string): void {
+  setClient(address: string, certificate: Uint8Array | undefined): void {
+    this.#certificate = certificate;
     this.record.peer = this.stream.remote;
     this.record.client = address;
     if (!this.context.trusted?.isIntermediary(address)) this.#permit?.setRemote(address);
@@ -190,7 +200,7 @@ export class ClientSession {
     { isRepeated }: { readonly isRepeated: boolean },
   ): Promise<Identity> {
     const { record } = this;
-    const certificate = isOperators || ignoresCertificate ? undefined : this.tls.peerCertificate;
+    const certificate = isOperators || ignoresCertificate ? undefined : this.#certificate;
     const peer = { address: hostOf(record.client), requestId: record.id, certificate };
     this.#identity = await authenticateClient(this.context, credentials, peer, record, (denied) => {
       if (!isOperators && !isRepeated) this.#permit?.recordFailure(denied);
@@ -438,6 +448,7 @@ export class ClientSession {
     this.#identity?.release?.();
     this.#identity = undefined;
     this.#identifiedBy = undefined;
+    this.#certificate = this.tls.peerCertificate;
   }
 
   /** The connection has ended. */

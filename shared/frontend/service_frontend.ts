@@ -296,11 +296,11 @@ export class ServiceFrontend {
     change.onCommit(() => {
       this.#configureAll(before);
       this.#associations.update(next.socks);
-      const { hostWhitelist, agentSuffix, trustedProxies, proxyProtocol } = next.httpProxy;
+      const { hostWhitelist, agentSuffix } = next.httpProxy;
       this.#frontend?.update({
         allowList: createAllowList(hostWhitelist),
         agentSuffix,
-        trusted: new TrustedProxies(trustedProxies, proxyProtocol),
+        trusted: trustedProxiesOf(next),
       });
       if (differs(before.auth.mtls, next.auth.mtls)) this.#frontend?.update({ certificates: new CertificateIdentities(next.auth.mtls) });
     });
@@ -373,7 +373,7 @@ export class ServiceFrontend {
   /** Starts the frontend on all listeners. The runtime closes it. */
   serve(options: ServeOptions): Frontend {
     const { net, log, metrics } = this.#runtime;
-    const { auth, httpProxy: { hostWhitelist, agentSuffix, trustedProxies, proxyProtocol } } = this.#options;
+    const { auth, httpProxy: { hostWhitelist, agentSuffix } } = this.#options;
     metrics.gauge("reverse_http_client_connections_active", "Connections of clients, with a tunnel or without.", () => frontend.open);
     const tunnels = metrics.tunnels(() => frontend.tunnels, () => frontend.datagramsDropped);
     const frontend = new Frontend({
@@ -385,7 +385,7 @@ export class ServiceFrontend {
       listeners: [...this.#listeners],
       log,
       limits: this.limits,
-      trusted: new TrustedProxies(trustedProxies, proxyProtocol),
+      trusted: trustedProxiesOf(this.#options),
       activity: this.#runtime.activity,
       onEnd: (end) => tunnels.ended(end),
       onBadClient: metrics.clientFailures(),
@@ -456,6 +456,10 @@ const HTTP2 = "http-proxy.http2-listen-address";
 
 function certOf(hosts: readonly HostTls[], name: string): string | undefined {
   return hosts.find(({ names: [first] }) => first === name)?.tls.cert;
+}
+
+function trustedProxiesOf({ auth, httpProxy: { trustedProxies, proxyProtocol } }: ServiceFrontendOptions): TrustedProxies {
+  return new TrustedProxies(trustedProxies, proxyProtocol, auth.mtls.trustClientCert);
 }
 
 /** Those that stand for many clients. */

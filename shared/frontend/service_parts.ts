@@ -55,7 +55,7 @@ export async function checkCombinations(
   { hasOwnAuthenticator = false, isAuthenticatedAgain }: ServiceTraits,
 ): Promise<void> {
   const authType = hasOwnAuthenticator ? undefined : clientScheme(options.auth);
-  await checkForwards(options.forward, { authType, isAuthenticatedAgain });
+  await checkForwards(options.forward, { authType, isAuthenticatedAgain, knowsCertificates: options.auth.clients.includes("mtls") });
   checkClientCertificates(options);
   checkLogout(options);
   checkListenAddresses(options);

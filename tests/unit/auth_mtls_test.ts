@@ -77,7 +77,9 @@ describe("the provider mtls", () => {
       assert.deepEqual(subjectsOf(identity), ["sub:alice", "name:alice", `token:${fingerprint}`, "group:dba"]);
       assert.ok(expiresAt && signal && release);
       assert.equal((await provider.authenticateClient({ ...NO_PASSWORD, password: "x" }, { ...PEER, certificate })).subject, "alice");
-      assert.equal((await provider.anonymous!({ ...PEER, certificate }))?.agentId, "");
+      const anonymous = await provider.anonymous!({ ...PEER, certificate });
+      assert.equal(anonymous?.agentId, "");
+      for (const { certificate: passedOn } of [identity, anonymous!]) assert.equal(passedOn, certificate);
     }));
 
   it("knows no client without one", () =>
@@ -142,13 +144,20 @@ describe("the provider mtls", () => {
     });
   });
 
-  it("needs authorities at the clients' port", () => {
-    const check = (clients: string[], enable: boolean, clientCa?: string) =>
-      checkClientCertificates({ auth: { clients }, httpProxy: { tls: { enable, file: { clientCa } } } });
+  it("needs authorities at the clients' port, or a trusted proxy in front that has them", () => {
+    const check = (clients: string[], enable: boolean, clientCa?: string, trustedProxies: string[] = [], trustClientCert = false) =>
+      checkClientCertificates({
+        auth: { clients, mtls: { trustClientCert } },
+        httpProxy: { trustedProxies, tls: { enable, file: { clientCa } } },
+      });
     check(["jwt"], false);
     check(["jwt", "mtls"], true, "ca.pem");
     for (const [enable, clientCa] of [[true, undefined], [false, "ca.pem"]] as const) {
       assert.throws(() => check(["mtls"], enable, clientCa), /mtls needs --http-proxy\.tls\.enable and --http-proxy\.tls\.file\.client-ca/);
     }
+    check(["mtls"], false, undefined, ["10.0.0.0/8"], true);
+    assert.throws(() => check(["mtls"], false, undefined, [], true), /trust-client-cert: --http-proxy\.trusted-proxies names no proxy/);
+    assert.throws(() => check(["jwt"], true, "ca.pem", ["10.0.0.1"], true), /trust-client-cert: --auth\.clients does not name mtls/);
+    assert.throws(() => check(["mtls"], false, undefined, ["10.0.0.0/8"]), /or behind lb --auth\.mtls\.trust-client-cert/);
   });
 });

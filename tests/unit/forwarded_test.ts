@@ -1,7 +1,8 @@
-// The client's address in Forwarded: its syntax, which proxies are trusted, and that clients cannot forge it.
+// The client's address in Forwarded, and its certificate in Client-Cert: their syntax, which proxies are trusted, and that clients cannot forge it.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { MissingClientWarnings, TrustedProxies, trustedProxyOptions } from "../../shared/frontend/client_address.ts";
+import { clientCertField } from "../../shared/http/client_cert.ts";
 import { formatForwarded, parseForwarded, parseNode } from "../../shared/http/forwarded.ts";
 import { HeadError } from "../../shared/http/head.ts";
 import { addressLimitOptions } from "../../shared/limits/options.ts";
@@ -97,6 +98,18 @@ describe("trusted proxies", () => {
     for (let i = 0; i < 1_000; i++) warnings.warn(`10.1.${i >> 8}.${i & 255}:7`);
     assert.equal(proxies().length, 10);
     logLimit.close();
+  });
+
+  it("report the client's certificate, one in Client-Cert, where they are trusted with that too", () => {
+    const reporting = new TrustedProxies(["10.0.0.0/8"], [], true);
+    const certificateOf = (...values: string[]) => reporting.certificateOf(values.map((value) => ["client-cert", value] as const));
+    assert.deepEqual(certificateOf(clientCertField(new Uint8Array([1, 2, 3, 4]))[1]), new Uint8Array([1, 2, 3, 4]));
+    assert.deepEqual(certificateOf(":AQID:"), new Uint8Array([1, 2, 3]));
+    assert.equal(certificateOf(), undefined);
+    assert.equal(trusted.certificateOf([["Client-Cert", ":AQID:"]]), undefined);
+    for (const malformed of [["AQID"], ["::"], [":AQID:x"], [":A*ID:"], [":AQID:, :AQID:"], [":AQID:", ":AQID:"], [""]]) {
+      assert.throws(() => certificateOf(...malformed), HeadError, malformed.join());
+    }
   });
 
   it("never pass on a forged address of a client", () => {

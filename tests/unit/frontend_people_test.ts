@@ -2,7 +2,8 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { ALL_AGENTS } from "../../shared/auth/agent_list.ts";
-import { AuthenticationError, type Identity, type TunnelTarget } from "../../shared/auth/authenticator.ts";
+import { AuthenticationError, type ClientPeer, type Identity, type TunnelTarget } from "../../shared/auth/authenticator.ts";
+import { TrustedProxies } from "../../shared/frontend/client_address.ts";
 import { createHttpProxy } from "../../shared/frontend/http_proxy.ts";
 import { Frontend, type FrontendOptions } from "../../shared/frontend/server.ts";
 import { createAllowList } from "../../shared/address/allow_list.ts";
@@ -22,8 +23,8 @@ interface Outcome {
 /** The outcome of one request, and its line in the log. */
 async function ask(
   target: string,
-  identify: () => Identity,
-  options: Pick<FrontendOptions, "policy" | "labelsOf"> = {},
+  identify: (peer: ClientPeer) => Identity,
+  { fields = "", ...options }: Pick<FrontendOptions, "policy" | "labelsOf" | "trusted"> & { readonly fields?: string } = {},
 ): Promise<Outcome> {
   const [log, dialled] = [new LogBook(), [] as TunnelRequest[]];
   let text = "";
@@ -36,7 +37,7 @@ async function ask(
       listeners: [{ listener, protocol: createHttpProxy("reverse-http-proxy") }],
       log,
       allowList: createAllowList([]),
-      authenticator: { authenticateAgent: () => "", authenticateClient: identify },
+      authenticator: { authenticateAgent: () => "", authenticateClient: (_, peer) => identify(peer) },
       dial: (request) => {
         dialled.push(request);
         const { near, far } = streamPair("session");
@@ -45,7 +46,9 @@ async function ask(
       },
     });
     const client = await connectTo(net, listener.address);
-    await client.write(bytes(`CONNECT ${target} HTTP/1.1\r\nHost: a\r\nProxy-Authorization: Basic ${btoa("alice:secret")}\r\n\r\n`));
+    await client.write(
+      bytes(`CONNECT ${target} HTTP/1.1\r\nHost: a\r\nProxy-Authorization: Basic ${btoa("alice:secret")}\r\n${fields}\r\n`),
+    );
     text = await readText(client).catch(() => "HTTP/1.1 200 OK\r\n\r\n"); // the tunnel has ended with a reset
     await log.waitFor("request");
     front.close();
@@ -53,6 +56,31 @@ async function ask(
   });
   return { answer: parseAnswer(text), dialled, line: log.logged("request")[0]! };
 }
+
+describe("a client behind lb", () => {
+  const fields = "Forwarded: for=192.0.2.7\r\nClient-Cert: :AQID:\r\n";
+
+  it("has the certificate that lb has verified, if lb is trusted with that, and the next hop learns it", async () => {
+    const seen: (number[] | undefined)[] = [];
+    const identify = ({ certificate }: ClientPeer) => {
+      seen.push(certificate && [...certificate]);
+      return { ...ALICE, certificate };
+    };
+    const asked = async (trusted?: TrustedProxies) => await ask("db.site-7.rhttp:1", identify, { fields, trusted });
+    const { dialled: [request] } = await asked(new TrustedProxies(["127.0.0.0/8"], [], true));
+    assert.deepEqual([...request!.identity.certificate!], [1, 2, 3]);
+    for (const trusted of [undefined, new TrustedProxies(["127.0.0.0/8"]), new TrustedProxies(["10.0.0.0/8"], ["127.0.0.0/8"], true)]) {
+      await asked(trusted);
+    }
+    assert.deepEqual(seen, [[1, 2, 3], undefined, undefined, undefined]);
+  });
+
+  it("gets 400 for a certificate that cannot be read", async () => {
+    const trusted = new TrustedProxies(["127.0.0.1"], [], true);
+    const { answer, dialled } = await ask("db.site-7.rhttp:1", () => ALICE, { fields: "Client-Cert: junk\r\n", trusted });
+    assert.deepEqual([answer.status, dialled], [400, []]);
+  });
+});
 
 describe("a person", () => {
   it("keeps the user name towards the next hop, which learns the agent behind it", async () => {

@@ -1,17 +1,21 @@
 // Clients of virtual hosts: how each request on a connection is routed and rewritten, and when the connection ends.
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
+import { X509Certificate } from "node:crypto";
 import { describe, it } from "node:test";
 import fc from "fast-check";
 import { AuthenticationError, type Authenticator, createNoAuth } from "../../shared/auth/authenticator.ts";
+import { CertificateIdentities } from "../../shared/auth/certificate_identity.ts";
 import { withDefaults } from "../../shared/config/defaults.ts";
 import { TrustedProxies } from "../../shared/frontend/client_address.ts";
 import { forwardOptions } from "../../shared/frontend/forwards.ts";
 import { createVirtualHosts } from "../../shared/frontend/http_virtual_host.ts";
 import type { FrontendOptions } from "../../shared/frontend/server.ts";
 import { VirtualHosts } from "../../shared/frontend/virtual_hosts.ts";
+import { clientCertField } from "../../shared/http/client_cert.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import { CredentialsError, TunnelError } from "../../shared/tunnel/errors.ts";
+import { makeAuthority } from "../../testing/certificates.ts";
 import { ask, connectTo, LogBook, readUntil, withNet } from "../../testing/network.ts";
 import { RecordingTracer, TRACE_ID } from "../../testing/tracer.ts";
 import { bytes, readText, within } from "../conformance/support.ts";
@@ -76,6 +80,59 @@ describe("a client of virtual hosts with a certificate", () => {
       assert.equal(await statusOf(""), 401);
       assert.deepEqual(seen, [undefined]);
     });
+  });
+});
+
+describe("a virtual host with auth=mtls behind a trusted proxy", () => {
+  const options = async () => {
+    const authority = await makeAuthority();
+    const der = async (commonName: string) => {
+      const { cert } = await authority.issue({ names: [], commonName });
+      return new Uint8Array(new X509Certificate(cert).raw);
+    };
+    const certificates = new CertificateIdentities({ subjectFrom: "cn", groupsFrom: "ou" });
+    return {
+      alice: await der("alice"),
+      bench: { records: [{ network: "https" as const, auth: "mtls" as const }], certificate: await der("lb"), certificates },
+    };
+  };
+
+  it("knows the visitor by the certificate that this proxy reports, which the next hop learns", async () => {
+    const { alice, bench } = await options();
+    await withBench({ ...bench, trusted: new TrustedProxies(["127.0.0.1"], [], true) }, async ({ net, address, dialled }) => {
+      const client = await connectTo(net, address);
+      await client.write(get("a", "/", `${clientCertField(alice).join(": ")}\r\n`));
+      const { request: { identity }, far } = await dialled.next();
+      assert.deepEqual([identity.subject, identity.certificate], ["alice", alice]);
+      far.reset(1);
+      client.close();
+    });
+  });
+
+  it("forgets the visitor's certificate with the request", async () => {
+    const { alice, bench } = await options();
+    await withBench({ ...bench, trusted: new TrustedProxies(["127.0.0.1"], [], true) }, async (running) => {
+      const { net, address, dialled, frontend } = running;
+      const client = await connectTo(net, address);
+      await client.write(get("a", "/", `${clientCertField(alice).join(": ")}\r\n`));
+      await serveNext(running);
+      await readUntil(client, "ok");
+      frontend.update({ trusted: new TrustedProxies([]) });
+      await client.write(get("a"));
+      const { request, far } = await dialled.next();
+      assert.equal(request.identity.subject, "lb");
+      far.reset(1);
+      client.close();
+    });
+  });
+
+  it("takes the certificate of this proxy for no visitor's", async () => {
+    const { bench } = await options();
+    for (const trustsCertificates of [true, false]) {
+      await withBench({ ...bench, trusted: new TrustedProxies(["127.0.0.1"], [], trustsCertificates) }, async ({ net, address }) => {
+        assert.equal((await ask(net, address, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")).status, 403);
+      });
+    }
   });
 });
 

@@ -104,6 +104,15 @@ describe("dialing through proxies", () => {
     stream.close();
   });
 
+  it("passes on the certificate that has identified the client", async () => {
+    const { net, store, dial } = setUp();
+    const heads = await fakeProxy(net, "127.0.0.1:1", ESTABLISHED);
+    await store.set("7", "127.0.0.1:1");
+    const { stream } = await dial({ ...REQUEST, identity: { agentId: "7", certificate: new Uint8Array([1, 2, 3]) } });
+    stream.close();
+    assert.match(heads[0]!, /\r\nClient-Cert: :AQID:\r\n/);
+  });
+
   it("requests a UDP flow, and names a proxy that knows none", async () => {
     const { net, store, dial } = setUp();
     const answers = [

@@ -254,5 +254,13 @@ describe("the option forward", () => {
       refused(/token-file: .*missing: the file does not exist$/),
     );
     await assert.rejects(check({ tokenFile: folder.write("empty", "\n") }, "jwt", true), refused(/empty: the file is empty$/));
+    const site = forwardsOf({ ...DATABASE, listen: ":1", network: "https", auth: "mtls" });
+    const again = { authType: "jwt", isAuthenticatedAgain: true };
+    await checkForwards(site, { ...again, knowsCertificates: true });
+    await assert.rejects(checkForwards(site, again), refused(/it needs token-file/));
+    await assert.rejects(
+      checkForwards(forwardsOf({ ...DATABASE, listen: ":1" }), { ...again, knowsCertificates: true }),
+      refused(/token-file/),
+    );
   });
 });
