@@ -733,7 +733,8 @@ export interface LoadBalancerOptions {
   /** `--published`: Serve the forwards that agents publish at a port of the proxies; looked up in the store for each client. */
   published?: {
     listen: string;
-    network?: "tls" | "tcp" | "http" | "https";
+    network?: "tls" | "tcp" | "udp" | "http" | "https";
+    lastPort?: number;
     port?: number;
     tokenFile: string;
   }[];

@@ -20,7 +20,6 @@ import {
 import { readToken } from "../shared/frontend/forward_credentials.ts";
 import { createHostProtocol } from "../shared/frontend/http_virtual_host.ts";
 import { createForwardProtocol } from "../shared/frontend/static_forward.ts";
-import { splitHostPort } from "../shared/address/host_port.ts";
 import { type Logger, silentLogger } from "../shared/log/logger.ts";
 import type { ClientTls, ServerTls } from "../shared/net/tls.ts";
 import { Change, differs } from "../shared/service/change.ts";
@@ -39,7 +38,7 @@ import { checkTracingOptions } from "../shared/tracing/otlp.ts";
 import { createDialer, type DialerTimeouts } from "./dial.ts";
 import { PublishedNames } from "./published_names.ts";
 import { Locator } from "./locator.ts";
-import type { LoadBalancerOptions } from "./options.ts";
+import { type LoadBalancerOptions, publishedPorts } from "./options.ts";
 
 /** The load balancer's dependencies and hooks. */
 export interface LoadBalancerDeps extends ServiceDeps {
@@ -117,7 +116,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     await checkForwards(options.forward, forwardRulesOf(options, hasOwnAuthenticator));
     checkClientCertificates(options);
     checkLogout(options);
-    checkListenAddresses(options);
+    checkListenAddresses({ ...options, published: publishedListeners(options) });
     await checkPublished(options);
     const authenticator = await runtime.access.openAuthenticator(options.auth, deps.authenticator);
     const store = await runtime.store.open(options.store, ENTRY_TTL_MS, deps.store);
@@ -135,7 +134,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
     const onHosts = acme && ((configured: readonly string[]) => acme.want(configured, []));
     const forwards = new ForwardListeners(clients, { log, tls: tls.forwards, name: NAME, onHosts });
     await forwards.open(options.forward);
-    const published = new PublishedNames(store);
+    const published = new PublishedNames(store, { knowsCertificates: () => knowsCertificates(current.auth) });
     await listenPublished(options.published, published, { clients, log, tls: tls.clients });
     runtime.certificates.watch("proxies", () => tls.proxies?.current.cert);
     const locator = new Locator({ store, system: options.store.type });
@@ -272,7 +271,7 @@ export async function checkLoadBalancerOptions(
   await checkAuthOptions(options.auth);
   checkClientCertificates(options);
   checkLogout(options);
-  checkListenAddresses(options);
+  checkListenAddresses({ ...options, published: publishedListeners(options) });
   await checkAdminOptions(options.admin, net);
   await checkClusterOptions(options);
   await checkForwards(options.forward, forwardRulesOf(options));
@@ -293,6 +292,10 @@ function forwardRulesOf({ auth }: LoadBalancerOptions, hasOwnAuthenticator = fal
   };
 }
 
+function publishedListeners({ published }: LoadBalancerOptions): { listen: string; network: string }[] {
+  return published.flatMap((record) => publishedPorts(record).map(({ listen }) => ({ listen, network: record.network })));
+}
+
 /** Whether the proxies, which have the same options, know clients by their certificates. */
 function knowsCertificates({ clients }: LoadBalancerOptions["auth"]): boolean {
   return clients.includes("mtls");
@@ -311,7 +314,7 @@ async function checkPublished({ published, httpProxy }: Pick<LoadBalancerOptions
 
 /**
  * Listens for clients of the forwards that agents publish.
- * @throws {NetError} as `listenTcp` of the network
+ * @throws {NetError} as `listenTcp` and `listenUdp` of the network
  */
 async function listenPublished(
   records: LoadBalancerOptions["published"],
@@ -319,12 +322,16 @@ async function listenPublished(
   { clients, log, tls }: { readonly clients: ServiceFrontend; readonly log: Logger; readonly tls?: ReloadableTls<ServerTls> },
 ): Promise<void> {
   for (const record of records) {
-    const { listen: address, network, port = splitHostPort(address).port } = record;
-    const protocol = network === "http" || network === "https"
-      ? createHostProtocol({ network, find: (host, path) => names.requests(record, network, port, host, path), name: NAME })
-      : createForwardProtocol(network === "tls" ? "client-hello" : "none", (name) => names.connections(record, port, name));
-    const listener = await clients.listen({ address, protocol, tls: network === "https" ? tls : undefined });
-    log.info("serving what agents publish", { clients: listener.address, network, port });
+    const { network } = record;
+    for (const { listen: address, port } of publishedPorts(record)) {
+      const protocol = network === "http" || network === "https"
+        ? createHostProtocol({ network, find: (host, path) => names.requests(record, network, port, host, path), name: NAME })
+        : createForwardProtocol(network === "tls" ? "client-hello" : "none", (name) => names.connections(record, port, name));
+      const listener = network === "udp"
+        ? await clients.listenUdp({ address, protocol })
+        : await clients.listen({ address, protocol, tls: network === "https" ? tls : undefined });
+      log.info("serving what agents publish", { clients: listener.address, network, port });
+    }
   }
 }
 

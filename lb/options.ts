@@ -17,6 +17,7 @@ import {
 } from "../shared/config/common_options.ts";
 import { clusterOptions } from "../shared/config/cluster_options.ts";
 import { defineOptions, type ValuesOf } from "../shared/config/option.ts";
+import { formatHostPort, splitHostPort } from "../shared/address/host_port.ts";
 import { agentNameOptions } from "../shared/frontend/agent_names.ts";
 import { trustedProxyOptions } from "../shared/frontend/client_address.ts";
 import { forwardOptions } from "../shared/frontend/forwards.ts";
@@ -35,6 +36,27 @@ const lbAcmeOptions = {
       "agrees to the authority's terms of service.",
   },
 };
+
+/** Limit on the ports of all records of `published`: each has a listener. */
+const MAX_PUBLISHED_PORTS = 1_024;
+
+function portProblem(port: number): string | undefined {
+  return port >= 1 && port <= 65_535 ? undefined : `${port} is not 1 to 65535`;
+}
+
+/** Returns why ranges of ports are none, or `undefined`. */
+function rangesProblem(records: readonly object[]): string | undefined {
+  let ports = 0;
+  for (const { listen, lastPort, port } of records as readonly PublishedRecord[]) {
+    const first = splitHostPort(listen).port;
+    const last = lastPort ?? first;
+    if (lastPort !== undefined && first === 0) return `the record that listens on ${listen} has last-port, and no first one`;
+    if (last < first) return `the record that listens on ${listen} has last-port=${last}, which is before it`;
+    if ((port ?? first) + last - first > 65_535) return `the record that listens on ${listen} has ports of agents beyond 65535`;
+    ports += last - first + 1;
+  }
+  return ports <= MAX_PUBLISHED_PORTS ? undefined : `the records have ${ports} ports; the limit is ${MAX_PUBLISHED_PORTS}`;
+}
 
 const positive = (ms: number) => ms > 0 ? undefined : "it must be more than zero";
 
@@ -55,21 +77,28 @@ export const lbOptions = defineOptions({
       "network": {
         kind: "string",
         default: "tls",
-        choices: ["tls", "tcp", "http", "https"],
+        choices: ["tls", "tcp", "udp", "http", "https"],
         description:
-          "How clients are routed: tls by server name, without decryption; http and https by host; tcp to one agent, for a whole port.",
+          "How clients are routed: tls by server name, without decryption; http and https by host; tcp and udp to one agent, for a whole port.",
+      },
+      "last-port": {
+        kind: "integer",
+        optional: true,
+        description: "Serve each port from that of listen to this one; by default that of listen alone.",
+        check: portProblem,
       },
       "port": {
         kind: "integer",
         optional: true,
-        description: "Port at which agents publish; by default that of listen.",
-        check: (port) => port >= 1 && port <= 65_535 ? undefined : `${port} is not 1 to 65535`,
+        description: "Port at which agents publish; by default that of listen. With last-port it is the first one.",
+        check: portProblem,
       },
       "token-file": {
         kind: "file",
         description: "File with a client's token for all agents that publish (auth jwt token --agents), read for each connection.",
       },
     },
+    check: rangesProblem,
   },
   "http-connector.connect-timeout": {
     reload: "new tunnels",
@@ -166,3 +195,12 @@ export type LoadBalancerOptions = ValuesOf<typeof lbOptions>;
 
 /** One record of the option `published`. */
 export type PublishedRecord = LoadBalancerOptions["published"][number];
+
+/** The ports of a record: where lb listens, and which one of the agents is served there. */
+export function publishedPorts({ listen, lastPort, port }: PublishedRecord): { readonly listen: string; readonly port: number }[] {
+  const { host, port: first } = splitHostPort(listen);
+  return Array.from({ length: (lastPort ?? first) - first + 1 }, (_, i) => ({
+    listen: formatHostPort({ host, port: first + i }),
+    port: (port ?? first) + i,
+  }));
+}

@@ -29,16 +29,27 @@ function prefixesOf(path = ""): string[] {
   return ["", ...ends.filter((end) => end > 0 && end <= MAX_PREFIX).map((end) => path.slice(0, end))];
 }
 
+export interface PublishedNamesOptions {
+  /** Whether the proxies know visitors by certificates that lb has verified: they get no token of lb then. Default: they do not. */
+  readonly knowsCertificates?: () => boolean;
+  /** Monotonic clock in milliseconds. Default `performance.now`. */
+  readonly now?: () => number;
+}
+
 export class PublishedNames {
   #store: Pick<Store, "lookup">;
+  readonly #knowsCertificates: () => boolean;
   readonly #now: () => number;
   /** By key. The oldest is first. */
   readonly #cached = new Map<string, Cached>();
   readonly #asking = new Map<string, Promise<string | undefined>>();
 
-  /** @param now monotonic clock in milliseconds. Default `performance.now` */
-  constructor(store: Pick<Store, "lookup">, now: () => number = () => performance.now()) {
+  constructor(
+    store: Pick<Store, "lookup">,
+    { knowsCertificates = () => false, now = () => performance.now() }: PublishedNamesOptions = {},
+  ) {
     this.#store = store;
+    this.#knowsCertificates = knowsCertificates;
     this.#now = now;
   }
 
@@ -50,13 +61,14 @@ export class PublishedNames {
   }
 
   /**
-   * The forward of a TCP port for a server name, alone in its group; an empty group if there is none.
+   * The forward of a port for a server name, alone in its group; an empty group if there is none.
    * @param serverName of the client; `undefined` without one
    * @throws {TunnelError} if the store fails, and nothing is known
    */
-  async connections({ listen, tokenFile }: PublishedRecord, port: number, serverName: string | undefined): Promise<ForwardGroup> {
-    const forward = await this.#find(port, serverName, (found) => found.network === "tcp");
-    return new ForwardGroup(listen, "tcp", forward === undefined ? [] : [{ ...forward, tokenFile }]);
+  async connections({ listen, network, tokenFile }: PublishedRecord, port: number, serverName: string | undefined): Promise<ForwardGroup> {
+    const transport = network === "udp" ? "udp" : "tcp";
+    const forward = await this.#find(transport, port, serverName, (found) => found.network === transport);
+    return new ForwardGroup(listen, transport, forward === undefined ? [] : [{ ...forward, tokenFile }]);
   }
 
   /**
@@ -71,17 +83,22 @@ export class PublishedNames {
     host: string | undefined,
     path: string | undefined,
   ): Promise<VirtualHosts> {
-    const fits = (found: Forward) => found.network === network && found.auth !== "mtls"; // no certificate is asked for
-    const forward = await this.#find(port, host, fits, prefixesOf(path));
-    const own = forward?.auth === "token" ? undefined : tokenFile;
-    return new VirtualHosts(listen, network, forward === undefined ? [] : [{ ...forward, tokenFile: own }]);
+    const forward = await this.#find("tcp", port, host, (found) => found.network === network, prefixesOf(path));
+    const hasOwn = forward?.auth === "token" || (forward?.auth === "mtls" && this.#knowsCertificates());
+    return new VirtualHosts(listen, network, forward === undefined ? [] : [{ ...forward, tokenFile: hasOwn ? undefined : tokenFile }]);
   }
 
   /** An exact name precedes the zones above it, and of each the longest prefix counts. */
-  async #find(port: number, name: string | undefined, fits: (forward: Forward) => boolean, prefixes: readonly string[] = [""]) {
+  async #find(
+    transport: "tcp" | "udp",
+    port: number,
+    name: string | undefined,
+    fits: (forward: Forward) => boolean,
+    prefixes: readonly string[] = [""],
+  ): Promise<Forward | undefined> {
     const patterns = [...name === undefined ? [] : patternsOf(name).slice(0, MAX_PATTERNS), ""];
     const tried = prefixes.slice(0, Math.floor(MAX_LOOKUPS / patterns.length)).reverse();
-    const keys = patterns.flatMap((pattern) => tried.map((prefix) => claimKey("tcp", port, pattern, prefix)));
+    const keys = patterns.flatMap((pattern) => tried.map((prefix) => claimKey(transport, port, pattern, prefix)));
     const texts = await Promise.all(keys.map((key) => this.#lookup(key)));
     return texts.map(decodeClaim).find((forward) => forward !== undefined && fits(forward));
   }

@@ -9,13 +9,15 @@ export interface ListenAddressOptions {
   readonly socks: { readonly listenAddress?: string };
   readonly admin: { readonly listenAddress?: string };
   readonly forward: readonly Pick<Forward, "listen" | "network">[];
+  /** Of lb: each has a listener of its own. Default: none. */
+  readonly published?: readonly { readonly listen: string; readonly network: string }[];
 }
 
 /**
- * Checks that no two TCP listeners need the same port of the same address. Forwards may share one with each other.
+ * Checks that no two listeners need the same port of the same address. Forwards may share one with each other.
  * @throws {ConfigError} naming both
  */
-export function checkListenAddresses({ httpProxy, socks, admin, forward }: ListenAddressOptions): void {
+export function checkListenAddresses({ httpProxy, socks, admin, forward, published = [] }: ListenAddressOptions): void {
   const own = Object.entries({
     "--http-proxy.listen-address": httpProxy.listenAddress,
     "--http-proxy.http2-listen-address": httpProxy.http2ListenAddress,
@@ -28,7 +30,18 @@ export function checkListenAddresses({ httpProxy, socks, admin, forward }: Liste
     throw new ConfigError(`Cannot listen on ${address} for ${what}: ${option} is ${other}; give one of them another port`);
   };
   own.forEach(([option, address], i) => check(option, address, own.slice(0, i)));
+  const taken = new Map<string, [string, string][]>();
+  const others = (listen: string, network = "tcp") => {
+    const key = `${network === "udp" ? "udp" : "tcp"} ${splitHostPort(listen).port}`;
+    return taken.get(key) ?? taken.set(key, []).get(key)!;
+  };
+  for (const [option, address] of own) others(address).push([option, address]);
   for (const { listen, network } of forward) if (network !== "udp") check("--forward", listen, own);
+  for (const { listen, network } of forward) others(listen, network).push(["--forward", listen]);
+  for (const { listen, network } of published) {
+    check("--published", listen, others(listen, network));
+    others(listen, network).push(["--published", listen]);
+  }
 }
 
 /** Whether one listener prevents the other. Without a host, and with that of every address, a listener takes the port of all of them. */

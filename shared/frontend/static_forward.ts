@@ -41,7 +41,11 @@ export function createForwardProtocol(
         session.checkRate();
         const group = await find(serverName);
         const match = group?.match(serverName);
-        if (group === undefined || match === undefined) throw new UnknownServerError(serverName);
+        if (group === undefined || match === undefined) {
+          throw preamble === "client-hello"
+            ? new UnknownServerError(serverName)
+            : new TunnelError("destination_not_found", "No forward is for this port now");
+        }
         const verify = () => problemOf(current ? current() : group, serverName, session.record.client);
         await serve(session, match.forward, { allowed: group.allowed.get(match.forward)!, local, verify });
       },

@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { createSocket } from "node:dgram";
 import { once } from "node:events";
+import { readFileSync } from "node:fs";
 import { it } from "node:test";
 import { UdpServer } from "../../testing/masque.ts";
 import { freeAddress } from "../../testing/nginx.ts";
@@ -140,4 +141,100 @@ it("lb serves what agents publish at any proxy, and a name belongs to one agent 
   await first.stop();
   await one.proxy.waitFor("forwarding", { servers: "www.site.example", agent: "site1" });
   while (await status("www.site.example") !== "200");
+});
+
+it("visitors and clients of lb with certificates are known by them at the proxy, whose policy applies, and UDP passes", async () => {
+  await using memcached = await StoreServer.start("memcached");
+  await using site = await Site.create();
+  await using web = await Web.start({ folder: site.folder.path });
+  await using names = await UdpServer.start(() => new TextEncoder().encode("from the name server"));
+  const folder = site.folder.path;
+  const auth = (...args: string[]) => runToEnd(REVERSE_HTTP, ["auth", ...args], { cwd: folder });
+  await auth("key", "private");
+  await auth("key", "public");
+  const [sites, dns] = (await Promise.all([freeAddress(), freeAddress()])).map((address) => Number(address.replace(/.*:/, "")));
+  await auth("jwt", "token", "--agent-id=4711", "--role=agent", `--publish=udp:${dns},*.site.example:${sites}`, "--out=agent.jwt");
+  await auth("jwt", "token", "--agents=47*", "--role=client", "--out=lb.jwt");
+  const people = ["--auth.type=jwt", `--auth.jwt.public-key=${folder}/auth-key-public.pem`, "--auth.clients=jwt,mtls"];
+  const tls = [
+    "--http-proxy.tls.enable",
+    `--http-proxy.tls.file.cert=${site.files.cert}`,
+    `--http-proxy.tls.file.key=${site.files.key}`,
+    `--http-proxy.tls.file.client-ca=${site.files.ca}`,
+    "--http-proxy.tls.client-auth=optional",
+  ];
+  const policy = `rules:\n  - allow: dba\n    subjects: ["group:dba"]\n  - allow: names\n    destinations: ["udp:${names.authority}"]\n`;
+  const proxyArgs = [
+    ...storeArgs(memcached),
+    ...people,
+    ...tls,
+    "--auth.mtls.trust-client-cert",
+    "--http-proxy.trusted-proxies=127.0.0.1",
+    `--auth.policy-file=${site.folder.write("policy.yaml", policy)}`,
+  ];
+  await site.startProxy(proxyArgs); // the agent is at the other one
+  const { proxy, addresses } = await site.startProxy(proxyArgs);
+  const agent = site.start(AGENT, [
+    ...site.agentArgs(addresses).filter((arg) => !arg.startsWith("--auth.")),
+    "--auth.type=jwt",
+    `--auth.jwt.token=file:${folder}/agent.jwt`,
+    "--drain.timeout=0s",
+    `--agent-client.publish=listen=:${sites},network=https,host=staff.site.example,to=${web.authority},auth=mtls`,
+    `--agent-client.publish=listen=:${dns},network=udp,to=${names.authority},allow=all`,
+  ]);
+  await agent.waitFor("connected");
+  await proxy.waitFor("forwarding", { servers: "staff.site.example" });
+  await proxy.waitFor("forwarding", { network: "udp" });
+  const token = `token-file=${folder}/lb.jwt`;
+  const { lb, clients } = await site.startLb(memcached, [
+    ...people,
+    ...tls,
+    "--http-connector.tls.enable",
+    `--http-connector.tls.file.root-ca=${site.files.ca}`,
+    `--published=listen=127.0.0.1:0,network=https,port=${sites},${token}`,
+    `--published=listen=127.0.0.1:0,network=udp,port=${dns},${token}`,
+  ]);
+  const portOf = async (network: string) =>
+    Number(String((await lb.waitFor("serving what agents publish", { network })).clients).split(":").at(-1));
+  const issue = async (name: string, unit: string) => {
+    const { cert, key } = await site.authority.issue({ names: [], commonName: name, units: [unit] });
+    return [site.folder.write(`${name}.pem`, cert), site.folder.write(`${name}-key.pem`, key)] as const;
+  };
+  const [alice, mallory] = [await issue("alice", "dba"), await issue("mallory", "sales")];
+  const curl = async (...args: string[]) => {
+    const common = ["-sSk", "-o", "/dev/null", "-w", "%{http_connect} %{http_code}"];
+    return (await runToEnd("/usr/bin/curl", [...common, ...args])).stdout;
+  };
+  const stolen = `Client-Cert: :${readFileSync(alice[0], "latin1").replace(/-----.*-----|\s/g, "")}:`;
+  const certificate = ([cert, key]: readonly [string, string], option = "") => [`--${option}cert`, cert, `--${option}key`, key];
+  const connect = (...args: string[]) =>
+    curl(
+      "--proxytunnel",
+      "--proxy",
+      `https://4711:@${clients}`,
+      "--proxy-insecure",
+      "--proxy-header",
+      stolen,
+      ...args,
+      `http://${web.authority}/`,
+    );
+  assert.equal(await connect(...certificate(alice, "proxy-")), "200 200");
+  const { sub, groups, client } = await proxy.waitFor("request", { method: "CONNECT", sub: "alice" });
+  assert.deepEqual([sub, groups, String(client).startsWith("127.0.0.1:")], ["alice", "dba", true]);
+  assert.match(await connect(...certificate(mallory, "proxy-")), /^403/);
+  assert.match(await connect(), /^407/);
+  const https = await portOf("https");
+  const visit = (...args: string[]) =>
+    curl("--resolve", `staff.site.example:${https}:127.0.0.1`, "-H", stolen, ...args, `https://staff.site.example:${https}/`);
+  assert.equal(await visit(...certificate(alice)), "000 200");
+  assert.equal(await visit(...certificate(mallory)), "000 403");
+  assert.equal(await visit(), "000 403");
+  await lb.waitFor("request", { method: "GET", serverName: "staff.site.example", sub: "alice", status: 200 });
+  const socket = createSocket("udp4");
+  socket.connect(await portOf("udp"), "127.0.0.1");
+  await once(socket, "connect");
+  socket.send("who?");
+  const [answer] = await once(socket, "message");
+  socket.close();
+  assert.equal(String(answer), "from the name server");
 });

@@ -17,6 +17,12 @@ describe("the addresses of listeners", () => {
   it("must differ: the error names both, and says what to do", () => {
     const refused: [given: Partial<ListenAddressOptions>, message: string][] = [
       [{ forward: [tcp("127.0.0.1:3128")] }, "Cannot listen on 127.0.0.1:3128 for --forward: --http-proxy.listen-address is :3128"],
+      [{ published: [tcp(":3128")] }, "Cannot listen on :3128 for --published: --http-proxy.listen-address is :3128"],
+      [{ forward: [tcp(":443")], published: [tcp(":443")] }, "Cannot listen on :443 for --published: --forward is :443"],
+      [
+        { published: [{ listen: "127.0.0.1:53", network: "udp" }, { listen: ":53", network: "udp" }] },
+        "Cannot listen on :53 for --published: --published is 127.0.0.1:53",
+      ],
       [
         { admin: { listenAddress: "[::]:3128" } },
         "Cannot listen on [::]:3128 for --admin.listen-address: --http-proxy.listen-address is :3128",
@@ -36,6 +42,7 @@ describe("the addresses of listeners", () => {
       { httpProxy: { listenAddress: "127.0.0.1:1" }, admin: { listenAddress: "127.0.0.2:1" } },
       { httpProxy: { listenAddress: ":0", http2ListenAddress: ":0" }, forward: [tcp(":0")] },
       { forward: [tcp(":1"), tcp(":1"), { listen: ":3128", network: "udp" }] },
+      { published: [tcp(":0"), tcp(":0"), tcp("127.0.0.1:1"), tcp("127.0.0.2:1"), { listen: ":1", network: "udp" }] },
     ];
     for (const given of accepted) assert.doesNotThrow(() => checkListenAddresses(options(given)));
   });

@@ -1,6 +1,7 @@
 // What agents publish, shared by proxies in the store and looked up by lb.
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
+import { lbOptions, publishedPorts } from "../../lb/options.ts";
 import { PublishedNames } from "../../lb/published_names.ts";
 import { PublishedForwards } from "../../proxy/agents/published_forwards.ts";
 import type { ConnectedAgent } from "../../proxy/agents/registry.ts";
@@ -131,7 +132,7 @@ describe("several proxies", () => {
   it("claim everything in another store, where lb finds it", async () => {
     const [before, after] = [createMemoryStore(), createMemoryStore()];
     const proxy = startProxy(before);
-    const names = new PublishedNames(before, () => 0);
+    const names = new PublishedNames(before, { now: () => 0 });
     const record = { listen: ":8443", network: "tls", tokenFile: "/token" } as const;
     const found = async () => (await names.connections(record, 443, "www.site.example")).match("www.site.example")?.forward.agent;
     await new ForwardClaims(after).hold(publishedForward({ ...WEB, sni: ["b.example"] }, "second"), { ...WEB, sni: ["b.example"] }, true);
@@ -183,6 +184,25 @@ describe("lb", () => {
     for (const host of ["www.site.example", "path.example"]) assert.equal(await siteAt(host), undefined);
   });
 
+  it("finds UDP ports apart from TCP ports, and gives visitors with certificates no token where the proxies know them", async () => {
+    const store = createMemoryStore();
+    const claims = new ForwardClaims(store);
+    const hold = (agent: string, request: PublishRequest) => claims.hold(publishedForward(request, agent), request, true);
+    await hold("names", { listen: ":53", network: "udp", to: "names:53" });
+    await hold("staff", { listen: ":443", network: "https", host: ["staff.example"], to: "staff:80", auth: "mtls" });
+    let knowsCertificates = false;
+    const names = new PublishedNames(store, { knowsCertificates: () => knowsCertificates });
+    const found = async (network: "tcp" | "udp") => {
+      const group = await names.connections({ ...record, network }, 53, undefined);
+      return [group.network, group.match()?.forward.agent, group.match()?.forward.tokenFile];
+    };
+    assert.deepEqual([await found("udp"), await found("tcp")], [["udp", "names", "/token"], ["tcp", undefined, undefined]]);
+    const site = async () => (await names.requests(record, "https", 443, "staff.example", "/")).match("staff.example", "/")?.forward;
+    assert.deepEqual([(await site())?.auth, (await site())?.tokenFile], ["mtls", "/token"]);
+    knowsCertificates = true;
+    assert.deepEqual([(await site())?.auth, (await site())?.tokenFile], ["mtls", undefined]);
+  });
+
   it("finds sites by path, the longest one of the closest name, within a number of lookups", async () => {
     const store = createMemoryStore();
     const claims = new ForwardClaims(store);
@@ -227,7 +247,7 @@ describe("lb", () => {
         return Promise.resolve(key === claimKey("tcp", 1, "") ? encodeClaim("db", { listen: ":1", to: "db:1" }) : undefined);
       },
     };
-    const names = new PublishedNames(store, () => now);
+    const names = new PublishedNames(store, { now: () => now });
     const found = async () => (await names.connections(record, 1, undefined)).match()?.forward.agent;
     assert.deepEqual(await Promise.all([found(), found()]), ["db", "db"]);
     assert.equal(asked, 1);
@@ -235,5 +255,35 @@ describe("lb", () => {
     assert.equal(await found(), "db");
     assert.equal(asked, 2);
     await assert.rejects(names.connections(record, 2, undefined), /store of published names cannot be reached/);
+  });
+});
+
+describe("what lb serves", () => {
+  const published = (...given: object[]) => lbOptions.published.check!(given as never);
+
+  it("is a port, or a range of ports of which each has its counterpart at the agents", () => {
+    const record = { listen: "[::1]:8000", lastPort: 8002, port: 9000, network: "tcp", tokenFile: "/token" } as const;
+    assert.deepEqual(publishedPorts(record), [
+      { listen: "[::1]:8000", port: 9000 },
+      { listen: "[::1]:8001", port: 9001 },
+      { listen: "[::1]:8002", port: 9002 },
+    ]);
+    assert.deepEqual(publishedPorts({ ...record, lastPort: undefined, port: undefined }), [{ listen: "[::1]:8000", port: 8000 }]);
+  });
+
+  it("has a bounded number of ports, and no range that is none", () => {
+    const ranges: [listen: string, lastPort?: number, port?: number, problem?: RegExp][] = [
+      [":1", 1_024],
+      [":0"],
+      [":8000", 8_000, 65_535],
+      [":1", 1_025, undefined, /1025 ports; the limit is 1024/],
+      [":8000", 7_999, undefined, /last-port=7999, which is before it/],
+      [":0", 9, undefined, /last-port, and no first one/],
+      [":8000", 8_001, 65_535, /beyond 65535/],
+    ];
+    for (const [listen, lastPort, port, problem] of ranges) {
+      assert.match(published({ listen, lastPort, port }) ?? "", problem ?? /^$/, listen);
+    }
+    assert.match(published({ listen: ":1", lastPort: 1_000 }, { listen: ":2001", lastPort: 2_025 }) ?? "", /1025 ports/);
   });
 });

@@ -10,7 +10,7 @@ import { ConfigError } from "../../shared/config/option.ts";
 import { type Forward, ForwardGroup, forwardOptions, groupForwards } from "../../shared/frontend/forwards.ts";
 import type { FrontendOptions } from "../../shared/frontend/server.ts";
 import { checkForwards } from "../../shared/frontend/forward_listeners.ts";
-import { createStaticForward } from "../../shared/frontend/static_forward.ts";
+import { createForwardProtocol, createStaticForward } from "../../shared/frontend/static_forward.ts";
 import { ClientLimits } from "../../shared/limits/client_limits.ts";
 import { LimitReporter } from "../../shared/limits/limit.ts";
 import type { Net } from "../../shared/net/net.ts";
@@ -49,6 +49,18 @@ async function assertReset(net: Net, address: string): Promise<void> {
   await assert.rejects(within(client.read()), { code: "reset" });
   client.close();
 }
+
+describe("a port that forwards look up", () => {
+  it("resets clients while nothing is published, and sends them no alert of TLS", () =>
+    withNet(async (net) => {
+      const protocol = createForwardProtocol("none", () => Promise.resolve(new ForwardGroup(":1", "tcp", [])));
+      const listener = await net.listenTcp({ address: "127.0.0.1:0", preamble: protocol.preamble });
+      await withFrontend(net, { listener, protocol }, {}, async ({ log }) => {
+        await assertReset(net, listener.address);
+        await log.waitFor("request", { error: "destination_not_found", reason: "No forward is for this port now" });
+      });
+    }));
+});
 
 describe("a forward", () => {
   it("has a span for each of its connections", () => {
