@@ -38,7 +38,7 @@ export interface ProxyOptions {
     };
     /** `--agent-server.congestion-control`: Congestion control: cubic (RFC 9438) and newreno (RFC 9002) slow down on every loss; cubic-loss-tolerant ignores up to 2 % of losses while no queue builds up, which is unfair to other traffic on the link; bbr follows the delivery rate and fills small buffers. Default: `"cubic"`. */
     congestionControl?: "cubic" | "cubic-loss-tolerant" | "newreno" | "bbr";
-    /** `--agent-server.keep-alive`: Interval of pings between agent and proxy, 1s to 25s; a connection ends after three intervals and 1s of silence. Of both ends' settings the shorter one counts. In milliseconds. Default: `3000`. */
+    /** `--agent-server.keep-alive`: Interval of pings between agent and proxy, 1s to 25s; a connection ends after three intervals and 1s of silence. Of both ends' settings the shorter one counts. With auto at both ends, agents ping over QUIC as rarely as the NATs on the way permit. In milliseconds. Default: `3000`. */
     keepAlive?: number;
     /** `--agent-server.agent.*` */
     agent?: {
@@ -468,7 +468,7 @@ export interface AgentOptions {
     connectTimeout?: number;
     /** `--agent-client.congestion-control`: Congestion control: cubic (RFC 9438) and newreno (RFC 9002) slow down on every loss; cubic-loss-tolerant ignores up to 2 % of losses while no queue builds up, which is unfair to other traffic on the link; bbr follows the delivery rate and fills small buffers. Default: `"cubic"`. */
     congestionControl?: "cubic" | "cubic-loss-tolerant" | "newreno" | "bbr";
-    /** `--agent-client.keep-alive`: Interval of pings between agent and proxy, 1s to 25s; a connection ends after three intervals and 1s of silence. Of both ends' settings the shorter one counts. In milliseconds. Default: `3000`. */
+    /** `--agent-client.keep-alive`: Interval of pings between agent and proxy, 1s to 25s; a connection ends after three intervals and 1s of silence. Of both ends' settings the shorter one counts. With auto at both ends, agents ping over QUIC as rarely as the NATs on the way permit. In milliseconds. Default: `3000`. */
     keepAlive?: number;
     /** `--agent-client.labels`: Labels that the proxy shows with the agent: name=value, repeatable or comma-separated. */
     labels?: string[];

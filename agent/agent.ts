@@ -419,10 +419,10 @@ export async function checkAgentOptions(
   return { tls: tls.current, credentials, outbound };
 }
 
-/** Only `auto` has something to remember. */
-function stateDirectoryOf({ stateDir, agentClient: { transport } }: AgentOptions, { stateDirectory }: AgentDeps): StateDirectory {
+/** Only what is `auto` has something to remember. */
+function stateDirectoryOf({ stateDir, agentClient }: AgentOptions, { stateDirectory }: AgentDeps): StateDirectory {
   const path = stateDir || stateDirectory;
-  return transport === "auto" ? { path, required: Boolean(stateDir) } : { required: false };
+  return agentClient.transport === "auto" || agentClient.keepAlive === 0 ? { path, required: Boolean(stateDir) } : { required: false };
 }
 
 /** Registers the agent's metrics, and returns those of its tunnels and of changes of the link. */

@@ -8,6 +8,7 @@ import type { Duplex } from "../shared/net/stream.ts";
 import type { TunnelVia } from "../shared/tunnel/request.ts";
 import { withTimeout } from "../shared/async/with_timeout.ts";
 import { closeFailed } from "./connection_errors.ts";
+import type { AdaptiveKeepAlive } from "./transport/keep_alive.ts";
 import { refuseTunnel, serveTunnel, type TunnelOptions } from "./tunnel.ts";
 
 export interface SessionOptions {
@@ -51,6 +52,8 @@ export class Session {
   linkReason?: string;
   /** Address of the outbound proxy that carries it, if any. */
   via?: string;
+  /** Pings the proxy; until the session has ended. Default: the engine does. */
+  keepAlive?: AdaptiveKeepAlive;
   readonly #connection: AgentSession;
   /** What its tunnels pass through. */
   readonly #tunnelVia: TunnelVia;
@@ -120,6 +123,11 @@ export class Session {
   /** Sends a ping unless one is unanswered. */
   pingIfDue(): void {
     this.#control?.pingIfDue();
+  }
+
+  /** Sends a ping of the transport. */
+  ping(): void {
+    this.#connection.ping();
   }
 
   /** Resolves with whether the proxy's process is gone. */

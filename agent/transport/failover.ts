@@ -15,6 +15,8 @@ export interface WatchedSession {
   readonly transport: SessionKind;
   /** Why its transport was chosen, if that was not the first choice. */
   readonly linkReason?: string;
+  /** Chooses the interval of its pings. Default: the engine pings. */
+  readonly keepAlive?: { readonly intervalMs: number };
   /** Age of the unanswered ping in milliseconds; 0 without one. */
   readonly silentMs: number;
   /** Sends a ping unless one is unanswered. */
@@ -41,7 +43,7 @@ export interface FailoverOptions<S extends { close(): void }> {
   /** Moves data over a transport and returns the milliseconds that took. */
   readonly probe: (kind: SessionKind, signal: AbortSignal) => Promise<number>;
   readonly log: Logger;
-  /** Interval of QUIC's own pings, in milliseconds. Default 3000. */
+  /** Interval of the engine's pings, in milliseconds. Default 3000. */
   readonly keepAliveMs?: number;
   /** Default: as documented. */
   readonly timing?: FailoverTiming;
@@ -118,7 +120,6 @@ export class Failover<S extends { close(): void }> {
   readonly replaced: Promise<S>;
   readonly #options: FailoverOptions<S>;
   readonly #replace: (session: S) => void;
-  readonly #timing: FailoverTiming;
   readonly #closing = new AbortController();
   #timer?: ReturnType<typeof setTimeout>;
   /** The last change of the bytes received, and when it was seen. */
@@ -136,13 +137,18 @@ export class Failover<S extends { close(): void }> {
 
   constructor(options: FailoverOptions<S>) {
     this.#options = options;
-    this.#timing = options.timing ?? timingOf(options.keepAliveMs ?? KEEP_ALIVE_MS);
     this.#bulk = new BulkMeter(this.#timing.bulk);
     this.#isForBulk = options.session.transport === "tls" && options.session.linkReason === "bulk";
     const { promise, resolve } = Promise.withResolvers<S>();
     this.replaced = promise;
     this.#replace = resolve;
     if (options.policy.isAutomatic || options.session.transport === "quic") this.#schedule();
+  }
+
+  /** It changes with the interval of pings. */
+  get #timing(): FailoverTiming {
+    const { timing, session, keepAliveMs = KEEP_ALIVE_MS } = this.#options;
+    return timing ?? timingOf(session.keepAlive?.intervalMs ?? keepAliveMs);
   }
 
   close(): void {

@@ -6,7 +6,7 @@ import { type OutboundRoute, RejectedCredentials, viaOf } from "../outbound_prox
 import type { ProxyEndpoint } from "../proxy_endpoints.ts";
 import { Session, type SessionOptions } from "../session.ts";
 import type { LearnedPins } from "../learned_pins.ts";
-import { ALPN, TLS_ALPN } from "../../shared/link/link.ts";
+import { ALPN, keepAlive, TLS_ALPN } from "../../shared/link/link.ts";
 import { PROBE_ALPN, runProbe } from "../../shared/link/probe.ts";
 import type { Logger } from "../../shared/log/logger.ts";
 import { NetError } from "../../shared/net/errors.ts";
@@ -17,6 +17,7 @@ import type { TransportPolicy } from "./policy.ts";
 import { raceTransports } from "./race.ts";
 import { routeTo, type WebSocketUrl } from "./web_socket_url.ts";
 import { type ChangeReason, Failover } from "./failover.ts";
+import { AdaptiveKeepAlive, type StoredKeepAlives } from "./keep_alive.ts";
 import { messageOf } from "../../shared/log/error_message.ts";
 
 /** The link to a proxy has changed its transport, or begins with TLS. */
@@ -47,6 +48,10 @@ export interface SessionOpenerOptions {
   readonly access: () => Promise<Access>;
   readonly pins: LearnedPins;
   readonly transport: SessionTransport;
+  /** Interval of pings in milliseconds; 0: chosen for the network. */
+  readonly keepAliveMs: number;
+  /** Remembers what was chosen. */
+  readonly keepAlives: StoredKeepAlives;
   readonly congestion: QuicTransport["congestion"];
   readonly session: Pick<SessionOptions, "hello" | "tunnels">;
   readonly onChange: (change: TransportChange) => void;
@@ -105,7 +110,7 @@ export class SessionOpener {
 
   /** Watches `session` for a better transport, until the result is closed. */
   watch(session: Session, target: ProxyEndpoint): Failover<Session> {
-    const { policy, log } = this.#options;
+    const { policy, log, keepAliveMs } = this.#options;
     const connect = async (kind: "quic" | "tls", signal: AbortSignal, reason?: ChangeReason) => {
       const access = await this.#options.access();
       const { connection } = await raceTransports({
@@ -123,7 +128,7 @@ export class SessionOpener {
       session,
       policy,
       connect,
-      keepAliveMs: this.#options.transport.keepAliveMs,
+      keepAliveMs: keepAlive(keepAliveMs, "tcp").keepAliveMs,
       authenticate: async (connection, reason) => {
         const next = await this.#authenticate(connection, target, await this.#options.access());
         this.#linked(target, next, reason);
@@ -142,10 +147,13 @@ export class SessionOpener {
   }
 
   async #authenticate(connection: AgentSession, target: ProxyEndpoint, { tls, credentials, outbound }: Access): Promise<Session> {
-    const { log, pins, session: options } = this.#options;
+    const { log, pins, session: options, keepAliveMs, keepAlives } = this.#options;
     const onPins = (announced: readonly string[]) => pins.learn(target.address, tls, announced);
     const session = await Session.open(connection, { ...options, log, credentials, onPins });
     const { transport } = session;
+    if (transport === "quic" && keepAliveMs === 0) {
+      session.keepAlive = new AdaptiveKeepAlive({ session, address: target.address, stored: keepAlives, log });
+    }
     if (transport !== "quic") session.via = viaOf(outbound.proxyFor(routeTo(target, transport, this.#options.webSocket).server));
     return session;
   }
@@ -195,7 +203,8 @@ export class SessionOpener {
     timeoutMs: number,
     signal: AbortSignal,
   ): Promise<AgentSession> {
-    const { net, pins, transport, congestion } = this.#options;
+    const { net, pins, keepAliveMs, congestion } = this.#options;
+    const transport = { ...this.#options.transport, ...keepAlive(keepAliveMs, kind === "quic" ? "quic" : "tcp") };
     const { host, port, serverName } = target;
     const common = { host, port, serverName, tls: pins.extend(target.address, tls), alpn, timeoutMs, signal };
     if (kind === "quic") return await net.connectQuic({ ...common, transport: { ...transport, congestion } });

@@ -308,6 +308,14 @@ impl Session {
         }
     }
 
+    /// Sends a ping, which the peer acknowledges.
+    pub fn ping(&self) {
+        match self {
+            Self::Quic(quic) => quic.ping(),
+            Self::TlsLink(link) => link.ping(),
+        }
+    }
+
     /// Sets the receive window beyond the windows of the streams, in bytes; 0 for the default.
     pub fn set_window(&self, bytes: u32) {
         match self {
@@ -331,8 +339,8 @@ impl Session {
         vec![streams, bytes]
     }
 
-    /// Round-trip time in ms. QUIC: packets sent and lost, bytes sent and received, congestion window and MTU. TLS link: bytes sent and
-    /// received on the wire.
+    /// Round-trip time in ms. QUIC: packets sent and lost, bytes sent and received, congestion window, MTU and path
+    /// challenges received. TLS link: bytes sent and received on the wire.
     pub fn stats(&self) -> Vec<f64> {
         match self {
             Self::Quic(quic) => connection::stats(quic),

@@ -1,5 +1,5 @@
 // Detects agents whose connection has died silently while requests wait for them.
-import { CloseCode } from "../../shared/link/link.ts";
+import { CloseCode, KEEP_ALIVE_MS, keepAlive } from "../../shared/link/link.ts";
 import type { AgentSession } from "../../shared/net/session.ts";
 import { type AgentRegistry, type ConnectedAgent, UNRESPONSIVE_AFTER_MS } from "./registry.ts";
 
@@ -7,6 +7,8 @@ import { type AgentRegistry, type ConnectedAgent, UNRESPONSIVE_AFTER_MS } from "
 const CHECK_INTERVAL_MS = 250;
 /** Silence, in round trips, after which an agent with pending requests is probed, if that is longer than the interval of checks. */
 const SILENT_ROUND_TRIPS = 3;
+/** An agent that has not answered a ping for this many milliseconds is lost, however rarely it is pinged while no request waits. */
+const LOST_AFTER_MS = keepAlive(KEEP_ALIVE_MS, "quic").idleTimeoutMs;
 
 /** Requests that one connection of an agent has not responded to. */
 export interface PendingRequests {
@@ -21,8 +23,8 @@ interface Received {
 
 /**
  * Probes connections with pending requests on which nothing arrives, and so ends them soon if the agent's process is gone. Cancels the pending
- * requests of a connection that does not answer pings either, if the agent has another connection, for example because it has reconnected. One
- * timer serves all connections, and runs only while requests are pending.
+ * requests of a connection that does not answer pings either, if the agent has another connection, for example because it has reconnected, and
+ * closes it after 10 s. One timer serves all connections, and runs only while requests are pending.
  */
 export class StalledAgentMonitor {
   readonly #agents: AgentRegistry;
@@ -55,13 +57,21 @@ export class StalledAgentMonitor {
       }
       const { connection, control, identity: { agentId } } = agent;
       const { receivedBytes, rttMs } = connection.stats();
-      if (pending.received?.bytes !== receivedBytes) pending.received = { bytes: receivedBytes, at: now };
-      else if (now - pending.received.at >= SILENT_ROUND_TRIPS * rttMs) void closeIfGone(connection); // never rejects
-      if (!control || this.#agents.pick(agentId, new Set([agent])) === undefined) continue;
-      if (control.silentMs >= UNRESPONSIVE_AFTER_MS) {
+      const { received } = pending;
+      const isSilent = received?.bytes === receivedBytes && now - received.at >= SILENT_ROUND_TRIPS * rttMs;
+      if (received?.bytes !== receivedBytes) pending.received = { bytes: receivedBytes, at: now };
+      if (isSilent) void closeIfGone(connection); // never rejects
+      if (!control) continue;
+      if (isSilent && control.silentMs >= LOST_AFTER_MS) {
+        this.#pending.delete(agent);
+        connection.close(CloseCode.replaced, "the agent does not answer");
+        continue;
+      }
+      const hasOther = this.#agents.pick(agentId, new Set([agent])) !== undefined;
+      if (hasOther && control.silentMs >= UNRESPONSIVE_AFTER_MS) {
         this.#pending.delete(agent);
         connection.cancelRequests();
-      } else control.pingIfDue();
+      } else if (hasOther || isSilent) control.pingIfDue();
     }
     if (this.#pending.size === 0) this.#stop();
   }

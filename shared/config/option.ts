@@ -52,6 +52,8 @@ interface OptionOf<K extends Kind> {
   readonly restart?: string;
   /** Longest duration in milliseconds. Default 576 h, the limit of timers. */
   readonly maxMs?: number;
+  /** A word for a duration of zero, which then is no time: `auto`. Default: none. */
+  readonly zero?: string;
   /** Returns why a value is invalid, or `undefined`. It never quotes the value of a secret. */
   readonly check?: (value: Kinds[K]) => string | undefined;
 }
@@ -285,14 +287,14 @@ export function refuseEmpty({ guards, default: defaultText }: Option, value: unk
   throw new ValueError(`it is empty; ${guards ?? "leave it out for the default"}`, false);
 }
 
-function parseKind({ kind, choices, maxMs }: SingleOption, text: string): Kinds[Kind] {
+function parseKind({ kind, choices, maxMs, zero }: SingleOption, text: string): Kinds[Kind] {
   switch (kind) {
     case "boolean":
       if (/^(1|t|T|true|TRUE|True)$/.test(text)) return true;
       if (/^(0|f|F|false|FALSE|False)$/.test(text)) return false;
       throw new ValueError(`${JSON.stringify(text)} is not true or false`);
     case "duration":
-      return parseGoDuration(text, maxMs);
+      return text === zero ? 0 : parseGoDuration(text, maxMs);
     case "integer":
       return parseInteger(text);
     case "address":

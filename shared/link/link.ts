@@ -47,25 +47,34 @@ const RESPONSE_TIMEOUT_MS = 10_000;
 /** Interval of pings in milliseconds, unless an option sets another. */
 export const KEEP_ALIVE_MS = 3_000;
 
-/** Pings every `intervalMs` milliseconds, three of which may be lost. The effective idle timeout is the smaller one of both ends (RFC 9000 §10.1). */
-export function keepAlive(intervalMs: number): Required<Pick<SessionTransport, "keepAliveMs" | "idleTimeoutMs">> {
-  return { keepAliveMs: intervalMs, idleTimeoutMs: 3 * intervalMs + 1_000 };
+/** The longest interval in milliseconds: many NATs drop a mapping after 30 s without packets (RFC 9308 §3.2). */
+export const MAX_KEEP_ALIVE_MS = 25_000;
+
+/**
+ * Pings every `intervalMs` milliseconds, three of which may be lost. The effective idle timeout is the smaller one of both ends (RFC 9000
+ * §10.1). With 0 for `auto` the agent alone pings over QUIC, when it chooses to, and both ends at the longest interval over TCP.
+ */
+export function keepAlive(
+  intervalMs: number,
+  transport: "quic" | "tcp",
+): Required<Pick<SessionTransport, "keepAliveMs" | "idleTimeoutMs">> {
+  const longest = intervalMs === 0 ? MAX_KEEP_ALIVE_MS : intervalMs;
+  return { keepAliveMs: transport === "quic" ? intervalMs : longest, idleTimeoutMs: 3 * longest + 1_000 };
 }
 
 /**
- * The agent's transport parameters. The stream limit exceeds `tunnels`, so that the agent refuses further requests itself instead of the
+ * The agent's transport parameters, without its keep-alive. The stream limit exceeds `tunnels`, so that the agent refuses further requests itself instead of the
  * transport blocking them. The protocol requires at least 10,000 streams; more cost memory in advance.
  */
-export function agentTransport(tunnels: number, keepAliveMs = KEEP_ALIVE_MS): SessionTransport {
-  return { ...keepAlive(keepAliveMs), maxPeerStreams: Math.min(65_536, Math.max(10_000, tunnels + 256)) };
+export function agentTransport(tunnels: number): SessionTransport {
+  return { maxPeerStreams: Math.min(65_536, Math.max(10_000, tunnels + 256)) };
 }
 
 /**
- * The proxy's transport parameters. An agent opens one stream to authenticate and one for control. The connection window is small until the
+ * The proxy's transport parameters, without its keep-alive. An agent opens one stream to authenticate and one for control. The connection window is small until the
  * agent is authenticated; then the proxy raises it with `setConnectionWindow`.
  */
 export const PROXY_TRANSPORT: SessionTransport = {
-  ...keepAlive(KEEP_ALIVE_MS),
   maxPeerStreams: 4,
   connectionWindow: 4 * MAX_FRAME,
 };

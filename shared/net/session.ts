@@ -84,6 +84,8 @@ export interface AgentSession {
    * the peer's system ends the session, and other systems report no ICMP errors.
    */
   probe(): Promise<boolean>;
+  /** Sends a ping, which the peer acknowledges (PING of QUIC, RFC 9000 §19.2). No effect once the session is closed. */
+  ping(): void;
   /** Closes the session and resets all its streams. {@link closed} resolves when the close has been sent to the peer. */
   close(code: number, reason: string): void;
   /** Changes {@link SessionTransport.connectionWindow}; 0: the default. */
@@ -116,7 +118,7 @@ export interface SessionClosed {
   readonly cause: "application" | "timed-out" | "transport" | "reset";
 }
 
-/** Statistics of a session. Packets, congestion window and MTU are known for QUIC only: on TCP they are the kernel's. */
+/** Statistics of a session. Packets, congestion window, MTU and path challenges are known for QUIC only: on TCP they are the kernel's. */
 export interface SessionStats {
   /** Smoothed round-trip time in milliseconds (RFC 9002 §5.3). */
   readonly rttMs: number;
@@ -132,6 +134,8 @@ export interface SessionStats {
   readonly congestionWindow?: number;
   /** Largest UDP payload of the path in bytes (RFC 8899). */
   readonly mtu?: number;
+  /** PATH_CHALLENGE frames received (RFC 9000 §9): a server sends one when the client's address has changed, as behind a NAT. */
+  readonly pathChallenges?: number;
 }
 
 /** Options of every listener for sessions. */

@@ -744,6 +744,8 @@ class MemorySession implements AgentSession {
     return Promise.resolve(false); // no process is gone here
   }
 
+  ping(): void {} // it would be acknowledged at once
+
   setConnectionWindow(): void {} // each stream has a window of its own here, and that is all
 
   peerCredit(): PeerCredit | undefined {
@@ -752,6 +754,6 @@ class MemorySession implements AgentSession {
 
   stats(): SessionStats {
     const stats = { rttMs: 0, sentBytes: 0, receivedBytes: 0, sentPackets: 0, lostPackets: 0 };
-    return this.transport !== "quic" ? stats : { ...stats, congestionWindow: 0, mtu: 0 };
+    return this.transport !== "quic" ? stats : { ...stats, congestionWindow: 0, mtu: 0, pathChallenges: 0 };
   }
 }

@@ -556,7 +556,7 @@ function closeTests({ test, pki }: Suite, sessions: Sessions): void {
 
   test("has statistics", async (net) => {
     const { client, server } = await sessions.pair(net, await pki);
-    const ofQuic = ["congestionWindow", "lostPackets", "mtu", "receivedBytes", "rttMs", "sentBytes", "sentPackets"];
+    const ofQuic = ["congestionWindow", "lostPackets", "mtu", "pathChallenges", "receivedBytes", "rttMs", "sentBytes", "sentPackets"];
     const keys = sessions.kind === "quic" ? ofQuic : ["lostPackets", "receivedBytes", "rttMs", "sentBytes", "sentPackets"];
     assert.deepEqual(Object.keys(client.stats()).sort(), keys);
     client.close(0, "");

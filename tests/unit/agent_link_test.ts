@@ -153,6 +153,25 @@ describe("agent and proxy", () => {
       assert.deepEqual(told, [[25_000, 76_000], [25_000, 76_000], [20_000, 61_000]]);
     }));
 
+  it("leave pings over QUIC to the agent where both are to choose, and wait three of the longest intervals", () =>
+    withNet(async (net) => {
+      const told: (number | undefined)[][] = [];
+      const tell = ({ transport }: { transport?: SessionTransport }) => void told.push([transport?.keepAliveMs, transport?.idleTimeoutMs]);
+      const pinged = Promise.withResolvers<void>();
+      const listening = netWith(net, {
+        listenQuic: async (options) => (tell(options), await net.listenQuic(options)),
+        listenTlsLink: async (options) => (tell(options), await net.listenTlsLink(options)),
+        connectQuic: async (options) => {
+          tell(options);
+          return Object.assign(await net.connectQuic(options), { ping: pinged.resolve });
+        },
+      });
+      const { proxy } = await runProxy(listening, { agentServer: { keepAlive: 0 } });
+      await runAgent(listening, [proxy.agentAddress], { agentClient: { keepAlive: 0 } });
+      await within(pinged.promise);
+      assert.deepEqual(told, [[0, 76_000], [25_000, 76_000], [0, 76_000]]);
+    }));
+
   it("send at the rates that each has configured", () =>
     withNet(async (net) => {
       const told: (string | undefined)[] = [];

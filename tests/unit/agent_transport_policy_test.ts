@@ -130,6 +130,7 @@ describe("the choice of a transport", () => {
 });
 
 describe("what is known about proxies", () => {
+  const KEEP_ALIVE = `{"keepAlive":{"${A}":{"intervalMs":"x"},"b:1":7,"c:1":null}}`;
   const root = mkdtempSync(join(tmpdir(), "reverse-http-links-"));
   after(() => rm(root, { recursive: true, force: true }));
   let count = 0;
@@ -149,6 +150,21 @@ describe("what is known about proxies", () => {
     second.remember(A, "quic");
     await second.close();
     assert.equal((await open(path)).fallbackOf(A), undefined);
+  });
+
+  it("has the interval of pings of each proxy after a restart", async () => {
+    const path = newDirectory();
+    const first = await open(path);
+    first.rememberKeepAlive(A, { intervalMs: 5_000 });
+    first.rememberKeepAlive(A, { intervalMs: 8_000, failedMs: 12_000, failedAt: 7 });
+    for (let i = 0; i < 63; i++) first.rememberKeepAlive(`${i}.example:1`, { intervalMs: 25_000 });
+    await first.close();
+    const second = await open(path);
+    assert.deepEqual(second.keepAliveOf(A), { intervalMs: 8_000, failedMs: 12_000, failedAt: 7 });
+    second.rememberKeepAlive("64.example:1", { intervalMs: 25_000 });
+    await second.close();
+    const third = await open(path);
+    assert.deepEqual([third.keepAliveOf(A), third.keepAliveOf("64.example:1")], [undefined, { intervalMs: 25_000 }]);
   });
 
   it("writes nothing where nothing is known, or nothing changes", async () => {
@@ -187,7 +203,7 @@ describe("what is known about proxies", () => {
     assert.equal((await open(path)).fallbackOf(A), undefined);
   });
 
-  for (const text of ["", "no JSON", "null", "[]", '{"overTls":7}', '{"overTls":{"a:1":"x"}}', " ".repeat(70_000)]) {
+  for (const text of ["", "no JSON", "null", "[]", '{"overTls":7}', '{"overTls":{"a:1":"x"}}', KEEP_ALIVE, " ".repeat(70_000)]) {
     it(`is nothing where the file is unusable: ${JSON.stringify(text.slice(0, 30))}`, async () => {
       const path = newDirectory();
       const memory = await open(path);
@@ -195,7 +211,7 @@ describe("what is known about proxies", () => {
       await memory.close();
       await writeFile(join(path, "agent-links.json"), text);
       const next = await open(path);
-      assert.equal(next.fallbackOf(A), undefined);
+      assert.deepEqual([next.fallbackOf(A), next.keepAliveOf(A)], [undefined, undefined]);
       next.remember(A, "tls");
       await next.close();
       assert.equal((await open(path)).fallbackOf(A), "tls");

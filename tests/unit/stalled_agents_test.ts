@@ -3,19 +3,22 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { AgentRegistry, type ConnectedAgent } from "../../proxy/agents/registry.ts";
 import { StalledAgentMonitor } from "../../proxy/agents/stalled_agents.ts";
+import type { Control } from "../../shared/link/control.ts";
 import type { AgentSession } from "../../shared/net/session.ts";
 import { until } from "../conformance/support.ts";
 
-/** An agent from which this many bytes arrive between two checks. */
-function agentWith(bytesPerCheck: number, rttMs = 1) {
-  const counts = { checks: 0, probes: 0 };
+/** An agent from which this many bytes arrive between two checks. With `silentMs` it has a control stream, where a ping is that old. */
+function agentWith(bytesPerCheck: number, rttMs = 1, silentMs?: number) {
+  const counts = { checks: 0, probes: 0, pings: 0, closes: 0 };
   const connection = {
     stats: () => ({ rttMs, sentBytes: 0, receivedBytes: bytesPerCheck * ++counts.checks }),
     probe: () => Promise.resolve(++counts.probes < 0),
+    close: () => void counts.closes++,
   } as unknown as AgentSession;
   const agent: ConnectedAgent = {
     id: "1",
     connection,
+    control: silentMs === undefined ? undefined : { silentMs, pingIfDue: () => void counts.pings++ } as unknown as Control,
     via: { address: "" },
     credentials: new Uint8Array(),
     identity: { agentId: "a" },
@@ -41,6 +44,15 @@ describe("the monitor of agents with pending requests", () => {
     monitor.track(other.agent);
     await until(() => other.counts.checks > 2, "there were no more checks");
     assert.equal(counts.probes, probes);
+  });
+
+  it("closes the connection of an agent that has not answered for 10 s, although it has no other", async () => {
+    using monitor = closing(new StalledAgentMonitor(new AgentRegistry(false)));
+    const [lost, late, sending] = [agentWith(0, 1, 10_000), agentWith(0, 1, 9_000), agentWith(1, 1, 60_000)];
+    for (const { agent } of [lost, late, sending]) monitor.track(agent);
+    await until(() => lost.counts.closes > 0 && late.counts.pings > 1 && sending.counts.checks > 3, "it stays, or there were no checks");
+    assert.deepEqual([lost.counts.closes, late.counts.closes, sending.counts.closes], [1, 0, 0]);
+    assert.equal(sending.counts.pings, 0);
   });
 
   it("does not probe an agent that sends something, or whose round trip is longer than the silence", async () => {

@@ -107,7 +107,8 @@ pub async fn close_notified(connection: &Connection) {
     }
 }
 
-/// Round-trip time in ms, packets sent and lost, bytes sent and received, congestion window and MTU.
+/// Round-trip time in ms, packets sent and lost, bytes sent and received, congestion window, MTU, and how often the peer has validated a path
+/// (PATH_CHALLENGE frames received).
 pub fn stats(connection: &Connection) -> Vec<f64> {
     let stats = connection.stats();
     let path = stats.path;
@@ -118,6 +119,7 @@ pub fn stats(connection: &Connection) -> Vec<f64> {
         stats.udp_rx.bytes,
         path.cwnd,
         path.current_mtu.into(),
+        stats.frame_rx.path_challenge,
     ];
     std::iter::once(path.rtt.as_secs_f64() * 1000.0)
         .chain(counts.into_iter().map(|n| n as f64))

@@ -134,6 +134,7 @@ export interface Engine {
     cancellable: boolean,
   ): void;
   probeConnection(op: number, connection: number): void;
+  pingConnection(connection: number): void;
   closeConnection(connection: number, code: number, reason: string): void;
   setConnectionWindow(connection: number, bytes: number): void;
   peerCredit(connection: number): number[];

@@ -114,6 +114,10 @@ export class NativeSession implements AgentSession {
     return await this.#calls.call((op, engine) => engine.probeConnection(op, this.#id));
   }
 
+  ping(): void {
+    this.#calls.engine.pingConnection(this.#id);
+  }
+
   close(code: number, reason: string): void {
     this.#closedWith ??= { code, reason };
     this.#calls.engine.closeConnection(this.#id, code, reason);
@@ -134,7 +138,16 @@ export class NativeSession implements AgentSession {
       const [rttMs = 0, sentBytes = 0, receivedBytes = 0, sentPackets = 0, lostPackets = 0] = values;
       return { rttMs, sentBytes, receivedBytes, sentPackets, lostPackets };
     }
-    const [rttMs = 0, sentPackets = 0, lostPackets = 0, sentBytes = 0, receivedBytes = 0, congestionWindow = 0, mtu = 0] = values;
-    return { rttMs, sentPackets, lostPackets, sentBytes, receivedBytes, congestionWindow, mtu };
+    const [
+      rttMs = 0,
+      sentPackets = 0,
+      lostPackets = 0,
+      sentBytes = 0,
+      receivedBytes = 0,
+      congestionWindow = 0,
+      mtu = 0,
+      pathChallenges = 0,
+    ] = values;
+    return { rttMs, sentPackets, lostPackets, sentBytes, receivedBytes, congestionWindow, mtu, pathChallenges };
   }
 }

@@ -291,6 +291,13 @@ impl Engine {
     }
 
     #[napi]
+    pub fn ping_connection(&self, connection: f64) {
+        if let Some(connection) = self.state.connection(connection) {
+            connection.session.ping();
+        }
+    }
+
+    #[napi]
     pub fn close_connection(&self, connection: f64, code: u32, reason: String) {
         if let Some(connection) = self.state.connection(connection) {
             connection.session.close(code, &reason);
