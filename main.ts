@@ -43,7 +43,7 @@ await run({
       inviteCommand(stateDirectory) as Subcommand,
       {
         name: "doctor",
-        description: "Find what keeps a role from working, and what to do about it: a table, with exit code 1 if a check fails.",
+        description: "Check everything that a role needs, and suggest a remedy for each failure; exit code 1 if a check fails.",
         commands: [
           agentDoctor(native.createNet, { stateDirectory, environment: process.env }) as Subcommand,
           clientDoctor(native.createNet) as Subcommand,

@@ -448,7 +448,7 @@ export interface ProxyOptions {
 
 /** What a program may tell an agent. */
 export interface AgentOptions {
-  /** `--join`: String of reverse-http invite, which sets the proxy's address and pin, and the agent's credentials; or file:NAME for a file that has it. Flags and variables take precedence over it, and it over the configuration file. */
+  /** `--join`: String of reverse-http invite, which sets the proxy's address and pin, and the agent's credentials; or file:NAME for a file that has it. Flags and variables take precedence over it, and it takes precedence over the configuration file. */
   join?: string;
   /** `--agent-client.*` */
   agentClient?: {
@@ -534,7 +534,7 @@ export interface AgentOptions {
       clientSecret?: string;
       /** `--auth.oidc.client-key-file`: Private key, PEM, with which the agent authenticates there instead (private_key_jwt, RFC 7523), read for each token. */
       clientKeyFile?: string;
-      /** `--auth.oidc.scopes`: Scopes that the issuer is asked for; by default none. */
+      /** `--auth.oidc.scopes`: Scopes to request from the issuer; by default none. */
       scopes?: string[];
       /** `--auth.oidc.requested-audience`: Parameter audience for the issuer, if it needs one; by default none. */
       requestedAudience?: string;
@@ -1074,7 +1074,7 @@ export interface ClientOptions {
   join?: string;
   /** `--proxy`: Address of the proxy or lb, host:port. Any proxy that serves CONNECT will do. */
   proxy?: string;
-  /** `--http2`: Open all tunnels on one connection over HTTP/2; proxy is then the address of --http-proxy.http2-listen-address. A proxy that does not speak it there is asked over HTTP/1.1, with a connection for each tunnel. Default: `false`. */
+  /** `--http2`: Open all tunnels on one connection over HTTP/2; proxy is then the address of --http-proxy.http2-listen-address. A proxy that does not support it there is used over HTTP/1.1, with a connection for each tunnel. Default: `false`. */
   http2?: boolean;
   /** `--agent-id`: Id of the agent that reaches the destinations; by default the one that a token or the destination's name carries. */
   agentId?: string;
@@ -1088,15 +1088,15 @@ export interface ClientOptions {
   clientId?: string;
   /** `--client-secret`: The client's secret at the issuer, or file:NAME, if the issuer requires one; by default none. */
   clientSecret?: string;
-  /** `--scopes`: Scopes that the issuer is asked for; offline_access is for tokens that renew themselves. Default: `["openid","profile","offline_access"]`. */
+  /** `--scopes`: Scopes to request from the issuer; offline_access is for tokens that can be renewed. Default: `["openid","profile","offline_access"]`. */
   scopes?: string[];
   /** `--audience`: Parameter audience for the issuer, if it needs one for the access token; by default none. */
   audience?: string;
   /** `--resource`: Parameter resource (RFC 8707) for the issuer, if it needs one for the access token; by default none. */
   resource?: string;
-  /** `--token-kind`: Which of the issuer's tokens the proxy gets: the ID token, whose audience is client-id, or the access token. Default: `"id"`. */
+  /** `--token-kind`: Token of the issuer that is sent to the proxy: the ID token, whose audience is client-id, or the access token. Default: `"id"`. */
   tokenKind?: "id" | "access";
-  /** `--session-file`: File in which reverse-http login keeps the issuer's tokens, which are renewed there; by default beside the profile. */
+  /** `--session-file`: File in which reverse-http login stores the issuer's tokens, and later ones that renew them; by default beside the profile. */
   sessionFile?: string;
   /** `--connect-timeout`: Timeout for opening a tunnel: the connection to the proxy and its response together. In milliseconds. Default: `30000`. */
   connectTimeout?: number;

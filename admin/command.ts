@@ -19,22 +19,22 @@ import { formatClusterConfiguration, formatClusterStatus, formatConfiguration, f
 import { type Column, escapeText, formatTable } from "./table.ts";
 import { runTop } from "./top_screen.ts";
 
-const json = { "json": { kind: "boolean", description: "Print JSON, as of the API." } } as const;
+const json = { "json": { kind: "boolean", description: "Print the JSON of the API." } } as const;
 const scope = {
   "cluster": {
     kind: "boolean",
-    description: "Of all proxies of the cluster, which the service asks; see admin.cluster.key-file of the proxies.",
+    description: "Include all members of the cluster, which the service queries; see admin.cluster.key-file of the proxies.",
   },
 } as const;
 const list = {
   "limit": {
     kind: "integer",
     default: "100",
-    description: "Most lines, 1 to 1000.",
+    description: "Maximum number of lines, 1 to 1000.",
     check: (limit: number) => limit >= 1 && limit <= 1_000 ? undefined : "it must be 1 to 1000",
   },
   "search": { kind: "string", description: "Only lines that contain this text." },
-  "desc": { kind: "boolean", description: "The reverse order." },
+  "desc": { kind: "boolean", description: "Reverse the order." },
   ...scope,
 } as const;
 
@@ -46,7 +46,7 @@ const statusOptions = defineOptions({
 
 export const statusCommand: Subcommand<OperatorOptions & ValuesOf<typeof statusOptions>> = {
   name: "status",
-  description: "Print what a running service does, and the failures of the last hour by cause.",
+  description: "Print the state of a running service, and its failures of the last hour by cause.",
   options: statusOptions,
   profile: operatorOptions,
   async run(options, terminal) {
@@ -70,7 +70,7 @@ const agentsOptions = defineOptions({
   "label": { kind: "list", description: "Only agents with one of these labels, name=value." },
   "token": { kind: "string", description: "Only connections with this token, by its jti." },
   "expires": { kind: "duration", description: "Only connections whose token expires within this time.", maxMs: MAX_EXPIRY_MS },
-  "gone": { kind: "boolean", description: "Connections that have ended lately, and why." },
+  "gone": { kind: "boolean", description: "List connections that have ended recently, with the reason." },
   "sort": {
     kind: "string",
     default: "id",
@@ -89,7 +89,7 @@ const agentsOptions = defineOptions({
 
 export const agentsCommand: Subcommand<OperatorOptions & ValuesOf<typeof agentsOptions>> = {
   name: "agents",
-  description: "List the agents of a running proxy: where they are, with which token, how their links are; or disconnect one.",
+  description: "List the agents of a running proxy, disconnect one, or revoke a token.",
   options: agentsOptions,
   profile: operatorOptions,
   async run(options, terminal) {
@@ -122,7 +122,7 @@ const tunnelsOptions = defineOptions({
   "expires": { kind: "duration", description: "Only tunnels of clients whose token expires within this time.", maxMs: MAX_EXPIRY_MS },
   "user": { kind: "string", description: "Only tunnels of clients with this name." },
   "destination": { kind: "string", description: "Only tunnels whose destination contains this text." },
-  "ended": { kind: "boolean", description: "Tunnels that have ended lately, and why." },
+  "ended": { kind: "boolean", description: "List tunnels that have ended recently, with the reason." },
   "sort": {
     kind: "string",
     default: "age",
@@ -136,7 +136,7 @@ const tunnelsOptions = defineOptions({
 
 export const tunnelsCommand: Subcommand<OperatorOptions & ValuesOf<typeof tunnelsOptions>> = {
   name: "tunnels",
-  description: "List the tunnels of a running service: who uses them, where to, and how much; or close one.",
+  description: "List the tunnels of a running service, or close one.",
   options: tunnelsOptions,
   profile: operatorOptions,
   async run(options, terminal) {
@@ -153,7 +153,7 @@ const topOptions = defineOptions({
   "interval": {
     kind: "duration",
     default: "2s",
-    description: "Time between two looks, 500ms or more.",
+    description: "Interval of updates, 500ms or more.",
     check: (ms) => ms >= 500 ? undefined : "it must be 500ms or more",
   },
   ...scope,
@@ -162,7 +162,7 @@ const topOptions = defineOptions({
 export const topCommand: Subcommand<OperatorOptions & ValuesOf<typeof topOptions>> = {
   name: "top",
   description:
-    "Show tunnels and agents of a running service live, in the terminal, and close tunnels or disconnect agents; ? lists the keys.",
+    "Show the tunnels and agents of a running service live in the terminal, close tunnels, and disconnect agents; ? lists the keys.",
   options: topOptions,
   profile: operatorOptions,
   async run({ interval, ...options }, terminal) {

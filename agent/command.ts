@@ -20,7 +20,7 @@ export function agentCommand(
 ): Service<AgentOptions> {
   return {
     name: "agent",
-    description: "Connects to a reverse-http proxy and reaches the destinations that its clients ask for.",
+    description: "Run an agent: connect to proxies, and to the destinations that their clients request.",
     options: agentOptions,
     expansion: { option: "join", expand: expandJoin },
     check: (options) => checkWithNet(createNet, (net) => checkAgentOptions(options, { net, environment }), options.threads),

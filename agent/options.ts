@@ -34,7 +34,7 @@ export const agentOptions = defineOptions({
     secret: true,
     description:
       "String of reverse-http invite, which sets the proxy's address and pin, and the agent's credentials; or file:NAME for a file that has it. " +
-      "Flags and variables take precedence over it, and it over the configuration file.",
+      "Flags and variables take precedence over it, and it takes precedence over the configuration file.",
     check: (text) => joinProblem(text, "agent"),
   },
   "agent-client.server-address": {
@@ -190,7 +190,7 @@ export const agentOptions = defineOptions({
     kind: "file",
     description: "Private key, PEM, with which the agent authenticates there instead (private_key_jwt, RFC 7523), read for each token.",
   },
-  "auth.oidc.scopes": { reload: "at once", kind: "list", description: "Scopes that the issuer is asked for; by default none." },
+  "auth.oidc.scopes": { reload: "at once", kind: "list", description: "Scopes to request from the issuer; by default none." },
   "auth.oidc.requested-audience": {
     reload: "at once",
     kind: "string",

@@ -56,8 +56,7 @@ export function forwardCommand(createNet: CreateNet): Subcommand<ValuesOf<typeof
     expansion: { option: "join", expand: expandJoin },
     operands: {
       name: "forward",
-      description:
-        "[ADDRESS:]PORT:HOST:PORT, as of ssh -L, with /udp behind it for UDP, or /PATH:HOST:PORT; port 0 lets the system choose.",
+      description: "[ADDRESS:]PORT:HOST:PORT, as of ssh -L, followed by /udp for UDP, or /PATH:HOST:PORT; port 0 lets the system choose.",
       variadic: true,
     },
     async run({ exec, file, wait, json, forwards: defaults, ...options }, terminal, { operands, reread }) {

@@ -40,7 +40,7 @@ type LoginOptions = ValuesOf<typeof options>;
 export const loginCommand: Subcommand<LoginOptions> = {
   name: "login",
   description:
-    "Store a profile for connect and forward, readable by this user only. Reads a join string from standard input, or asks, unless flags say all. " +
+    "Store a profile for connect and forward, readable by this user only. Reads a join string from standard input, or asks for settings that no flag has. " +
     "With --issuer, or a profile that has one, sign in at an identity provider.",
   options,
   async run({ name, force }, terminal, { flags }) {

@@ -31,7 +31,7 @@ export const clientOptions = defineOptions({
     default: "false",
     description:
       "Open all tunnels on one connection over HTTP/2; proxy is then the address of --http-proxy.http2-listen-address. A proxy that does not " +
-      "speak it there is asked over HTTP/1.1, with a connection for each tunnel.",
+      "support it there is used over HTTP/1.1, with a connection for each tunnel.",
   },
   "agent-id": {
     kind: "string",
@@ -72,7 +72,7 @@ export const clientOptions = defineOptions({
     kind: "list",
     env: `${CLIENT_ENV_PREFIX}SCOPES`,
     default: "openid,profile,offline_access",
-    description: "Scopes that the issuer is asked for; offline_access is for tokens that renew themselves.",
+    description: "Scopes to request from the issuer; offline_access is for tokens that can be renewed.",
   },
   "audience": {
     kind: "string",
@@ -89,12 +89,13 @@ export const clientOptions = defineOptions({
     env: `${CLIENT_ENV_PREFIX}TOKEN_KIND`,
     default: "id",
     choices: ["id", "access"],
-    description: "Which of the issuer's tokens the proxy gets: the ID token, whose audience is client-id, or the access token.",
+    description: "Token of the issuer that is sent to the proxy: the ID token, whose audience is client-id, or the access token.",
   },
   "session-file": {
     kind: "file",
     env: `${CLIENT_ENV_PREFIX}SESSION_FILE`,
-    description: "File in which reverse-http login keeps the issuer's tokens, which are renewed there; by default beside the profile.",
+    description:
+      "File in which reverse-http login stores the issuer's tokens, and later ones that renew them; by default beside the profile.",
   },
   "connect-timeout": {
     kind: "duration",
@@ -188,7 +189,7 @@ const socksOptions = defineOptions({
     kind: "string",
     env: `${CLIENT_ENV_PREFIX}AGENT_SUFFIX`,
     description:
-      "Suffix, such as .rhttp, of destinations that name their agent, whatever the proxy knows: db.site7.rhttp is db as the agent site7 resolves " +
+      "Suffix, such as .rhttp, of destinations that name their agent, independent of the proxy's option: db.site7.rhttp is db as the agent site7 resolves " +
       "it. By default none.",
     check: checkAgentSuffix,
   },

@@ -15,7 +15,7 @@ const CLOSE_MS = 10_000;
 export function lbCommand(createNet: CreateNet, stateDirectory: string | undefined): Service<LoadBalancerOptions> {
   return {
     name: "lb",
-    description: "Takes clients over HTTP and brings each to the proxy that holds its agent.",
+    description: "Run a load balancer: route each client to the proxy that its agent is connected to.",
     options: lbOptions,
     check: (options) => checkWithNet(createNet, (net) => checkLoadBalancerOptions(options, { net, stateDirectory }), options.threads),
     diagnosis: routeDiagnosis,

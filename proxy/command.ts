@@ -15,7 +15,7 @@ const CLOSE_MS = 10_000;
 export function proxyCommand(createNet: CreateNet, stateDirectory: string | undefined): Service<ProxyOptions> {
   return {
     name: "proxy",
-    description: "Takes agents over QUIC and clients over HTTP, and brings clients to what the agents can reach.",
+    description: "Run a proxy: accept agents and clients, and connect clients to destinations behind agents.",
     options: proxyOptions,
     check: (options) => checkWithNet(createNet, (net) => checkProxyOptions(options, { net, stateDirectory }), options.threads),
     diagnosis: routeDiagnosis,

@@ -91,7 +91,7 @@ export function inviteCommand(stateDirectory: string | undefined): Subcommand<Va
   return {
     name: "invite",
     description:
-      "Print all that an agent, or a client, needs to know of the proxy, as one string for --join. Takes the proxy's own options and configuration.",
+      "Print a join string for an agent or a client: the proxy's addresses, pin and a token. Takes the proxy's own options and configuration.",
     options: ownOptions,
     service: ofProxy,
     async run(values, terminal) {

@@ -78,7 +78,7 @@ const tokenOptions = defineOptions({
     description: "Instead of an agent id: patterns, such as site-*, of the agents that a client may reach with the token.",
     check: checkAgents,
   },
-  "role": { kind: "string", default: "client", choices: ROLES, description: "Who presents the token." },
+  "role": { kind: "string", default: "client", choices: ROLES, description: "Role of the program that presents the token." },
   "audience": { kind: "string", description: "Audience, if the proxy requires one." },
   "duration": {
     kind: "duration",
@@ -90,7 +90,7 @@ const tokenOptions = defineOptions({
   },
   "name": {
     kind: "string",
-    description: "Who it is for: shown in logs, matched by a policy as name:, and revoked as name:. By default none.",
+    description: "Name of the person or program: shown in logs, and used as name: in a policy and a revocation file. By default none.",
     check: checkName,
   },
   "allow": {
@@ -134,10 +134,10 @@ const tokenCommand: Subcommand<ValuesOf<typeof tokenOptions>> = {
 const operatorOptions = defineOptions({
   "name": {
     kind: "string",
-    description: "Who it is for: shown in logs and in the audit log.",
+    description: "Name of the operator, shown in logs and in the audit log.",
     check: (name) => OPERATOR_NAME.test(name) ? undefined : `${JSON.stringify(name)} is not up to 64 letters, digits, dots, dashes and @`,
   },
-  "role": { kind: "string", default: "viewer", choices: OPERATOR_ROLES, description: "A viewer reads, an operator acts as well." },
+  "role": { kind: "string", default: "viewer", choices: OPERATOR_ROLES, description: "viewer may read; operator may also act." },
   "duration": tokenOptions.duration,
   "in": input,
   "out": { kind: "file", short: "o", default: "operator.jwt", description: "File for the token; - is standard output." },
@@ -184,7 +184,7 @@ const renewOptions = defineOptions({
 
 const renewCommand: Subcommand<ValuesOf<typeof renewOptions>> = {
   name: "renew",
-  description: "Create a token with all that another one permits, but a new id and lifetime.",
+  description: "Create a token with the permissions of another one, but a new id and lifetime.",
   options: renewOptions,
   async run({ token: old, duration, in: file, out, force }, terminal) {
     if (old === "-" && file === "-") throw new ConfigError("Cannot use --token -: --in is standard input");

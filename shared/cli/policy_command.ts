@@ -81,7 +81,7 @@ const explainCommand: Subcommand<Values> = {
 /** The command group `policy`. */
 export const policyCommand: Group = {
   name: "policy",
-  description: "Try the policy of a proxy.",
+  description: "Test the policy of a proxy, and explain its decisions.",
   commands: [testCommand as Subcommand, explainCommand as Subcommand],
 };
 

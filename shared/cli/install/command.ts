@@ -17,10 +17,10 @@ import type { SecretFile } from "./systemd.ts";
 const SECRET = 0o600;
 
 const commonOptions = defineOptions({
-  "role": { kind: "string", default: "agent", choices: ROLES, description: "What the service is." },
+  "role": { kind: "string", default: "agent", choices: ROLES, description: "Role of the service." },
   "name": {
     kind: "string",
-    description: "Name of the service among those of the role; by default the agent's id in --join.",
+    description: "Name of the service, unique for its role; by default the agent's id in --join.",
     check: (name) => /^[\w.-]{1,64}$/.test(name) ? undefined : "it has other characters than letters, digits, _, . and -, or more than 64",
   },
   "user": { kind: "boolean", description: "Use the service manager of this user, not the system's." },
@@ -66,7 +66,7 @@ export function serviceCommand(deps: ServiceDeps): Group {
   };
   const uninstall: Subcommand<CommonValues> = {
     name: "uninstall",
-    description: "Stop a service, and remove what install wrote, and nothing else.",
+    description: "Stop a service, and remove the files that install has written.",
     options: commonOptions,
     run: (values, terminal) => uninstallService(values, terminal, deps),
   };
