@@ -19,7 +19,7 @@ const MAX_TOKEN = 4_096;
 /** Where the services of the packages listen. */
 const SOCKETS = ["proxy", "agent", "lb"].map((service) => `/run/reverse-http-${service}/admin.sock`);
 
-/** Where a service is asked, and how. */
+/** The address of a service, and how to connect to it. */
 interface Target {
   readonly socket?: string;
   readonly url?: URL;

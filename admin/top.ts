@@ -38,7 +38,7 @@ export interface Action {
   readonly id: string;
 }
 
-/** What a key asks for besides a change of the state. */
+/** The action of a key, apart from a change of the state. */
 export type Effect = "quit" | "refresh" | Action | undefined;
 
 export function initialState(): TopState {
@@ -54,7 +54,7 @@ export function initialState(): TopState {
   };
 }
 
-/** What was read last. */
+/** The last results. */
 export interface TopData {
   readonly status: Status | ClusterStatus;
   readonly tunnels?: Page<TunnelState>;

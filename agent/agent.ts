@@ -116,7 +116,7 @@ export async function startAgent(options: AgentOptions, deps: AgentDeps): Promis
   }, options.handover);
 }
 
-/** What an agent opens before it connects. */
+/** Resources that an agent opens before it connects. */
 interface Opened {
   readonly prepared: Prepared;
   readonly memory: StoredTransports;
@@ -328,7 +328,7 @@ class RunningAgent implements UpdatableAgent {
 /** What connections are opened with, besides the options. */
 type Prepared = Pick<ConnectionsOptions, "tls" | "outbound" | "credentials">;
 
-/** Checks the options, and reads what they refer to. */
+/** Checks the options, and reads the files that they refer to. */
 async function prepare(options: AgentOptions, net: Net, log: Logger, deps: AgentDeps): Promise<Prepared> {
   const { outbound } = await checkAgentOptions(options, { net, environment: deps.environment });
   const tls = await openClientTls("agent-client.tls", options.agentClient.tls, { ...deps, log });

@@ -206,7 +206,7 @@ async function connect(
   return await explainTimeout(net, silentLogger, endpoint, attempt);
 }
 
-/** Connects and moves data. A proxy that knows no probes chooses the agents' protocol, and then only the handshake is checked. */
+/** Connects and moves data. A proxy without probes chooses the agents' protocol, and then only the handshake is checked. */
 async function checkTransport(
   context: Context,
   endpoint: ProxyEndpoint,

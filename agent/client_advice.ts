@@ -11,7 +11,7 @@ export interface ClientAdvice {
 
 /**
  * Formats the command of a client. Everything in it is checked or quoted: it is meant to be pasted.
- * @param proxy `host:port` of the proxy as this agent reaches it, whose host serves where the proxy knows only the port
+ * @param proxy `host:port` of the proxy as this agent reaches it, whose host is used if the proxy has sent only a port
  */
 export function clientAdvice({ address, tls, pin, token }: ClientAccess, agentId: string, proxy: string): ClientAdvice {
   const { host, port } = splitHostPort(address);

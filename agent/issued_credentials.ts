@@ -46,7 +46,7 @@ export class IssuedCredentials {
 
   /**
    * The token for a new connection.
-   * @throws {IssuerError | ConfigError} if there is no valid one; it is asked for again later
+   * @throws {IssuerError | ConfigError} if there is no valid one; it is requested again later
    */
   async read(): Promise<Credentials> {
     if (this.#current !== undefined && this.#now() < this.#current.expiresAt - MIN_LIFETIME_MS) return this.#current;

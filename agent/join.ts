@@ -1,4 +1,4 @@
-// What a join string means to an agent.
+// Expands a join string to options of an agent.
 import { readJoin } from "../shared/config/join.ts";
 
 /**

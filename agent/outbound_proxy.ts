@@ -101,7 +101,7 @@ function routeOfEnvironment(environment: Environment): OutboundRoute {
 
 /**
  * Creates the rule of a list in `NO_PROXY`, separated by commas or spaces: `*`, addresses, networks, and names, which stand for all names below
- * them too, with or without a leading dot; each with an optional port. What is none of these is ignored.
+ * them too, with or without a leading dot; each with an optional port. Other items are ignored.
  */
 export function createBypass(noProxy: string): (server: Server) => boolean {
   const entries = noProxy.split(/[\s,]+/).filter((entry) => entry !== "");
@@ -193,7 +193,7 @@ function checkCredentials(protocol: OutboundProxy["protocol"], username: string,
   return username === "" ? "it has a password without a user" : undefined;
 }
 
-/** Quotes a text without what may be a user and a password. */
+/** Quotes a text without the part that may be a user and a password. */
 function mask(text: string): string {
   if (text.includes("@")) return quote(text.replace(/^([a-z0-9+.-]*:\/\/)?.*@/is, "$1***@"));
   const hasScheme = URL.canParse(text) && text.includes("://");

@@ -142,7 +142,7 @@ export class Session {
   async #serve(): Promise<SessionClosed> {
     for (let batch; (batch = await this.#connection.acceptRequests()) !== null;) {
       for (const incoming of batch) {
-        // without a control stream the proxy cannot be told to prefer other agents
+        // without a control stream the agent cannot ask the proxy to prefer other agents
         const serve = this.#draining && !this.#control ? refuseTunnel : serveTunnel;
         const served: Promise<void> = serve(this.#options.tunnels, incoming, this.#tunnelVia).finally(() => this.#open.delete(served)); // never rejects
         this.#open.add(served);

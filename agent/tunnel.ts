@@ -56,7 +56,7 @@ export async function serveTunnel(options: TunnelOptions, incoming: Incoming, vi
   await new ServedTunnel(options, incoming.stream, via).serve(incoming);
 }
 
-/** What a request is for. */
+/** The network and destination of a request. */
 interface Asked {
   readonly authority: Authority;
   readonly network: Network;

@@ -35,7 +35,7 @@ export function formatSshConfig(command: readonly string[], agentId: string, des
   ].join("\n");
 }
 
-/** Quotes a word for the shell that ssh starts; ssh replaces what follows a percent sign. */
+/** Quotes a word for the shell that ssh starts; ssh expands percent signs. */
 function quote(word: string): string {
   return shellWord(word.replaceAll("%", "%%"));
 }

@@ -18,7 +18,7 @@ export function isUnix({ listen }: Forward): boolean {
   return listen.includes("/");
 }
 
-/** What a forward leads to, as allow-lists write it. */
+/** The destination of a forward, in the notation of allow-lists. */
 export function destinationOf({ destination, network }: Forward): string {
   return formatDestination(destination, network);
 }

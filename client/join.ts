@@ -1,4 +1,4 @@
-// What a join string means to a client.
+// Expands a join string to options of a client.
 import { readJoin } from "../shared/config/join.ts";
 
 /**

@@ -6,7 +6,7 @@ import type { Duplex } from "../shared/net/stream.ts";
 import type { Http2Connection } from "../shared/net/tcp.ts";
 import type { ClientTls } from "../shared/net/tls.ts";
 
-/** Time in milliseconds for which a proxy without HTTP/2 is asked over HTTP/1.1. */
+/** Time in milliseconds for which requests to a proxy without HTTP/2 use HTTP/1.1. */
 const HTTP1_MS = 600_000;
 
 /** How to connect. */

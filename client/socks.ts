@@ -123,7 +123,7 @@ const ERROR_TYPES: Readonly<Record<TunnelFailureKind, TunnelErrorType>> = {
   "unreachable": "destination_unavailable",
 };
 
-/** Reports what goes wrong, in one line each, and no more than some of them in a minute: programs try again. */
+/** Reports failures in one line each, a limited number per minute, because programs retry. */
 function createReporter({ report }: Pick<Terminal, "report">, limit: LogLimit): Logger {
   return {
     trace: ignoreLine,

@@ -225,7 +225,7 @@ async function readToken(file: string): Promise<string> {
 }
 
 /**
- * Runs the command with the shell, and returns the token that it prints. What it prints is in no error.
+ * Runs the command with the shell, and returns the token that it prints. Its output appears in no error.
  * @throws {ConfigError}
  */
 async function runTokenCommand(command: string, timeoutMs: number): Promise<string> {
@@ -250,7 +250,7 @@ async function runTokenCommand(command: string, timeoutMs: number): Promise<stri
   return text;
 }
 
-/** What is no token would break the head, and must not be shown. */
+/** Other text than a token would break the head, and must not be shown. */
 function isToken(text: string): boolean {
   return /^[\x21-\x7e]+$/.test(text);
 }

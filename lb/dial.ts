@@ -85,7 +85,7 @@ export function createDialer(options: DialerOptions): (request: TunnelRequest) =
       return outcome.refusal;
     };
     let refusal: TunnelError | undefined;
-    // where the agent has moved since it was looked up, the store says so when it is asked once more
+    // the agent may have moved since the lookup: another lookup finds its new proxy
     while (attempted.size < MAX_NAMED && performance.now() < deadline) {
       const address = await locate(locator, request, refusal === undefined);
       if (address === undefined || attempted.has(address)) break;

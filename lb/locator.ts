@@ -63,7 +63,7 @@ export class Locator {
   /**
    * The address of the proxy that holds the agent. Concurrent calls share one lookup. If the store fails or has lost its entries, the last
    * known address is used until it proves wrong.
-   * @param trace gets a span if the store is asked
+   * @param trace gets a span if the store is queried
    * @throws {StoreError} when the store fails and there is no known address
    */
   async locate(agentId: string, trace?: Span): Promise<string | undefined> {

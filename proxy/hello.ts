@@ -1,4 +1,4 @@
-// What the proxy tells agents about itself, so that they can tell their clients.
+// The proxy's hello, by which agents can log how clients reach it.
 import { isEvery, splitHostPort } from "../shared/address/host_port.ts";
 import type { Hello } from "../shared/link/message.ts";
 import { pinFor } from "../shared/tls/trust.ts";

@@ -6,7 +6,7 @@ import { type PresencePublisher, startPresencePublisher } from "../shared/store/
 import type { Store } from "../shared/store/store.ts";
 import type { ProxyOptions } from "./options.ts";
 
-/** What is published, and where. */
+/** The published entry, and the store. */
 export interface PublishOptions {
   /** Missing if nothing is published. */
   readonly store?: Store;

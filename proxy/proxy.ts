@@ -75,7 +75,7 @@ export interface Proxy {
   readonly handedOver: Promise<void>;
   /** Reads certificates, keys, and the files of the authenticator again. */
   reload(): Promise<void>;
-  /** Resets the clients, tells the agents, frees the addresses. */
+  /** Resets the clients, closes the agents' connections, and frees the addresses. */
   close(): Promise<void>;
 }
 
@@ -104,7 +104,7 @@ const NAME = "reverse-http-proxy";
 const DESCRIPTORS = 1;
 /** Interval in milliseconds at which an address may fail another authentication: a site may have many agents with one mistake. */
 const FAILURE_REFILL_MS = 1_000;
-/** A proxy is the last hop: it verifies what clients send, and agents ask for nothing. */
+/** A proxy is the last hop that verifies clients' credentials: agents get none. */
 const TRAITS = { isAuthenticatedAgain: false };
 
 /**
@@ -120,7 +120,7 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
   }, options.handover);
 }
 
-/** What a proxy opens before it serves. */
+/** Resources that a proxy opens before it serves. */
 interface Opened {
   /** Missing if nothing needs a certificate. */
   readonly acme?: Acme;
@@ -349,7 +349,7 @@ class RunningProxy implements UpdatableProxy {
     await frontend.drain(Math.max(1, timeoutMs - (performance.now() - start)), server.abandoned()); // 0 would cut the newest clients
   }
 
-  /** Finishes what is open after another process has taken over. */
+  /** Serves open tunnels until they end, after another process has taken over. */
   async #finish(settle: () => void): Promise<void> {
     const { timeout: timeoutMs } = this.#options.handover;
     await this.#opened.acme?.release();
@@ -446,7 +446,7 @@ class RunningProxy implements UpdatableProxy {
   }
 }
 
-/** The options whose change may forbid what is open. */
+/** The options whose change may forbid open tunnels. */
 function rulesOf({ auth, forward, httpProxy: { hostWhitelist, agentSuffix }, agentServer: { tls } }: ProxyOptions): unknown {
   return [auth, forward, hostWhitelist, agentSuffix, tls.agentIdFrom];
 }
@@ -470,7 +470,7 @@ function createAgentLimiter({ limits }: ProxyOptions, reports: LimitReporter): C
   });
 }
 
-/** What is served to clients besides proxy requests. */
+/** Services for clients besides proxy requests. */
 function endpointsOf(options: ProxyOptions, { tls }: AgentListeners): Endpoints {
   const { websocketPath: path } = options.agentServer;
   const webSocket: WebSocketEndpoint | undefined = path === undefined || tls === undefined

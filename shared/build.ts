@@ -1,4 +1,4 @@
-// What this was built of. The executables' build puts the facts in the place of this file.
+// The commit and date of the build. The build of the executables replaces this file.
 
 /**
  * Commit, with `-dirty` where there were changes beside it, and its date (RFC 3339); platform as in the names of archives, `linux_amd64` or

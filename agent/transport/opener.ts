@@ -31,7 +31,7 @@ export interface TransportChange {
   readonly error?: string;
 }
 
-/** What is read again for every session. */
+/** Settings that are read again for every session. */
 export interface Access {
   readonly tls: ClientTls;
   readonly credentials: Uint8Array;

@@ -1,4 +1,4 @@
-// What a connection has to show before the proxy registers its agent: credentials, credit for tunnels, and a hello.
+// Checks a connection before the proxy registers its agent: credentials, credit for tunnels, and the hello.
 import { AuthenticationError, type Authenticator, identifyAgent, type Identity } from "../../shared/auth/authenticator.ts";
 import { withTimeout } from "../../shared/async/with_timeout.ts";
 import type { ConnectionPermit } from "../../shared/limits/connection_limiter.ts";

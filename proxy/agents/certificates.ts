@@ -43,7 +43,7 @@ export class AgentCertificates {
     this.#comparePins();
   }
 
-  /** Soon: what was read is in force then. */
+  /** Resolves soon, when the new files are in force. */
   #comparePins(): void {
     queueMicrotask(() => {
       const before = this.#pins.join();

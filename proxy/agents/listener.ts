@@ -13,7 +13,7 @@ import { NO_LISTENER, type ProxyOptions } from "../options.ts";
 
 /** The largest limit that the network accepts. */
 const MAX_HANDSHAKES = 1_000_000;
-/** What is no agent. First, because an agent offers one of these only together with the protocols that older proxies know. */
+/** Protocols of probes and checks. They come first, because an agent offers them together with the protocols that older proxies know. */
 const CHECKS_ALPN = [CREDENTIALS_ALPN, PROBE_ALPN];
 /** Attempts to find a port that is free for UDP and TCP, where the system chooses it. */
 const MAX_PORTS = 16;

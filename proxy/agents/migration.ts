@@ -9,7 +9,7 @@ const MIGRATIONS_PER_SECOND = 1_000;
 const RECONNECT_WAIT_MS = 10_000;
 /** Time in milliseconds for agents to answer a ping after they were asked to migrate. */
 const PROBE_TIMEOUT_MS = 1_000;
-/** Maximum number of agents that are asked first. If there is no other proxy, thousands of agents need not look for one. */
+/** Maximum number of canaries, which are asked to move first. If there is no other proxy, thousands of agents need not search for one. */
 const CANARY_COUNT = 128;
 /** When this fraction of the canaries has found no proxy, there is none. The rest may never respond. */
 const CANARY_FAILURE_FRACTION = 0.75;
@@ -29,7 +29,7 @@ export class Migration {
     this.#agents = agents;
   }
 
-  /** An agent has connected; it is asked at once if a migration runs. */
+  /** An agent has connected; during a migration it is asked to move at once. */
   connected(agent: ConnectedAgent): void {
     if (this.#isMigrating && this.#canAsk(agent)) void this.#ask([agent]);
   }

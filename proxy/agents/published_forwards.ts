@@ -77,7 +77,7 @@ export class PublishedForwards {
     for (const request of requests) this.#run(() => this.#publish(agent, request));
   }
 
-  /** Withdraws what no other connection of the agent asks for. */
+  /** Withdraws forwards that no other connection of the agent requests. */
   disconnected(agent: ConnectedAgent): void {
     if (agent.hello?.publish === undefined) return;
     this.#run(async () => {
@@ -122,7 +122,7 @@ export class PublishedForwards {
     }
   }
 
-  /** What another connection of the agent has asked for is replaced where both would take the same clients: the newest counts. */
+  /** Replaces forwards of the agent's other connections that would take the same clients: the newest connection counts. */
   async #add(agent: ConnectedAgent, forward: Forward): Promise<void> {
     try {
       await this.#listeners.add(forward);
@@ -147,7 +147,7 @@ export class PublishedForwards {
     }
   }
 
-  /** Renews the claims, and gives up what another proxy's agent has got while the store was not there. */
+  /** Renews the claims, and gives up those that an agent of another proxy has got while the store was unavailable. */
   async #renew(): Promise<void> {
     for (const published of this.#published) {
       const { forward, request, holders } = published;

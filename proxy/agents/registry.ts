@@ -16,7 +16,7 @@ export interface ConnectedAgent {
   readonly via: TunnelVia;
   /** Replaced when the agent renews its credentials; the agent id stays. */
   identity: Identity;
-  /** What it has shown last, and its identity was verified by. */
+  /** The credentials by which its identity was last verified. */
   credentials: Uint8Array;
   /** When it authenticated. */
   readonly since: Date;

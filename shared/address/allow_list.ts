@@ -247,7 +247,7 @@ function parseHost(host: string, bits: string | undefined, bracketed: boolean, f
   return matchName(host, fail);
 }
 
-/** Suggests what an invalid pattern was probably meant to be. */
+/** Suggests a valid pattern in place of an invalid one. */
 function advise(pattern: string): string | undefined {
   const [, authority] = /^(?:[a-z][a-z0-9+.-]*:)?\/\/(?:[^/@]*@)?([^/?#]+)/i.exec(pattern) ?? [];
   if (authority !== undefined) return `write ${authority} alone`;

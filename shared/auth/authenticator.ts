@@ -6,7 +6,7 @@ import type { Logger } from "../log/logger.ts";
 import { type AgentList, ALL_AGENTS } from "./agent_list.ts";
 import type { PublishList } from "./publish_list.ts";
 
-/** What a client authenticates with. */
+/** The credentials of a client. */
 export type ClientCredentials =
   | { readonly scheme: "basic"; readonly username: string; readonly password: string }
   | { readonly scheme: "bearer"; readonly token: string };
@@ -47,7 +47,7 @@ export class RevocationError extends Error {
   override readonly name = "RevocationError";
 }
 
-/** What a client asks for. */
+/** The target of a client's request. */
 export interface TunnelTarget {
   /** Id of the agent. */
   readonly agentId: string;
@@ -68,7 +68,7 @@ export interface Identity {
   readonly agents?: AgentList;
   /** Destinations that the client may reach, or that the agent may be asked for, in addition to all other lists. Default: any. */
   readonly allowList?: AllowList;
-  /** What the agent may have the proxy publish while it is connected. Default: nothing. */
+  /** The ports and names that the proxy may publish for the agent while it is connected. Default: none. */
   readonly publish?: PublishList;
   /** Identifies the credentials in logs: the `jti` of a token. */
   readonly tokenId?: string;
@@ -100,13 +100,13 @@ export interface Identity {
   readonly release?: () => void;
 }
 
-/** What is known about an agent besides its credentials. */
+/** Information about an agent besides its credentials. */
 export interface Peer {
   /** Its certificate from the TLS handshake, DER; `undefined` if it sent none. */
   readonly certificate?: Uint8Array;
 }
 
-/** What is known about a client besides its credentials. */
+/** Information about a client besides its credentials. */
 export interface ClientPeer {
   /** Its own address, without a port. */
   readonly address: string;
@@ -150,7 +150,7 @@ export interface Authenticator {
    */
   revoke?(tokenId: string, comment: string): Promise<number>;
   /**
-   * Ends what was opened in a session that has ended, by a logout token of the issuer. Returns whose it was, and how many connections and
+   * Revokes the tokens of a session that has ended, by a logout token of the issuer. Returns its subject, and how many connections and
    * tunnels that closes.
    * @throws {AuthenticationError} if the token is not valid, or cannot be checked now
    * @throws {RevocationError} if that cannot be stored

@@ -16,7 +16,7 @@ export interface MtlsOptions {
   readonly trustClientCert?: boolean;
 }
 
-/** What a certificate says about a client. `tokenId` is its fingerprint, `sha256:` and 64 hexadecimal digits. */
+/** The identity of a client by its certificate. `tokenId` is its fingerprint, `sha256:` and 64 hexadecimal digits. */
 export type CertificateIdentity = Required<Pick<Identity, "subject" | "groups" | "tokenId" | "expiresAt">> & Pick<Identity, "name">;
 
 /** Reads certificates. Each is read once while it is in use. */

@@ -18,7 +18,7 @@ export interface IssuerClientOptions {
   readonly fetch?: Fetch;
 }
 
-/** What tokens are asked for. */
+/** The parameters of a request for tokens. */
 export interface TokenScope {
   readonly scopes: readonly string[];
   /** Parameter `audience`, which some issuers know. Default: none. */
@@ -35,7 +35,7 @@ export interface IssuedTokens {
   readonly lifetimeMs?: number;
 }
 
-/** What a person needs for a device login. */
+/** The instructions for a person's device login. */
 export interface DeviceCode {
   readonly userCode: string;
   readonly url: string;
@@ -202,7 +202,7 @@ function boundedFetch(fetch: Fetch): Fetch {
   };
 }
 
-/** Describes what the library throws. @throws {IssuerError} */
+/** Describes an error of the library. @throws {IssuerError} */
 async function attempt<T>(issuer: string, request: () => Promise<T>): Promise<T> {
   try {
     return await request();

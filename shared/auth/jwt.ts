@@ -1,4 +1,4 @@
-// Authentication by tokens (JWT) and tickets, and closing what was opened with a token that expires, is revoked, or whose key is removed.
+// Authentication by tokens (JWT) and tickets. Closes connections and tunnels whose token expires, is revoked, or whose key is removed.
 import { authOptions } from "../config/common_options.ts";
 import { ConfigError } from "../config/option.ts";
 import { describeFileError, readText } from "../files/read.ts";
@@ -33,7 +33,7 @@ export interface JwtOptions {
   publicKey: readonly string[];
   /** Audience that tokens must have in aud; by default any. Default: not checked. */
   audience?: string;
-  /** What an expired token closes. `close-agents`: the connections of agents; `close`: the tunnels of clients too; `keep`: nothing. */
+  /** What an expired token closes: connections of agents (`close-agents`), tunnels of clients too (`close`), or nothing (`keep`). */
   onExpiry: OnExpiry;
   /** File with one revoked token (`jti`), `name:` or `sub:` per line; reloaded when it changes. Default: none. */
   revocationFile?: string;

@@ -1,4 +1,4 @@
-// Credentials in use. What was opened with them ends when they expire, or are no longer accepted.
+// Credentials in use. Their connections and tunnels end when they expire, or are no longer accepted.
 import type { Identity } from "./authenticator.ts";
 import type { RevocationFile } from "./revocation_file.ts";
 

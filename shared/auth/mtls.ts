@@ -1,4 +1,4 @@
-// Authentication of clients by their TLS certificates, and closing what was opened with one that has expired or is revoked by name.
+// Authentication of clients by their TLS certificates. Closes tunnels whose certificate has expired or is revoked by name.
 import { ConfigError } from "../config/option.ts";
 import type { Logger } from "../log/logger.ts";
 import { ALL_AGENTS } from "./agent_list.ts";

@@ -1,4 +1,4 @@
-// Several identity providers for clients, tried in order: the first one that knows the credentials decides.
+// Several identity providers for clients, tried in order: the first one that recognizes the credentials decides.
 import {
   agentIdOf,
   AuthenticationError,
@@ -34,7 +34,7 @@ export function withProviders(agents: Authenticator, providers: readonly ClientP
 }
 
 /**
- * A provider that denies the credentials may not know them, so the next one is asked. One that cannot be reached may know them, so without
+ * A provider that denies the credentials may not know them, so the next one is tried. One that cannot be reached may know them, so without
  * an acceptance the answer is open.
  */
 async function tryAll(providers: readonly ClientProvider[], credentials: ClientCredentials, peer: ClientPeer): Promise<Identity> {

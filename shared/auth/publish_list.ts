@@ -1,6 +1,6 @@
 // Lists of ports and names that an agent may publish, by patterns in its token.
 
-/** Decides what an agent may publish. */
+/** Decides which ports and names an agent may publish. */
 export interface PublishList {
   /**
    * Whether the patterns cover a port, for some names or, without names, for all that comes there.

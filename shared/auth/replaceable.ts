@@ -29,7 +29,7 @@ export class ReplaceableAuthenticator implements Authenticator {
     return answer instanceof Promise ? this.#unlessReplaced(answer, ask) : answer;
   }
 
-  /** What was replaced meanwhile does not decide. */
+  /** A result of an authenticator that was replaced meanwhile does not count. */
   async #unlessReplaced<T extends string | Identity | undefined>(
     first: Promise<T>,
     ask: (current: Authenticator) => T | Promise<T>,

@@ -54,7 +54,7 @@ export class RevocationFile {
     return await this.#add(() => this.#file.value.covers(signOut), live, () => appendSignOut(this.#file.name, signOut, comment));
   }
 
-  /** What is in force already is not added again. */
+  /** Entries that are in force already are not added again. */
   async #add(isInForce: () => boolean, { live, reload }: LiveRevocables, append: () => Promise<void>): Promise<number> {
     if (isInForce()) return 0;
     const before = live.all();

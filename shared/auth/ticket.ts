@@ -74,7 +74,7 @@ export async function signTicket({ algorithm, key }: SigningKey, request: Ticket
   return { text, id, expiresAt: seconds * 1000 };
 }
 
-/** What a ticket must fulfil, besides its expiry. */
+/** The requirements for a ticket, besides its expiry. */
 export interface TicketExpectation {
   /** The agent id that the client names, or its possible meanings. */
   readonly agentIds: readonly string[];

@@ -31,7 +31,7 @@ export interface TokenRequest {
   durationMs: number;
   /** Allow-list patterns: destinations that the client may reach, or that the agent may be asked for. Default, and empty: any. */
   allow?: readonly string[];
-  /** Patterns of what the agent may publish ({@link createPublishList}). Default, and empty: nothing. */
+  /** Patterns of ports and names that the agent may publish ({@link createPublishList}). Default, and empty: none. */
   publish?: readonly string[];
   /** Who it is for, in words; for logs, the policy and revocation. Default: none. */
   name?: string;
@@ -105,7 +105,7 @@ export async function signNow(jwt: SignJWT, { algorithm, key }: SigningKey, dura
     .sign(key);
 }
 
-/** What a token must fulfil. */
+/** The requirements for a token. */
 export interface Expectation {
   role: Role;
   /** Default: not checked. */

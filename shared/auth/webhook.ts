@@ -102,7 +102,7 @@ export function createWebhookProvider(options: WebhookOptions, deps: WebhookDeps
     return readAnswer(status, text, now());
   };
 
-  /** The same question is asked once at a time, however many clients wait for the answer. */
+  /** Pending questions by key: concurrent clients with the same question share one request. */
   const ask = async ({ key, body }: Question): Promise<Answer> => {
     const deadline = now() + timeout;
     const pending = asking.get(key) ?? gate.run(() => request(body, deadline)).finally(() => asking.delete(key));

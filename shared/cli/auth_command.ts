@@ -246,7 +246,7 @@ export const authCommand: Group = {
   ],
 };
 
-/** Returns why a pattern of what may be published is invalid, or `undefined`. */
+/** Returns why a pattern of ports or names is invalid, or `undefined`. */
 function checkPublish(patterns: readonly string[]): string | undefined {
   try {
     createPublishList(patterns);
@@ -305,7 +305,7 @@ function readClaims(token: string): JWTPayload {
   }
 }
 
-/** What a token says, as names and values. The token itself is not shown. */
+/** The contents of a token, as names and values. The token itself is not shown. */
 function describeToken(claims: JWTPayload, verdict: string): [name: string, value: string][] {
   const { role, name, sub, agent_id: id, agents, allow, publish, aud, jti, nbf, exp } = claims;
   const text = (value: unknown) => Array.isArray(value) ? value.join(", ") : String(value);

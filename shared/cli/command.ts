@@ -27,7 +27,7 @@ import {
   type ValuesOf,
 } from "../config/option.ts";
 
-/** What every command has. */
+/** Properties of every command. */
 interface CommandBase {
   /** The command's word; of the root command, the executable's name. */
   readonly name: string;
@@ -50,7 +50,7 @@ export interface Service<Values = object> extends CommandBase {
   start(values: Values, log: Logger & LogControl, context: StartContext): Promise<Running<Values>>;
 }
 
-/** What a service gets of its process. */
+/** Access of a service to its process. */
 export interface StartContext {
   /** Given if the process runs under one; the caller reports readiness to it. */
   readonly supervisor?: Supervisor;
@@ -81,8 +81,8 @@ export interface Running<Values = object> {
   /** Resolves when another process has taken over, and this one serves only open tunnels. Default: no process can. */
   readonly handedOver?: Promise<void>;
   /**
-   * Applies values of options that can be reloaded; the others have not changed. Resolves with what it has ended, for the log. If it rejects,
-   * nothing has changed.
+   * Applies values of options that can be reloaded; the others have not changed. Resolves with the numbers of ended tunnels
+   * and connections, for the log. If it rejects, nothing has changed.
    */
   update(values: Values): Promise<LogFields>;
   /** Reloads certificates, keys and revocation lists. Connections that they still permit stay open. */
@@ -97,7 +97,7 @@ export interface Screen {
   write(text: string): void;
 }
 
-/** What a subcommand has of its process. */
+/** Access of a subcommand to its process. */
 export interface Terminal {
   /** Writes to standard output. */
   write(text: string): void;

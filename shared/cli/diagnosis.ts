@@ -56,7 +56,7 @@ const SET_CLOCK = "set the clock of this machine, for example by NTP";
 /** Difference of clocks in milliseconds that tokens of this project tolerate. */
 const TOLERANCE_MS = 5_000;
 
-/** What a token says of itself: role, agent, and validity by the clock of this machine. Its signature is the proxy's to check. */
+/** The contents of a token: role, agent, and validity by the clock of this machine. Only the proxy can check its signature. */
 export function checkToken(text: string, { role, agentId }: { role: Role; agentId?: string }, now: number): Finding {
   const common = { check: "token", target: agentId ?? "" };
   const fail = (details: string, remedy: string): Finding => ({ ...common, result: "failed", details, remedy });

@@ -2,9 +2,9 @@
 import type { NetErrorCode } from "../net/errors.ts";
 import { printable } from "../net/printable.ts";
 
-/** What a check has found. `note`: nothing is wrong, or it does not matter. */
+/** The result of a check. `note`: nothing is wrong, or it does not matter. */
 export interface Finding {
-  /** What was checked. */
+  /** The subject of the check. */
   readonly check: string;
   /** A name, an address, or a file. */
   readonly target: string;

@@ -17,7 +17,7 @@ export interface FullScreen {
 /** Sequences that {@link FullScreen.draw} may contain (ECMA-48). */
 export const STYLES = { bold: "\x1b[1m", dim: "\x1b[2m", inverse: "\x1b[7m", red: "\x1b[31m", reset: "\x1b[0m" } as const;
 
-/** What a screen needs of the process. */
+/** Access of a screen to the process. */
 export interface TerminalStreams {
   readonly stdin: NodeJS.ReadStream;
   readonly stdout: NodeJS.WriteStream;

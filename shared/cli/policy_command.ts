@@ -95,7 +95,7 @@ async function openRules({ auth: { policyFile: file } }: Values): Promise<{ file
   }
 }
 
-/** The decision, and what refuses before the policy is asked: the token itself. */
+/** The decision of the policy, or the refusal by the token's own limits. */
 async function decide(rules: RuleSet, { as, agent, labels, to, at: text, auth: { oidc } }: Values) {
   if (agent === undefined) throw new ConfigError("Cannot decide: --agent is required");
   const at = text === undefined ? Date.now() : Date.parse(text);

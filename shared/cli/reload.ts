@@ -25,8 +25,8 @@ export interface ReloaderOptions {
    */
   readonly check: (values: Resolved["values"]) => Promise<void>;
   /**
-   * Applies the values of options that can be reloaded; the others are those in force. Resolves with what it has ended, for the log. If it
-   * rejects, nothing has changed.
+   * Applies the values of options that can be reloaded; the others are those in force. Resolves with the numbers of ended
+   * tunnels and connections, for the log. If it rejects, nothing has changed.
    */
   readonly apply: (values: Resolved["values"]) => Promise<LogFields>;
   /** Reads the files again that the options name. */
@@ -48,7 +48,7 @@ export class Reloader {
     given.state.hash = hashOf(given.options, given.running);
   }
 
-  /** Reloads, and logs what has changed. Calls during a reload become one reload that follows it. Never rejects. */
+  /** Reloads, and logs the changes. Calls during a reload become one reload that follows it. Never rejects. */
   reload(): Promise<void> {
     return this.#next ??= this.#current.then(() => {
       this.#next = undefined;
@@ -82,7 +82,7 @@ export class Reloader {
   }
 }
 
-/** What a reload changes, one option on a line with when it takes effect. */
+/** The changes of a reload: one option per line, with the time at which it takes effect. */
 export function reportOfReload(options: Options, running: Resolved, wanted: Resolved): string {
   const { changed } = planReload(options, running, wanted);
   const lines = Object.entries(changed).flatMap(([when, names]) =>

@@ -177,7 +177,7 @@ export const drainDelayOptions = defineOptions({
   },
 });
 
-/** What every service does on a reload. */
+/** Options of every service for reloads. */
 export const reloadOptions = defineOptions({
   "reload.forbidden": {
     reload: "at once",
@@ -198,7 +198,7 @@ export const drainOptions = defineOptions({
   },
 });
 
-/** What a timer can wait for, in milliseconds. */
+/** Longest delay of a timer, in milliseconds. */
 const MAX_HANDOVER_MS = 24 * 24 * 3_600_000;
 
 /** The hand-over of a running service to a new process. */

@@ -5,7 +5,7 @@ import { checkRemote } from "../address/host_port.ts";
 import { describeFileError, readTextSync } from "../files/read.ts";
 import { ConfigError, ValueError } from "./option.ts";
 
-/** What a join string contains. */
+/** The contents of a join string. */
 export interface Invitation {
   /** Who uses it. */
   readonly role: "agent" | "client";
@@ -137,7 +137,7 @@ function readSettings(encoded: string, token: string): Invitation | undefined {
   return { role, servers, agentId: id, tls, ...http2 === true && { isHttp2: true }, pin: known, token: token === "" ? undefined : token };
 }
 
-/** What a pin of a public key begins with. */
+/** Prefix of the pin of a public key. */
 const KEY_PIN = "sha256/";
 
 /** `pin` is of a certificate, `key` of a public key. */

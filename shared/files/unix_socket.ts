@@ -8,7 +8,7 @@ import { dirname, join } from "node:path";
 /** Longest path in bytes: that of macOS. */
 const MAX_PATH = 103;
 
-/** What is at `path`: nothing, a socket that nothing listens on, a socket in use, or another file. */
+/** The file at `path`: nothing, a socket that nothing listens on, a socket in use, or another file. */
 export async function examineSocket(path: string): Promise<"nothing" | "stale" | "in-use" | "file"> {
   const file = await lstat(path).catch(() => undefined); // what cannot be read fails in the next step
   if (file === undefined) return "nothing";

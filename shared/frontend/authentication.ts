@@ -17,7 +17,7 @@ import type { RequestRecord } from "./access_log.ts";
 /** Time in milliseconds after which a client whose credentials could not be checked may try again. */
 export const CHECK_AGAIN_MS = 5_000;
 
-/** What is known of a client by its TLS handshake. */
+/** Information about a client from its TLS handshake. */
 export type TlsPeer = Pick<Incoming, "serverName" | "peerCertificate">;
 
 /** The authenticators for clients. */

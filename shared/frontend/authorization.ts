@@ -1,4 +1,4 @@
-// What a client may reach: the agent of a request, the allow-lists, the policy, and the provider of its identity.
+// Authorizes a client's request: its agent, the allow-lists, the policy, and the provider of its identity.
 import type { AllowList } from "../address/allow_list.ts";
 import { type Authority, formatAuthority, formatDestination, type Network } from "../address/authority.ts";
 import { AuthenticationError, type ClientCredentials, type Identity } from "../auth/authenticator.ts";

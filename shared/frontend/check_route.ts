@@ -86,7 +86,7 @@ function whyOf({ host, path }: HostMatch, { forwards }: VirtualHosts): string {
   return forwards.length === 1 ? "the only record" : "no other record fits, and this one has no host and no path";
 }
 
-/** What is known of a client by its URL. */
+/** A client, as its URL describes it. */
 interface Client {
   readonly network: "tcp" | "udp";
   readonly port: number;

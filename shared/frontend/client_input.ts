@@ -1,4 +1,4 @@
-// What a client sends on a connection that may bring several requests (RFC 9112 §9.3), and the head of the next one.
+// The input of a client's connection with several requests (RFC 9112 §9.3), and the head of the next one.
 import { Buffer } from "node:buffer";
 import { withTimeout } from "../async/with_timeout.ts";
 import { endOfHead } from "../http/head.ts";
@@ -12,7 +12,7 @@ import type { Duplex } from "../net/stream.ts";
  */
 export class ClientInput {
   readonly #stream: Duplex;
-  /** What was received and not taken; `null`: the end. */
+  /** Received data that is not consumed yet; `null`: the end. */
   #received?: Uint8Array | null;
   #reading?: Promise<void>;
 

@@ -1,4 +1,4 @@
-// What a protocol that clients speak implements. A new one is a file that creates a `ClientProtocol`, an option for its address, and a
+// The interface of a protocol for clients. A new one is a file that creates a `ClientProtocol`, an option for its address, and a
 // `listen` where the service starts.
 import type { NetError } from "../net/errors.ts";
 import type { Incoming, Preamble } from "../net/listener.ts";

@@ -122,7 +122,7 @@ async function openHostTls(
   return named.length === 0 ? opened : new NamedTls(opened, named);
 }
 
-/** Whether the clients of a forward are asked for a certificate, whatever server name they send for its hosts. */
+/** Whether the clients of a forward must present a certificate for every server name of its hosts. */
 function asksForCertificate({ host }: Forward, tls: ServerTls): boolean {
   const names = host.length > 0 ? host : [undefined];
   return names.every((name) => hostTls(tls, name).clientCa !== undefined);
@@ -311,7 +311,7 @@ export class ForwardListeners {
     this.#reportHosts();
   }
 
-  /** @throws {ConfigError} if the forward knows clients by certificates, and its listener asks for none */
+  /** @throws {ConfigError} if the forward identifies clients by certificates, but its listener requests none */
   #checkCertificates(forward: Forward): void {
     const { listen, auth } = forward;
     if (auth !== "mtls" || asksForCertificate(forward, this.#tlsOf(listen).current)) return;

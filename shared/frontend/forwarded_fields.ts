@@ -28,7 +28,7 @@ export function withoutForwarding(fields: Fields, { isTrusted }: RequestOrigin):
 
 const REPLACED = new Set(["forwarded", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"]);
 
-/** The fields to add. What a trusted proxy says about the request stays, and its own address is added to the list. */
+/** The fields to add. Statements of a trusted proxy about the request stay, and its own address is added to the list. */
 export function forwardingFields(fields: Fields, { peer, isTrusted, scheme, host, certificate }: RequestOrigin): Fields {
   const given = (name: string) => isTrusted ? values(fields, name) : [];
   const address = ipaddr.process(hostOf(peer).replace(/%.*/, ""));

@@ -1,4 +1,4 @@
-// Requests of HTTP/2, which the engine has translated to HTTP/1.1: what only they have.
+// Properties that only requests of HTTP/2 have, which the engine translates to HTTP/1.1.
 import { randomBytes } from "node:crypto";
 import { hasToken, type RequestHead, values } from "../http/head.ts";
 import { ProxyError } from "../http/status.ts";

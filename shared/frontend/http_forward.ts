@@ -99,7 +99,7 @@ class ForwardedRequest {
   #idleTimer?: ReturnType<typeof setTimeout>;
   readonly #body: BodyEnd;
   isUpgraded = false;
-  /** Whether the client was told that it may send another request. */
+  /** Whether the response has permitted the client to send another request. */
   isPersistent = false;
   readonly request: RequestHead;
   readonly record: RequestRecord;
@@ -140,7 +140,7 @@ class ForwardedRequest {
         if (own > 0 && taken) taken = await origin.write(data.subarray(0, own)).then(() => true, () => false);
         if (isNext) return; // from here on only a reset of the client is seen
         if (rest.length === 0) continue;
-        // after an upgrade, what follows the request belongs to the other protocol
+        // after an upgrade, data after the request belongs to the other protocol
         other = upgradeOf(this.request) !== undefined && await this.#upgraded;
         if (!other) trailing += rest.length;
         else if (taken) taken = await origin.write(rest).then(() => true, () => false);

@@ -20,7 +20,7 @@ import type { ClientRequest, ClientSession } from "./pipeline.ts";
 import { encodeAutoConfig, isForAutoConfig, type ProxyAutoConfig } from "./proxy_auto_config.ts";
 import { acceptUpgrade, isFor, type WebSocketEndpoint } from "./web_socket.ts";
 
-/** What is served besides proxy requests. Default: nothing. */
+/** Services besides proxy requests. Default: none. */
 export interface Endpoints {
   webSocket?: WebSocketEndpoint;
   autoConfig?: ProxyAutoConfig;
@@ -129,7 +129,7 @@ function parseTarget(request: RequestHead): AbsoluteTarget | undefined {
 }
 
 /**
- * What follows the head of a CONNECT belongs to the tunnel (RFC 9110 §9.3.6). Another hop that takes it for content would see a different
+ * Data after the head of a CONNECT belongs to the tunnel (RFC 9110 §9.3.6). Another hop that takes it for content would see a different
  * request.
  * @throws {HeadError} 400
  */

@@ -6,7 +6,7 @@ import { encodeHead, type Fields, HeadError, type RequestHead, type ResponseHead
 import { formatProxyStatus, type Intermediary, parseProxyStatus } from "../http/proxy_status.ts";
 import { ProxyError } from "../http/status.ts";
 
-/** What a request that is forwarded asks its origin for. */
+/** The request for the origin. */
 export interface ForwardTarget {
   /** The `Host` of the request. */
   readonly authority: string;
@@ -21,7 +21,7 @@ export interface AbsoluteTarget extends ForwardTarget {
   readonly destination: Authority;
 }
 
-/** What may stand before the `@` of an authority (RFC 3986 §3.2.1). */
+/** The user information before the `@` of an authority (RFC 3986 §3.2.1). */
 const USER_INFORMATION = /^[A-Za-z0-9._~!$&'()*+,;=:%-]*@/;
 
 /**
@@ -187,7 +187,7 @@ export function framingOf({ method, version }: RequestHead, response: ResponseHe
 }
 
 /**
- * Where the request's body ends. What follows is not forwarded: the connection to the origin serves this request alone (RFC 9112 §9.6).
+ * Where the request's body ends. Data after it is not forwarded: the connection to the origin serves this request alone (RFC 9112 §9.6).
  */
 export function endOfRequest({ fields }: RequestHead): BodyEnd {
   if (values(fields, "transfer-encoding").length > 0) return new ChunkedEnd({ lenient: false });

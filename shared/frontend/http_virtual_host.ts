@@ -34,14 +34,14 @@ export function createVirtualHosts(current: () => VirtualHosts | undefined, name
   return createHostProtocol({ network: current()!.network, find: current, current, name, idleTimeoutMs });
 }
 
-/** What a listener of virtual hosts needs, if these are looked up. */
+/** Options of a listener whose virtual hosts are looked up. */
 export interface HostProtocolOptions {
   readonly network: "http" | "https";
   /**
    * The hosts that may be for a host without a port, `undefined` without one, and a path, normalized by {@link normalizePath}.
    */
   readonly find: (host: string | undefined, path: string | undefined) => VirtualHosts | undefined | Promise<VirtualHosts>;
-  /** As of {@link createVirtualHosts}. Missing: requests go on when their host is no longer found. */
+  /** As for {@link createVirtualHosts}. Missing: requests continue when their host is no longer found. */
   readonly current?: () => VirtualHosts | undefined;
   /** The service in Proxy-Status. */
   readonly name: Intermediary;
@@ -161,7 +161,7 @@ function problemOf(hosts: VirtualHosts | undefined, asked: Asked, client: string
   }
 }
 
-/** What a request asks for. */
+/** The target of a request. */
 interface Asked {
   /** `Host` of the origin, with the port as written; missing in HTTP/1.0. */
   readonly authority?: string;

@@ -48,7 +48,7 @@ export interface PipelineContext extends AuthenticationRules, AuthorizationRules
 /** The rules that can change while clients are served. */
 export type PipelineRules = Pick<PipelineContext, "certificates" | "allowList" | "policy" | "agentSuffix" | "trusted" | "audit">;
 
-/** What a client asks for, and what its protocol does once the destination is connected. */
+/** A client's request, and the steps of its protocol once the destination is connected. */
 export interface ClientRequest {
   readonly identity: Identity;
   /** Missing for an anonymous client. */
@@ -101,7 +101,7 @@ interface IdentifiedBy extends Required<IdentifyOptions> {
   readonly credentials: ClientCredentials | undefined;
 }
 
-/** What a session was granted, and what to ask again if the rules change. */
+/** A permitted request, to be checked again if the rules change. */
 interface Granted {
   readonly request: Pick<ClientRequest, "identity" | "credentials" | "isOperators" | "network" | "verify"> & Partial<ClientRequest>;
   /** The policy's permission, until the tunnel ends. */

@@ -78,7 +78,7 @@ export function publishedForward(request: PublishRequest, agent: string): Forwar
   return { ...record, agent };
 }
 
-/** What a forward takes: network, port and names, as a token allows them. */
+/** The network, port and names of a forward, as a token allows them. */
 export function claimOf({ network, listen, sni, host }: Forward): [network: "tcp" | "udp", port: number, names: string[]] {
   return [network === "udp" ? "udp" : "tcp", splitHostPort(listen).port, [...sni, ...host].map(normalizeName)];
 }

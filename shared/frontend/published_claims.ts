@@ -29,7 +29,7 @@ export function encodeClaim(agent: string, request: PublishRequest): string {
   return JSON.stringify({ agent, request });
 }
 
-/** The forward of a claim; `undefined` for what no proxy has written. */
+/** The forward of a claim; `undefined` for a text that no proxy has written. */
 export function decodeClaim(text: string | undefined): Forward | undefined {
   if (text === undefined) return undefined;
   try {

@@ -77,7 +77,7 @@ export interface ListenAllOptions extends Pick<ListenOptions, "tls" | "links"> {
   readonly http2: ClientProtocol;
 }
 
-/** What a service decides about its frontend. */
+/** The options by which proxy and lb differ. */
 export type ServeOptions = Pick<
   FrontendOptions,
   "upstreamRole" | "authenticator" | "policy" | "labelsOf" | "whenExpected" | "dial" | "audit" | "tracer"

@@ -1,4 +1,4 @@
-// What proxy and load balancer have in common besides their listeners: who clients are, what they may reach, and what operators see.
+// Common parts of proxy and load balancer besides their listeners: authentication, authorization, and the admin API.
 import type { Authenticator } from "../auth/authenticator.ts";
 import { checkClientCertificates, type ClientCertificateOptions } from "../auth/mtls.ts";
 import { checkLogout } from "../auth/oidc.ts";
@@ -38,7 +38,7 @@ export type CombinedOptions = ListenAddressOptions & ClientCertificateOptions & 
   readonly forward: readonly Forward[];
 };
 
-/** What is known of a service besides its options. */
+/** Information about a service besides its options. */
 export interface ServiceTraits {
   /** Whether an authenticator of the embedding program replaces the options' scheme. Default: none does. */
   readonly hasOwnAuthenticator?: boolean;

@@ -120,7 +120,7 @@ function readCredentials({ methods, credentials }: Handshake, mayBeAnonymous: bo
 }
 
 /**
- * Reads the request, and leaves what follows in the stream.
+ * Reads the request, and leaves later data in the stream.
  * @throws {TunnelError}
  */
 async function readRequest(stream: Duplex, timeoutMs: number): Promise<SocksRequest> {
@@ -184,7 +184,7 @@ function replyOf(error: TunnelError): Reply {
   return error instanceof UnsupportedRequestError ? error.reply : REPLIES[error.type] ?? REPLY.generalFailure;
 }
 
-/** What is wrong with a handshake that was not read. The client gets no response: none would fit. */
+/** The fault of a handshake that could not be read. The client gets no response, because no reply of SOCKS fits. */
 function refusalOf({ code, message }: NetError, received = ""): TunnelError | undefined {
   switch (code) {
     case "head-timeout":

@@ -40,7 +40,7 @@ export function encodeReply(reply: Reply, { host, port }: Authority = { host: "0
   return Uint8Array.of(SOCKS_VERSION, reply, 0, type, ...ipaddr.parse(host).toByteArray(), port >> 8, port & 0xff);
 }
 
-/** What a client sends before its request. */
+/** The messages of a client before its request. */
 export interface Handshake {
   /** Numbers of the offered methods: 0 none, 1 GSSAPI, 2 user name and password. */
   readonly methods: readonly number[];

@@ -110,7 +110,7 @@ async function serve(session: ClientSession, forward: Forward, { allowed, local,
 /** Stands for a connection of a forward in the log. */
 const METHOD = "FORWARD";
 
-/** What can be malformed is a load balancer's PROXY header and a ClientHello. */
+/** Only a load balancer's PROXY header and a ClientHello can be malformed. */
 function refusalOf({ code, message }: NetError): TunnelError | undefined {
   return ["head-malformed", "head-truncated", "head-timeout", "not-tls"].includes(code) ? new MalformedRequestError(message) : undefined;
 }

@@ -1,4 +1,4 @@
-// The server's part in opening a WebSocket (RFC 6455 §4.2) for a path. What it carries, the endpoint knows.
+// The server's part in opening a WebSocket (RFC 6455 §4.2) for a path. The endpoint handles its content.
 import { createHash } from "node:crypto";
 import { encodeHead, hasToken, type RequestHead, values } from "../http/head.ts";
 import { ProxyError } from "../http/status.ts";

@@ -1,4 +1,4 @@
-// UDP proxying over HTTP/1.1 (RFC 9298 §3.2): its request and its response. What follows are capsules (RFC 9297), which the network reads.
+// UDP proxying over HTTP/1.1 (RFC 9298 §3.2): its request and its response. The network reads the capsules (RFC 9297) after them.
 import { type Authority, parseAuthority } from "../address/authority.ts";
 import { MalformedRequestError } from "../tunnel/errors.ts";
 import { encodeHead, type Fields, hasToken, HeadError, type RequestHead, type ResponseHead, values } from "./head.ts";

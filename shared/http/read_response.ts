@@ -9,7 +9,7 @@ const MAX_HEAD = 16_384;
 const TLS_ALERT = "\x15\x03";
 
 /**
- * Reads the response head of a proxy. What follows it stays in the stream. The stream is closed after a timeout.
+ * Reads the response head of a proxy. Data after it stays in the stream. The stream is closed after a timeout.
  * @param tlsOption flag that makes this side use TLS, for the error
  * @throws {NetError} `tls` where the proxy takes TLS and none is spoken; `timed-out`, `reset`, `closed`, `head-truncated`, `head-too-large`
  * @throws {HeadError}

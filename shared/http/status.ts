@@ -19,7 +19,7 @@ export class ProxyError extends TunnelError {
   }
 }
 
-/** What a {@link TunnelError} has received from a next hop that speaks HTTP. */
+/** The response of a next hop that speaks HTTP, as part of a {@link TunnelError}. */
 export class ReceivedResponse {
   /**
    * @param proxyStatus forwarded in front of this hop's own member

@@ -109,7 +109,7 @@ export class ClientLimits {
   }
 
   /**
-   * Changes the limits. What is open stays, and counts go on.
+   * Changes the limits. Open connections and tunnels stay, and still count.
    * @param intermediaries as of {@link ClientLimitsDeps}
    */
   update(values: ClientLimitValues, intermediaries?: readonly string[]): void {

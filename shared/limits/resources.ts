@@ -147,7 +147,7 @@ const PIPE_SHARE = 1 / 8;
 const FEW_CONNECTIONS = 256;
 
 /**
- * Lowers limits to what the descriptors permit. Connections and pending requests have separate shares, so that neither starves the other.
+ * Lowers limits to the available descriptors. Connections and pending requests have separate shares, so that neither starves the other.
  * @param configured limits of the options; `Infinity`: none
  * @param each descriptors per tunnel; with two, bulk data between two sockets takes pipes besides
  */

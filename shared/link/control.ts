@@ -1,5 +1,5 @@
 // The control stream of a connection (version 2 of the agent link): sends and receives messages and enforces the protocol. The owner of the
-// events decides what a message means.
+// events handles the messages.
 import type { AgentSession } from "../net/session.ts";
 import type { Duplex } from "../net/stream.ts";
 import { withTimeout } from "../async/with_timeout.ts";

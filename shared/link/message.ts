@@ -22,11 +22,11 @@ export interface Hello {
   /** Host name; may be empty. */
   readonly host: string;
   readonly labels: Readonly<Record<string, string>>;
-  /** What it can do besides TCP tunnels: {@link UDP_FEATURE}, {@link DATAGRAMS_FEATURE}, {@link TRACE_FEATURE}, {@link PINS_FEATURE}. Default: nothing. */
+  /** Features besides TCP tunnels: {@link UDP_FEATURE}, {@link DATAGRAMS_FEATURE}, {@link TRACE_FEATURE}, {@link PINS_FEATURE}. Default: nothing. */
   readonly features?: readonly string[];
   /** How clients reach the sending proxy. Default: unknown. */
   readonly clients?: ClientAccess;
-  /** What it asks the proxy to publish, as records of its option, unchecked. Default: nothing. */
+  /** Forwards that the agent requests, as records of its option, unchecked. Default: none. */
   readonly publish?: readonly PublishRequest[];
 }
 

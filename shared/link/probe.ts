@@ -12,7 +12,7 @@ const PROBE_BYTES = 64 * 1024;
 /** Timeout in milliseconds of a probe after its handshake. */
 const PROBE_TIMEOUT_MS = 5_000;
 
-/** What a probe has measured. */
+/** The result of a probe. */
 export interface ProbeResult {
   /** Time for the data of both directions, in milliseconds. */
   readonly durationMs: number;

@@ -1,4 +1,4 @@
-// The error type of the network contract. The caller decides what a code means to a client.
+// The error type of the network contract. The caller translates its codes for clients.
 
 /**
  * Error code, as a stable literal.

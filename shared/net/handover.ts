@@ -16,7 +16,7 @@ export interface SocketHandover {
    */
   connect(path: string): Promise<Channel>;
   /**
-   * Sends copies of the sockets of all listeners, which go on.
+   * Sends copies of the sockets of all listeners, which continue to work.
    * @throws {NetError} `reset`, `closed`
    */
   send(channel: Channel): Promise<void>;

@@ -8,7 +8,7 @@ export interface Incoming {
   readonly stream: Duplex;
   /**
    * What was read, one character per byte (ISO 8859-1): a head including its empty line, or the messages of a SOCKS client, which begin with
-   * a byte that no head begins with. With an `error` only what a SOCKS client has sent so far. In an association it is the header of the first
+   * a byte that no head begins with. With an `error`, only the messages of a SOCKS client so far. In an association it is the header of the first
    * datagram for a destination. Missing with the {@link Preamble} `none`, and for other UDP peers.
    */
   readonly head?: string;
@@ -67,7 +67,7 @@ export interface AddressLimit {
 }
 
 /**
- * What a listener reads of a connection before it delivers it.
+ * The part of a connection that a listener reads before it delivers the connection.
  *
  * - `http`: the head of a request
  * - `socks5`: the methods that a SOCKS client offers (RFC 1928 §3). If a password is among them, the listener selects it and reads the

@@ -52,7 +52,7 @@ export interface SpliceResult {
 /** `blocked`: data that was read waits for the receiver. `ended`: finished, or one side has failed. */
 export type DirectionState = "open" | "blocked" | "ended";
 
-/** What a relay has done so far. Bytes as of {@link SpliceResult}. */
+/** The progress of a relay. Bytes as of {@link SpliceResult}. */
 export interface Relayed {
   /** Bytes read from `a` and written to `b`. */
   readonly aToB: number;

@@ -114,7 +114,7 @@ export interface SessionClosed {
   readonly reason: string;
   /** Whether the peer closed it. */
   readonly remote: boolean;
-  /** `application`: closed by one side; `timed-out`: idle timeout; `transport`: a protocol or TLS error; `reset`: the peer no longer knows it (a stateless reset of QUIC, a reset of TCP). */
+  /** `application`: closed by one side; `timed-out`: idle timeout; `transport`: a protocol or TLS error; `reset`: the peer no longer has it (a stateless reset of QUIC, a reset of TCP). */
   readonly cause: "application" | "timed-out" | "transport" | "reset";
 }
 
@@ -178,7 +178,7 @@ export interface ListenTlsLinkOptions extends Omit<ListenSessionsOptions, "addre
   address?: string;
 }
 
-/** What can change while a listener is open. Congestion control, MTU and Retry are those of QUIC. */
+/** Options that can change while a listener is open. Congestion control, MTU and Retry are those of QUIC. */
 export type SessionSettings = Omit<ListenQuicOptions, "address" | "tls" | "alpn" | "onHandshakeError">;
 
 /** A failed or refused handshake. */
@@ -262,7 +262,7 @@ export interface RequestOptions {
   /** Longest response head in bytes. Default 16384. */
   headLimit?: number;
   /**
-   * What follows the response are the capsules of a UDP flow, as of {@link Net.connectUdp}, whose peer takes QUIC DATAGRAM frames (RFC 9221):
+   * The data after the response are the capsules of a UDP flow, as of {@link Net.connectUdp}, whose peer takes QUIC DATAGRAM frames (RFC 9221):
    * datagrams that fit into a packet travel in them, the others and all else on the stream. From the request on, up to 256 KiB of the peer's
    * datagrams wait to be read, then the oldest are dropped. No effect over TLS. Default `false`.
    */

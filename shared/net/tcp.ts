@@ -33,7 +33,7 @@ export interface TcpListener extends ClientListener {
   configure(settings: TcpSettings): void;
 }
 
-/** What can change while a listener is open. */
+/** Options that can change while a listener is open. */
 export type TcpSettings = Omit<ListenTcpOptions, "address" | "preamble">;
 
 /** Options of {@link Net.listenTcp}. */

@@ -64,7 +64,7 @@ interface LiveTunnel {
 
 /**
  * Opens the policy of a file. Reads it now, and polls it every second until it is closed. If it becomes invalid, fails its tests or is missing
- * later, that is logged and the previous policy stays in force. What a new policy no longer allows, or the time, is ended.
+ * later, that is logged and the previous policy stays in force. Tunnels that a new policy, or the time, no longer allows are ended.
  * @throws {ConfigError} naming file and line
  */
 export async function openPolicy(name: string, { log, now = Date.now }: PolicyDeps): Promise<Policy> {

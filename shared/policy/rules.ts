@@ -5,7 +5,7 @@ import type { Authority, Network } from "../address/authority.ts";
 import { isWithin, type Span } from "./hours.ts";
 import { TextPatterns } from "./text_patterns.ts";
 
-/** What a rule with the effect `limit` limits. */
+/** The limits of a rule with the effect `limit`. */
 export interface RuleLimit {
   /** Bytes per second, both directions together. 0: no limit. */
   readonly bytesPerSecond: number;

@@ -20,7 +20,7 @@ export class AccessControl {
     this.#service = service;
   }
 
-  /** Revokes tokens; `undefined` if the authenticator knows none. */
+  /** Revokes tokens; `undefined` if the authenticator has none. */
   get revoke(): Authenticator["revoke"] {
     return this.#authenticator?.revoke?.bind(this.#authenticator);
   }

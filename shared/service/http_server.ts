@@ -17,7 +17,7 @@ export interface RequestOrigin {
   readonly origin?: string;
 }
 
-/** Type of a response that goes on until one side ends it. */
+/** Type of a response that continues until one side ends it. */
 export const EVENT_STREAM = "text/event-stream";
 
 export type Handler = (request: Request, origin: RequestOrigin) => Response | Promise<Response>;

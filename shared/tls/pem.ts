@@ -1,5 +1,5 @@
 // Parses and checks certificates, private keys and revocation lists in PEM files. Errors name the option, the file and the line, and never
-// quote a key. Reads no files and knows no network.
+// quote a key. Uses neither files nor the network.
 import { createPrivateKey, type KeyObject, X509Certificate } from "node:crypto";
 import { ConfigError, flagOf } from "../config/option.ts";
 import { type PemBlock, PemError, type PemKind, readPem } from "../net/pem.ts";

@@ -139,7 +139,7 @@ function fieldsOf({ otlpHeaders, otlpHeadersFile: file }: TracingOptions, log: L
   };
 }
 
-/** Counts the spans between their end and the collector's response, drops those that are too many, and tells when exporting fails. */
+/** Counts the spans between their end and the collector's response, drops those beyond the limit, and reports when exporting fails. */
 class Queue implements SpanProcessor, SpanExporter {
   /** Collects spans into batches, and calls {@link export}. */
   processor?: SpanProcessor;

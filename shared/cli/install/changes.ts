@@ -24,7 +24,7 @@ export interface ChangeContext {
   readonly run: (command: readonly string[]) => Promise<Ran>;
   /** Writes a line about each change. */
   readonly say: (line: string) => void;
-  /** Only says what would change. */
+  /** Only describes the changes. */
   readonly isDry: boolean;
 }
 

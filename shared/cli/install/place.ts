@@ -6,7 +6,7 @@ import { renderUnit, type SecretFile } from "./systemd.ts";
 
 export const ROLES = ["agent", "proxy", "lb"] as const;
 
-/** What is installed. */
+/** The service to install. */
 export interface Installation {
   readonly role: (typeof ROLES)[number];
   readonly name: string;

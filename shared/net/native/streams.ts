@@ -101,7 +101,7 @@ export class NativeHttp2Connection implements Http2Connection {
   }
 }
 
-/** What is known of a client by TLS and HTTP/2. */
+/** Information about a client from TLS and HTTP/2. */
 type RawPeer = [serverName: string | undefined, certificate: Uint8Array | undefined, isHttp2: boolean];
 
 /** A flat list of six values each: stream, remote, local, head or server name, error, and what is known of the client. */

@@ -7,7 +7,7 @@ import { EventHub, MAX_BATCH } from "../live/events.ts";
 import { describe } from "./cluster.ts";
 import { type Batch, type MemberAnswer, type Topic, TOPICS } from "./types.ts";
 
-/** Interval in milliseconds in which members are looked up, and in which one that does not answer is asked again. */
+/** Interval in milliseconds at which members are looked up, and silent ones are tried again. */
 const RETRY_MS = 2_000;
 
 /** A load balancer's agents and tunnels are those of the proxies once more. */

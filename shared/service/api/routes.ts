@@ -66,7 +66,7 @@ export function createApi({ operations, hosts, operators }: ApiOptions): Hono<Ap
   return api;
 }
 
-/** The agents of this service, read anew when the list is too old. */
+/** The agents of this service, read again when the list is too old. */
 class AgentList {
   readonly #operations: Operations;
   #last?: { readonly list: AgentState[]; readonly at: number };

@@ -21,7 +21,7 @@ export interface RequestOptions {
 }
 
 export interface AskOptions extends RequestOptions {
-  /** Bytes that may still be received, shared by all members that are asked together. */
+  /** Bytes that may still be received, shared by all members of one request. */
   readonly budget: { left: number };
 }
 

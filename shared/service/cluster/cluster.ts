@@ -18,7 +18,7 @@ import type { Member } from "./member.ts";
 
 /** Time in milliseconds for the responses of all members. */
 const TIMEOUT_MS = 4_000;
-/** Bytes of all responses to one request, and members that are asked at once. */
+/** Maximum bytes of all responses to one request, and number of members queried concurrently. */
 const MAX_BYTES = 64 << 20;
 const MAX_PARALLEL = 16;
 /** Requests of operators for the cluster that are served at once. */

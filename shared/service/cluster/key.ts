@@ -31,7 +31,7 @@ const MAX_SEEN = 100_000;
 
 /** A request of one member to another, on behalf of an operator. */
 export interface MemberRequest {
-  /** Address of the member that is asked: no other member accepts the request. */
+  /** Address of the receiving member: no other one accepts the request. */
   readonly to: string;
   /** Address of the member that asks. */
   readonly from: string;

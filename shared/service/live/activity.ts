@@ -28,7 +28,7 @@ interface Counts {
   received: number;
 }
 
-/** Numbers that only the service knows. */
+/** Numbers that only the service itself has. */
 export interface Population {
   readonly agents: number;
 }

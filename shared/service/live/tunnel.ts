@@ -1,4 +1,4 @@
-// A tunnel as its service knows it while it is open, and for a while after. Reports for operators are made of it only when one asks.
+// The state of a tunnel in its service, while it is open and for a while after. Reports for operators are created only on request.
 import type { Net } from "../../net/net.ts";
 import { printable } from "../../net/printable.ts";
 import type { Duplex } from "../../net/stream.ts";

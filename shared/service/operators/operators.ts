@@ -22,7 +22,7 @@ const MAX_KEY_FILE = 1024 * 1024;
 const REFRESH_MS = 300_000;
 const MAX_STALE_MS = 3_600_000;
 
-/** Something that knows operators by a token. */
+/** Authenticates operators by a token. */
 export interface OperatorSource {
   /** The operator with this token, if any; otherwise why not, as far as that helps its owner. */
   find(token: string): Promise<Operator | undefined>;

@@ -28,7 +28,7 @@ export interface OrdererOptions {
   /** What the certificate is for. */
   readonly names: readonly string[];
   readonly email?: string;
-  /** The second one is asked if the first one fails again, or if there is no certificate in use. */
+  /** The second authority is used if the first one fails again, or if there is no valid certificate. */
   readonly authorities: readonly [Authority, ...Authority[]];
   readonly state: AcmeState;
   readonly solver: Solver;
