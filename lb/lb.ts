@@ -1,44 +1,29 @@
 // Assembles the load balancer: clients on one side, the store and the proxies on the other.
 import type { Authenticator } from "../shared/auth/authenticator.ts";
-import { checkLogout } from "../shared/auth/oidc.ts";
-import { checkClientCertificates } from "../shared/auth/mtls.ts";
-import { checkAuthOptions, clientScheme } from "../shared/auth/scheme.ts";
 import { ConfigError } from "../shared/config/option.ts";
-import { checkListenAddresses } from "../shared/frontend/listen_addresses.ts";
-import { ServiceFrontend } from "../shared/frontend/service_frontend.ts";
-import { createHttpProxy, type Endpoints } from "../shared/frontend/http_proxy.ts";
-import { prepareParts } from "../shared/frontend/service_parts.ts";
-import { autoConfigOf } from "../shared/frontend/proxy_auto_config.ts";
-import { acmeHosts } from "../shared/frontend/forwards.ts";
-import {
-  type CheckForwards,
-  checkForwards,
-  ForwardListeners,
-  type ForwardTls,
-  openForwardTls,
-} from "../shared/frontend/forward_listeners.ts";
 import { readToken } from "../shared/frontend/forward_credentials.ts";
+import { checkOrdered, ForwardListeners, type ForwardTls } from "../shared/frontend/forward_listeners.ts";
+import { createHttpProxy, type Endpoints } from "../shared/frontend/http_proxy.ts";
 import { createHostProtocol } from "../shared/frontend/http_virtual_host.ts";
+import { autoConfigOf } from "../shared/frontend/proxy_auto_config.ts";
+import type { Frontend } from "../shared/frontend/server.ts";
+import { type ListenAllOptions, ServiceFrontend } from "../shared/frontend/service_frontend.ts";
+import { checkCombinations, checkParts, openParts, prepareParts, type ServiceParts } from "../shared/frontend/service_parts.ts";
 import { createForwardProtocol } from "../shared/frontend/static_forward.ts";
 import { type Logger, silentLogger } from "../shared/log/logger.ts";
-import type { ClientTls, ServerTls } from "../shared/net/tls.ts";
-import { Change, differs } from "../shared/service/change.ts";
-import { checkAdminOptions } from "../shared/service/admin.ts";
-import { checkClusterOptions } from "../shared/service/cluster/cluster.ts";
+import type { ServerTls } from "../shared/net/tls.ts";
+import type { Acme } from "../shared/service/acme.ts";
 import type { AgentState } from "../shared/service/api/types.ts";
-import { type Acme, openAcme } from "../shared/service/acme.ts";
-import type { StateDirectory } from "../shared/files/state_directory.ts";
-import { openCertificateDirectory } from "../shared/tls/certificate_directory.ts";
-import { checkSelfSigned, openSelfSigned } from "../shared/tls/self_signed.ts";
-import { type ServiceDeps, startService } from "../shared/service/runtime.ts";
-import { checkStoreOptions } from "../shared/store/options.ts";
+import { Change, differs } from "../shared/service/change.ts";
+import { type ServiceDeps, type ServiceRuntime, startService } from "../shared/service/runtime.ts";
 import type { Store } from "../shared/store/store.ts";
-import { openClientTls, openServerTls, refuseWithoutTls, type ReloadableTls, type TlsCheck } from "../shared/tls/reloadable_tls.ts";
-import { checkTracingOptions } from "../shared/tracing/otlp.ts";
-import { createDialer, type DialerTimeouts } from "./dial.ts";
-import { PublishedNames } from "./published_names.ts";
+import { openCertificateDirectory } from "../shared/tls/certificate_directory.ts";
+import type { ReloadableTls, TlsCheck } from "../shared/tls/reloadable_tls.ts";
+import { createDialer, type DialerOptions, type DialerTimeouts } from "./dial.ts";
 import { Locator } from "./locator.ts";
 import { type LoadBalancerOptions, publishedPorts } from "./options.ts";
+import { PublishedNames } from "./published_names.ts";
+import { hasOtherTls, type LoadBalancerTls, openLoadBalancerAcme, openLoadBalancerTls } from "./tls.ts";
 
 /** The load balancer's dependencies and hooks. */
 export interface LoadBalancerDeps extends ServiceDeps {
@@ -95,6 +80,8 @@ const NAME = "reverse-http-lb";
 const ENTRY_TTL_MS = 30_000;
 /** File descriptors per tunnel: the client's connection, and the one to the proxy. */
 const DESCRIPTORS = 2;
+/** Proxies ask lb for the client's credentials. */
+const TRAITS = { isAuthenticatedAgain: true };
 
 /**
  * Starts a load balancer; it listens when the promise resolves.
@@ -103,161 +90,229 @@ const DESCRIPTORS = 2;
  */
 export async function startLoadBalancer(options: LoadBalancerOptions, deps: LoadBalancerDeps): Promise<UpdatableLoadBalancer> {
   return await startService<UpdatableLoadBalancer>("lb", deps, async (runtime) => {
-    const { net, log } = runtime;
-    const acme = await openAcme(options.acme, {
-      directory: stateDirectoryOf(options, deps),
-      hosts: acmeHosts(options.forward),
-      hasStore: true,
-      log,
-    });
-    const tls = await openTls(options, { net, log, acme, directory: stateDirectoryOf(options, deps) });
-    const certificates = await openCertificateDirectory(options, { net, log });
-    const hasOwnAuthenticator = deps.authenticator !== undefined;
-    await checkForwards(options.forward, forwardRulesOf(options, hasOwnAuthenticator));
-    checkClientCertificates(options);
-    checkLogout(options);
-    checkListenAddresses({ ...options, published: publishedListeners(options) });
-    await checkPublished(options);
-    const authenticator = await runtime.access.openAuthenticator(options.auth, deps.authenticator);
-    const store = await runtime.store.open(options.store, ENTRY_TTL_MS, deps.store);
-    if (!store) throw new ConfigError("Cannot start: there is no store");
-    const audit = await runtime.audit.open(options.audit);
-    const tracer = await runtime.openTracer(options.tracing);
-    await runtime.admin.listen(options.admin);
-    await runtime.admin.joinCluster(options.admin.cluster, store, ENTRY_TTL_MS);
-    const clients = new ServiceFrontend(runtime, options, { descriptors: DESCRIPTORS, hasOwnAuthenticator });
-    if (certificates) clients.useDirectory(certificates);
-    const endpoints: Endpoints = { autoConfig: autoConfigOf(options) };
-    const protocols = { http: createHttpProxy(NAME, endpoints), http2: createHttpProxy(NAME, {}, "http2") };
-    await clients.listenAll({ ...protocols, tls: tls.clients });
-    let current = options;
-    const onHosts = acme && ((configured: readonly string[]) => acme.want(configured, []));
-    const forwards = new ForwardListeners(clients, { log, tls: tls.forwards, name: NAME, onHosts });
-    await forwards.open(options.forward);
-    const published = new PublishedNames(store, { knowsCertificates: () => knowsCertificates(current.auth) });
-    await listenPublished(options.published, published, { clients, log, tls: tls.clients });
+    const lb = new RunningLoadBalancer(runtime, options, deps, await openAll(runtime, options, deps));
+    await lb.start();
+    return lb;
+  }, options.handover);
+}
+
+/** What a load balancer opens before it serves. */
+interface Opened {
+  /** Missing if nothing needs a certificate. */
+  readonly acme?: Acme;
+  readonly tls: LoadBalancerTls;
+  readonly parts: ServiceParts;
+  readonly store: Store;
+  readonly clients: ServiceFrontend;
+  /** Served to clients besides proxy requests; it changes with the options. */
+  readonly endpoints: Endpoints;
+  readonly protocols: Pick<ListenAllOptions, "http" | "http2">;
+  readonly forwards: ForwardListeners;
+}
+
+/** Opens it; the runtime closes it. */
+async function openAll(runtime: ServiceRuntime, options: LoadBalancerOptions, deps: LoadBalancerDeps): Promise<Opened> {
+  const { log } = runtime;
+  const hasOwnAuthenticator = deps.authenticator !== undefined;
+  const acme = await openLoadBalancerAcme(options, deps, log);
+  const tls = await openLoadBalancerTls(options, { ...deps, log, acme });
+  const certificates = await openCertificateDirectory(options, { net: deps.net, log });
+  await checkCombinations(withPublished(options), { ...TRAITS, hasOwnAuthenticator });
+  await checkPublished(options);
+  const parts = await openParts(runtime, options, { authenticator: deps.authenticator, store: deps.store, ttlMs: ENTRY_TTL_MS });
+  const { store } = parts;
+  if (!store) throw new ConfigError("Cannot start: there is no store");
+  const clients = new ServiceFrontend(runtime, options, { descriptors: DESCRIPTORS, hasOwnAuthenticator });
+  if (certificates) clients.useDirectory(certificates);
+  const endpoints: Endpoints = { autoConfig: autoConfigOf(options) };
+  const protocols = { http: createHttpProxy(NAME, endpoints), http2: createHttpProxy(NAME, {}, "http2") };
+  await clients.listenAll({ ...protocols, tls: tls.clients });
+  const onHosts = acme && ((configured: readonly string[]) => acme.want(configured, []));
+  const forwards = new ForwardListeners(clients, { log, tls: tls.forwards, name: NAME, onHosts });
+  await forwards.open(options.forward);
+  return { acme, tls, parts, store, clients, endpoints, protocols, forwards };
+}
+
+/** A load balancer that serves clients. */
+class RunningLoadBalancer implements UpdatableLoadBalancer {
+  readonly #runtime: ServiceRuntime;
+  readonly #deps: LoadBalancerDeps;
+  readonly #opened: Opened;
+  readonly #published: PublishedNames;
+  readonly #locator: Locator;
+  readonly #dialing: DialerOptions;
+  readonly #frontend: Frontend;
+  /** The store that certificates are ordered with. */
+  readonly #shared: { store: Store; readonly ttlMs: number };
+  #options: LoadBalancerOptions;
+  /** Stops reading the certificate for proxies again. */
+  #stopRefresh?: () => void;
+
+  constructor(runtime: ServiceRuntime, options: LoadBalancerOptions, deps: LoadBalancerDeps, opened: Opened) {
+    const { tls, store, parts: { authenticator, audit, tracer }, clients } = opened;
+    const { connectTimeout: connectTimeoutMs, responseTimeout: responseTimeoutMs } = options.httpConnector;
+    this.#runtime = runtime;
+    this.#deps = deps;
+    this.#opened = opened;
+    this.#options = options;
+    this.#shared = { store, ttlMs: ENTRY_TTL_MS };
     runtime.certificates.watch("proxies", () => tls.proxies?.current.cert);
-    const locator = new Locator({ store, system: options.store.type });
-    const dialing = {
-      net,
-      locator,
+    this.#published = new PublishedNames(store, { knowsCertificates: () => this.#options.auth.clients.includes("mtls") });
+    this.#locator = new Locator({ store, system: options.store.type });
+    this.#dialing = {
+      net: runtime.net,
+      locator: this.#locator,
       tls: () => tls.proxies?.current,
-      connectTimeoutMs: options.httpConnector.connectTimeout,
-      responseTimeoutMs: options.httpConnector.responseTimeout,
+      connectTimeoutMs,
+      responseTimeoutMs,
       onNoLocalPort: (address: string) => clients.limits.recordNoPort(address),
       pseudonym: createPseudonym(),
     };
-    const frontend = clients.serve({ upstreamRole: "proxy", authenticator, dial: createDialer(dialing), audit, tracer });
-    const refreshProxyTls = () => tls.proxies && runtime.certificates.refresh(tls.proxies, () => current.httpConnector.tls.refresh);
-    let stopRefresh = refreshProxyTls();
-    const shared = { store, ttlMs: ENTRY_TTL_MS };
+    this.#frontend = clients.serve({ upstreamRole: "proxy", authenticator, dial: createDialer(this.#dialing), audit, tracer });
+    this.#refreshProxyTls();
+  }
+
+  /** Reads the certificate for proxies again, and no longer that before. */
+  #refreshProxyTls(): void {
+    const { proxies } = this.#opened.tls;
+    this.#stopRefresh?.();
+    this.#stopRefresh = proxies && this.#runtime.certificates.refresh(proxies, () => this.#options.httpConnector.tls.refresh);
+  }
+
+  /** Serves what agents publish, orders certificates, lets operators in, and says where it listens. */
+  async start(): Promise<void> {
+    const runtime = this.#runtime;
+    const { acme, clients, tls } = this.#opened;
+    await listenPublished(this.#options.published, this.#published, { clients, log: runtime.log, tls: tls.clients });
     await acme?.start(runtime, {
       useChallenges: (challenges) => clients.setChallenges(challenges),
       useHosts: (hosts) => clients.setHosts(hosts),
-      shared,
+      shared: this.#shared,
     });
-    runtime.describe = () => `${runtime.isDraining ? "Draining" : "Serving"}: ${frontend.open} clients`;
+    runtime.describe = () => `${runtime.isDraining ? "Draining" : "Serving"}: ${this.#frontend.open} clients`;
     runtime.handover.finish = async (settle) => {
       await acme?.release();
       settle(); // clients stay where they are
-      await frontend.outlive(current.handover.timeout);
-    };
-    const drain = () => {
-      const { delay: delayMs, timeout: timeoutMs, refuseClients } = current.drain;
-      if (runtime.handover.isDone) void frontend.drain(timeoutMs, Promise.resolve()); // sooner than planned
-      return runtime.drain({
-        fields: { clients: frontend.open, delayMs, timeoutMs },
-        delayMs,
-        finish: () => frontend.drain(timeoutMs, refuseClients ? Promise.resolve() : undefined),
-      });
+      await this.#frontend.outlive(this.#options.handover.timeout);
     };
     // lb does not hold agents: it reports the proxies at which it found them
-    const agents = () => [...locator].map(([id, address]): AgentState => ({ id, connection: id, state: "connected", address }));
-    runtime.serveAdmin({ agents, population: () => ({ agents: agents().length }), drain });
-    const { clientAddress, http2Address, socksAddress } = clients.addresses;
-    log.info("listening", { clients: clientAddress, http2: http2Address, socks: socksAddress, admin: runtime.admin.address });
+    const agents = () => [...this.#locator].map(([id, address]): AgentState => ({ id, connection: id, state: "connected", address }));
+    runtime.serveAdmin({ agents, population: () => ({ agents: agents().length }), drain: () => this.drain() });
+    runtime.log.info("listening", {
+      clients: this.clientAddress,
+      http2: this.http2Address,
+      socks: this.socksAddress,
+      admin: this.adminAddress,
+    });
+  }
 
-    /** Prepares other certificates; returns those of clients and forwards as they will be. */
-    const prepareTls = async (change: Change, next: LoadBalancerOptions): Promise<ForwardTls> => {
-      const tlsOf = ({ httpProxy, httpConnector, forward }: LoadBalancerOptions) => [
-        httpProxy.tls,
-        httpConnector.tls,
-        forward.map((
-          { listen, network, acme, certFile, keyFile, clientCaFile },
-        ) => [listen, network, acme, certFile, keyFile, clientCaFile]),
-      ];
-      if (!acme && acmeHosts(next.forward).length > 0) {
-        throw new ConfigError("Cannot use acme of a --forward without a restart: nothing is ordered yet");
-      }
-      if (!differs(tlsOf(current), tlsOf(next))) return { listeners: tls.forwards.listeners, clients: tls.clients };
-      const opened = await openTls(next, { net, log, acme, directory: stateDirectoryOf(next, deps) });
-      const clientsTls = opened.clients && (tls.clients ?? opened.clients);
-      change.onCommit(() => {
-        if (tls.clients && opened.clients) void tls.clients.replaceBy(opened.clients, (renewed) => clients.useTls(clientsTls!, renewed));
-        tls.clients = clientsTls;
-        stopRefresh?.();
-        tls.proxies = opened.proxies;
-        stopRefresh = refreshProxyTls();
-      });
-      return { listeners: opened.forwards.listeners, clients: clientsTls };
-    };
+  get clientAddress(): string {
+    return this.#opened.clients.addresses.clientAddress;
+  }
 
-    const update = async (next: LoadBalancerOptions): Promise<{ tunnelsCut: number }> => {
-      let authenticates = false;
-      const before = current;
-      await Change.run(async (change) => {
-        authenticates = await prepareParts(change, runtime, frontend, before, next);
-        const forwardTls = await prepareTls(change, next);
-        await clients.prepare(change, next, { ...protocols, tls: forwardTls.clients });
-        await forwards.prepare(change, next.forward, forwardTls);
-        if (differs(before.store, next.store)) {
-          await runtime.store.prepare(change, next.store, ENTRY_TTL_MS, (other) => {
-            if (other === undefined) return;
-            locator.use(other, next.store.type);
-            published.use(other);
-            shared.store = other;
-          });
-        }
-        change.onCommit(() => {
-          current = next;
-          endpoints.autoConfig = autoConfigOf(next);
-          const { connectTimeout: connectTimeoutMs, responseTimeout: responseTimeoutMs } = next.httpConnector;
-          Object.assign(dialing, { connectTimeoutMs, responseTimeoutMs } satisfies DialerTimeouts);
-        });
-      });
-      const rulesOf = (
-        { auth, forward, httpProxy }: LoadBalancerOptions,
-      ) => [auth, forward, httpProxy.hostWhitelist, httpProxy.agentSuffix];
-      if (!differs(rulesOf(before), rulesOf(next))) return { tunnelsCut: 0 };
-      const tunnelsCut = await frontend.recheck({ authenticates, keeps: next.reload.forbidden === "keep" });
-      runtime.access.closeRetired();
-      return { tunnelsCut };
-    };
+  get socksAddress(): string | undefined {
+    return this.#opened.clients.addresses.socksAddress;
+  }
 
-    return {
-      get adminAddress() {
-        return runtime.admin.address;
-      },
-      get clientAddress() {
-        return clients.addresses.clientAddress;
-      },
-      get socksAddress() {
-        return clients.addresses.socksAddress;
-      },
-      get http2Address() {
-        return clients.addresses.http2Address;
-      },
-      get forwardAddresses() {
-        return forwards.addresses;
-      },
-      drain,
-      closed: runtime.closed,
-      handedOver: runtime.handover.done,
-      reload: () => runtime.reload(),
-      update,
-      close: () => runtime.close(),
-    };
-  }, options.handover);
+  get http2Address(): string | undefined {
+    return this.#opened.clients.addresses.http2Address;
+  }
+
+  get forwardAddresses(): readonly string[] {
+    return this.#opened.forwards.addresses;
+  }
+
+  get adminAddress(): string | undefined {
+    return this.#runtime.admin.address;
+  }
+
+  get closed(): Promise<void> {
+    return this.#runtime.closed;
+  }
+
+  get handedOver(): Promise<void> {
+    return this.#runtime.handover.done;
+  }
+
+  drain(): Promise<void> {
+    const { delay: delayMs, timeout: timeoutMs, refuseClients } = this.#options.drain;
+    if (this.#runtime.handover.isDone) void this.#frontend.drain(timeoutMs, Promise.resolve()); // sooner than planned
+    return this.#runtime.drain({
+      fields: { clients: this.#frontend.open, delayMs, timeoutMs },
+      delayMs,
+      finish: () => this.#frontend.drain(timeoutMs, refuseClients ? Promise.resolve() : undefined),
+    });
+  }
+
+  reload(): Promise<void> {
+    return this.#runtime.reload();
+  }
+
+  close(): Promise<void> {
+    return this.#runtime.close();
+  }
+
+  async update(next: LoadBalancerOptions): Promise<{ tunnelsCut: number }> {
+    const before = this.#options;
+    let authenticates = false;
+    await Change.run(async (change) => {
+      authenticates = await this.#prepare(change, next);
+    });
+    if (!differs(rulesOf(before), rulesOf(next))) return { tunnelsCut: 0 };
+    const tunnelsCut = await this.#frontend.recheck({ authenticates, keeps: next.reload.forbidden === "keep" });
+    this.#runtime.access.closeRetired();
+    return { tunnelsCut };
+  }
+
+  /** Returns whether credentials must be verified again. */
+  async #prepare(change: Change, next: LoadBalancerOptions): Promise<boolean> {
+    const { clients, protocols, forwards } = this.#opened;
+    const authenticates = await prepareParts(change, this.#runtime, this.#frontend, this.#options, next);
+    const forwardTls = await this.#prepareTls(change, next);
+    await clients.prepare(change, next, { ...protocols, tls: forwardTls.clients });
+    await forwards.prepare(change, next.forward, forwardTls);
+    await this.#prepareStore(change, next);
+    change.onCommit(() => this.#apply(next));
+    return authenticates;
+  }
+
+  /** Prepares other certificates; returns those of clients and forwards as they will be. */
+  async #prepareTls(change: Change, next: LoadBalancerOptions): Promise<ForwardTls> {
+    const { acme, tls, clients } = this.#opened;
+    checkOrdered(next.forward, acme !== undefined);
+    if (!hasOtherTls(this.#options, next)) return { listeners: tls.forwards.listeners, clients: tls.clients };
+    const opened = await openLoadBalancerTls(next, { ...this.#deps, log: this.#runtime.log, acme });
+    const clientsTls = opened.clients && (tls.clients ?? opened.clients);
+    change.onCommit(() => {
+      if (tls.clients && opened.clients) void tls.clients.replaceBy(opened.clients, (renewed) => clients.useTls(clientsTls!, renewed));
+      tls.clients = clientsTls;
+      tls.proxies = opened.proxies;
+      this.#refreshProxyTls();
+    });
+    return { listeners: opened.forwards.listeners, clients: clientsTls };
+  }
+
+  async #prepareStore(change: Change, next: LoadBalancerOptions): Promise<void> {
+    if (!differs(this.#options.store, next.store)) return;
+    await this.#runtime.store.prepare(change, next.store, ENTRY_TTL_MS, (other) => {
+      if (other === undefined) return;
+      this.#locator.use(other, next.store.type);
+      this.#published.use(other);
+      this.#shared.store = other;
+    });
+  }
+
+  #apply(next: LoadBalancerOptions): void {
+    const { connectTimeout: connectTimeoutMs, responseTimeout: responseTimeoutMs } = next.httpConnector;
+    this.#options = next;
+    this.#opened.endpoints.autoConfig = autoConfigOf(next);
+    Object.assign(this.#dialing, { connectTimeoutMs, responseTimeoutMs } satisfies DialerTimeouts);
+  }
+}
+
+/** The options whose change may forbid what is open. */
+function rulesOf({ auth, forward, httpProxy: { hostWhitelist, agentSuffix } }: LoadBalancerOptions): unknown {
+  return [auth, forward, hostWhitelist, agentSuffix];
 }
 
 /**
@@ -268,37 +323,17 @@ export async function checkLoadBalancerOptions(
   options: LoadBalancerOptions,
   { net, stateDirectory }: { readonly net: TlsCheck; readonly stateDirectory?: string },
 ): Promise<void> {
-  await checkAuthOptions(options.auth);
-  checkClientCertificates(options);
-  checkLogout(options);
-  checkListenAddresses({ ...options, published: publishedListeners(options) });
-  await checkAdminOptions(options.admin, net);
-  await checkClusterOptions(options);
-  await checkForwards(options.forward, forwardRulesOf(options));
+  await checkParts(withPublished(options), net, TRAITS);
   await checkPublished(options);
-  const directory = stateDirectoryOf(options, { stateDirectory });
-  const acme = await openAcme(options.acme, { directory, hosts: acmeHosts(options.forward), hasStore: true });
-  await openTls(options, { log: silentLogger, net, acme, directory, isCheck: true });
+  const acme = await openLoadBalancerAcme(options, { stateDirectory });
+  await openLoadBalancerTls(options, { log: silentLogger, net, acme, stateDirectory, isCheck: true });
   await openCertificateDirectory(options, { log: silentLogger, net });
-  await checkStoreOptions(options.store);
-  await checkTracingOptions(options.tracing);
 }
 
-function forwardRulesOf({ auth }: LoadBalancerOptions, hasOwnAuthenticator = false): CheckForwards {
-  return {
-    authType: hasOwnAuthenticator ? undefined : clientScheme(auth),
-    isAuthenticatedAgain: true,
-    knowsCertificates: knowsCertificates(auth),
-  };
-}
-
-function publishedListeners({ published }: LoadBalancerOptions): { listen: string; network: string }[] {
-  return published.flatMap((record) => publishedPorts(record).map(({ listen }) => ({ listen, network: record.network })));
-}
-
-/** Whether the proxies, which have the same options, know clients by their certificates. */
-function knowsCertificates({ clients }: LoadBalancerOptions["auth"]): boolean {
-  return clients.includes("mtls");
+/** The options, with a record for each port at which lb serves what agents publish. */
+function withPublished(options: LoadBalancerOptions) {
+  const published = options.published.flatMap((record) => publishedPorts(record).map(({ listen }) => ({ ...record, listen })));
+  return { ...options, published };
 }
 
 /** @throws {ConfigError} for a token that cannot be read, or a missing certificate */
@@ -333,60 +368,6 @@ async function listenPublished(
       log.info("serving what agents publish", { clients: listener.address, network, port });
     }
   }
-}
-
-interface LoadBalancerTls {
-  /** Missing for plain HTTP from clients. */
-  clients?: ReloadableTls<ServerTls>;
-  readonly forwards: ForwardTls;
-  /** Missing for plain HTTP to proxies. */
-  proxies?: ReloadableTls<ClientTls>;
-}
-
-interface OpenTls {
-  readonly log: Logger;
-  readonly net: TlsCheck;
-  readonly acme?: Acme;
-  readonly directory: StateDirectory;
-  /** Whether no file is written. */
-  readonly isCheck?: boolean;
-}
-
-/** Name of the certificate in the state directory that clients get until the authority has issued one, without `.pem`. */
-const CLIENT_CERTIFICATE = "lb";
-
-function stateDirectoryOf({ stateDir }: LoadBalancerOptions, { stateDirectory }: { readonly stateDirectory?: string }): StateDirectory {
-  return { path: stateDir || stateDirectory, required: Boolean(stateDir) };
-}
-
-async function openTls(
-  { httpProxy, httpConnector, forward, acme: { challenge } }: LoadBalancerOptions,
-  { log, net, acme, directory, isCheck = false }: OpenTls,
-): Promise<LoadBalancerTls> {
-  const { enable, file: { key, cert } } = httpProxy.tls;
-  const managedFile = acme?.certificateFile;
-  if (managedFile !== undefined && (!enable || key || cert)) {
-    throw new ConfigError(
-      `Cannot use --acme.domain: ${enable ? "clients get the certificate of --http-proxy.tls" : "--http-proxy.tls.enable is not set"}`,
-    );
-  }
-  if (acme && challenge === "tls-alpn-01" && !enable && forward.every(({ network }) => network !== "https")) {
-    throw new ConfigError("Cannot use --acme.challenge tls-alpn-01: there is no TLS port to answer at; set --http-proxy.tls.enable");
-  }
-  const hasDirectory = httpProxy.tls.certDir !== undefined && !enable;
-  const selfSigned = acme === undefined && !hasDirectory
-    ? undefined
-    : await (isCheck ? checkSelfSigned(CLIENT_CERTIFICATE, directory) : openSelfSigned(CLIENT_CERTIFICATE, directory, log));
-  const deps = { log, net };
-  if (!httpProxy.tls.enable) refuseWithoutTls("http-proxy.tls", httpProxy.tls);
-  if (!httpConnector.tls.enable) refuseWithoutTls("http-connector.tls", httpConnector.tls);
-  const own = managedFile === undefined ? {} : { managedFile, selfSigned };
-  const clients = enable ? await openServerTls("http-proxy.tls", httpProxy.tls, { ...deps, ...own }) : undefined;
-  return {
-    clients,
-    forwards: await openForwardTls(forward, clients, { ...deps, selfSigned, hasDirectory }),
-    proxies: httpConnector.tls.enable ? await openClientTls("http-connector.tls", httpConnector.tls, deps) : undefined,
-  };
 }
 
 /** Unique to this process: a chain of two load balancers is no loop. */
