@@ -245,7 +245,10 @@ class ForwardedRequest {
       if (final) this.record.status = response.status;
       // HTTP/1.0 has no interim responses (RFC 9110 §15.2)
       if (final || this.request.version !== "1.0") {
-        await this.#write(rewriteResponse(response, framingOf(this.request, response), this.by, this.isPersistent));
+        const written = this.#write(rewriteResponse(response, framingOf(this.request, response), this.by, this.isPersistent));
+        // an origin of HTTP/2 may send any number of them while the client does not read: they are counted here, not kept
+        if (!final) written.catch(() => {}); // the next write fails, too
+        else await written;
       }
       if (final) return { response, rest: buffer };
       interim++;

@@ -1,10 +1,14 @@
 // A server of HTTP/2 without TLS that responds as gRPC does. Prints its port, and each stream that its client resets. It echoes each message,
-// or responds with a head alone to `/nothing`.
+// or responds with a head alone to `/nothing`, and after interim responses to `/interim`.
 import { createServer } from "node:http2";
 
 const server = createServer();
 server.on("stream", (stream, headers) => {
   if (headers[":path"] === "/nothing") return stream.respond({ ":status": 200, "grpc-status": "5" }, { endStream: true });
+  if (headers[":path"] === "/interim") {
+    stream.additionalHeaders({ ":status": 100 });
+    stream.additionalHeaders({ ":status": 103, link: "</a.css>" });
+  }
   const seen = [headers[":authority"], headers[":scheme"], headers.te, headers["content-length"], headers["x-forwarded-proto"]].join();
   stream.respond({ ":status": 200, "content-type": "application/grpc" }, { waitForTrailers: true });
   let sent;

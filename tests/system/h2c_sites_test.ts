@@ -10,6 +10,7 @@ import { Web } from "../../testing/web.ts";
 
 interface Result {
   readonly status?: number;
+  readonly interim?: number[];
   readonly data: string;
   readonly code: number;
   readonly proxyStatus?: string;
@@ -48,9 +49,18 @@ after(async () => {
 });
 
 /** Sends requests on one connection of HTTP/2. */
-async function request(...requests: { path: string; sent?: string | null; sendsFirst?: boolean; resets?: boolean }[]): Promise<Result[]> {
-  const all = requests.map(({ path, ...rest }) => ({
-    headers: { ":method": "POST", ":scheme": "https", ":authority": `localhost:${port}`, ":path": path, te: "trailers" },
+async function request(
+  ...requests: { path: string; expect?: string; sent?: string | null; sendsFirst?: boolean; resets?: boolean }[]
+): Promise<Result[]> {
+  const all = requests.map(({ path, expect, ...rest }) => ({
+    headers: {
+      ":method": "POST",
+      ":scheme": "https",
+      ":authority": `localhost:${port}`,
+      ":path": path,
+      te: "trailers",
+      ...expect === undefined ? {} : { expect },
+    },
     ...rest,
   }));
   const { exitCode, stdout, stderr } = await runToEnd("node", [
@@ -86,6 +96,19 @@ describe("a web site with a server of gRPC", () => {
       response,
       /^HTTP\/1\.1 200 [^]*\r\n5\r\nhello\r\n0\r\ngrpc-status: 0\r\nx-seen: .*,http,trailers,,https\r\nx-sent: 1\r\n\r\n$/,
     );
+  });
+
+  it("sends interim responses to visitors of either version", async () => {
+    const [result] = await request({ path: "/interim", sent: "body", expect: "100-continue" });
+    assert.deepEqual([result!.interim, result!.status, result!.data], [[100, 103], 200, "body"]);
+    using wire = await dialTls(`127.0.0.1:${port}`, { ca: site.authority.cert });
+    await wire.write(
+      `POST /interim HTTP/1.1\r\nHost: localhost:${port}\r\nExpect: 100-continue\r\nConnection: close\r\nContent-Length: 4\r\n\r\n`,
+    );
+    assert.match(await wire.readUntil("\r\n\r\n"), /^HTTP\/1\.1 100 /);
+    assert.match(await wire.readUntil("\r\n\r\n"), /^HTTP\/1\.1 103 [^]*\r\nlink: <\/a\.css>\r\n/);
+    await wire.write("body");
+    assert.match((await wire.readAll()).toString(), /^HTTP\/1\.1 200 [^]*\r\n4\r\nbody\r\n/);
   });
 
   it("sees it when a visitor resets a request", async () => {

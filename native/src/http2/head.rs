@@ -86,6 +86,18 @@ fn put_target<B>(request: &Request<B>, is_connect: bool, head: &mut BytesMut) {
     }
 }
 
+/// The status line and the fields of a response.
+fn put_status(status: StatusCode, fields: &HeaderMap, head: &mut BytesMut) {
+    head.put_slice(b"HTTP/1.1 ");
+    head.put_slice(status.as_str().as_bytes());
+    head.put_u8(b' ');
+    head.put_slice(status.canonical_reason().unwrap_or_default().as_bytes());
+    head.put_slice(b"\r\n");
+    for (name, value) in fields {
+        put_field(name, value.as_bytes(), head);
+    }
+}
+
 fn put_field(name: &HeaderName, value: &[u8], head: &mut BytesMut) {
     head.put_slice(name.as_str().as_bytes());
     head.put_slice(b": ");
@@ -196,14 +208,7 @@ pub fn response_head<B>(response: &Response<B>, asked: &Asked, has_body: bool) -
     };
     let status = protocol.map_or(response.status(), |_| StatusCode::SWITCHING_PROTOCOLS);
     let mut head = BytesMut::new();
-    head.put_slice(b"HTTP/1.1 ");
-    head.put_slice(status.as_str().as_bytes());
-    head.put_u8(b' ');
-    head.put_slice(status.canonical_reason().unwrap_or_default().as_bytes());
-    head.put_slice(b"\r\n");
-    for (name, value) in response.headers() {
-        put_field(name, value.as_bytes(), &mut head);
-    }
+    put_status(status, response.headers(), &mut head);
     if let Some(protocol) = protocol {
         put_field(&header::CONNECTION, b"Upgrade", &mut head);
         put_field(&header::UPGRADE, protocol.as_str().as_bytes(), &mut head);
@@ -222,6 +227,14 @@ pub fn response_head<B>(response: &Response<B>, asked: &Asked, has_body: bool) -
     }
     head.put_slice(b"\r\n");
     (head.freeze(), framing)
+}
+
+/// Returns the head of an interim response in the form of HTTP/1.1.
+pub fn interim_head(response: &Response<()>) -> Bytes {
+    let mut head = BytesMut::new();
+    put_status(response.status(), response.headers(), &mut head);
+    head.put_slice(b"\r\n");
+    head.freeze()
 }
 
 /// The end of a chunked body, with trailers.
@@ -369,6 +382,19 @@ mod tests {
         );
         assert_eq!(head(200, true, false), ("HTTP/1.1 200 OK\r\n\r\n".into(), Framing::Raw));
         assert_eq!(head(304, false, false), ("HTTP/1.1 304 Not Modified\r\n\r\n".into(), Framing::Raw));
+    }
+
+    #[test]
+    fn an_interim_response_has_no_framing() {
+        let response = Response::builder()
+            .status(103)
+            .header("link", "</a>; rel=preload")
+            .body(())
+            .unwrap();
+        assert_eq!(
+            &interim_head(&response)[..],
+            b"HTTP/1.1 103 Early Hints\r\nlink: </a>; rel=preload\r\n\r\n"
+        );
     }
 
     #[test]

@@ -241,6 +241,17 @@ impl Stream {
         match &mut *receiving {
             Receiving::Idle => Poll::Pending,
             Receiving::Response(response, asked) => {
+                // a tunnel has no use for them
+                if matches!(asked, Asked::Content { .. }) {
+                    match ready!(response.poll_informational(context)) {
+                        Some(Ok(interim)) => {
+                            let head = Received::Head(head::interim_head(&interim), Framing::Raw);
+                            return Poll::Ready(Some(Ok(head)));
+                        }
+                        Some(Err(error)) => return Poll::Ready(Some(Err(request_failure(&error)))),
+                        None => {} // the final one follows
+                    }
+                }
                 let response = ready!(Pin::new(response).poll(context));
                 let ((head, framing), body) = match response {
                     Ok(response) => {
