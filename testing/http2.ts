@@ -26,6 +26,7 @@ export class Http2Peer {
   #buffer = Buffer.alloc(0);
   /** Frames that {@link next} has returned. */
   #seen = 0;
+  answersPings = true;
 
   private constructor(readonly socket: Duplex) {}
 
@@ -92,7 +93,7 @@ export class Http2Peer {
       const frame = await this.#read();
       if (frame === undefined) return undefined;
       if (frame.type === SETTINGS && !(frame.flags & ACK)) await this.send(SETTINGS, ACK, 0);
-      if (frame.type === PING && !(frame.flags & ACK)) await this.send(PING, ACK, 0, frame.payload);
+      if (frame.type === PING && !(frame.flags & ACK) && this.answersPings) await this.send(PING, ACK, 0, frame.payload);
       if (!((frame.type === SETTINGS || frame.type === PING) && frame.flags & ACK)) this.frames.push(frame);
     }
   }

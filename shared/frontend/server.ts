@@ -51,6 +51,7 @@ export class Frontend {
   add(listener: ProtocolListener): void {
     if (this.#connections.isStopping) return listener.listener.close();
     this.#listeners.add(listener);
+    if (this.#connections.isDraining) listener.listener.startDraining();
     const running = this.#accept(listener).finally(() => {
       if (!this.#connections.isDraining) {
         this.#listeners.delete(listener); // it was closed, or accepts no more; otherwise the end of the drain does that
@@ -124,6 +125,7 @@ export class Frontend {
   async drain(timeoutMs: number, until?: Promise<void>): Promise<void> {
     const startedAt = performance.now();
     this.#connections.startDraining();
+    for (const { listener } of this.#listeners) listener.startDraining();
     {
       using unused = this.#connections.whenUnused();
       await withTimeout(timeoutMs, until ? Promise.race([until, unused.reached]) : unused.reached);

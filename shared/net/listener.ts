@@ -37,6 +37,11 @@ export interface ClientListener {
   /** Resolves with all ready connections, at least one; with `null` once it is closed. */
   accept(): Promise<Incoming[] | null>;
   /**
+   * Goes on accepting, but has clients that speak HTTP/2 open another connection for further requests (GOAWAY, RFC 9113 §6.8): those that are
+   * connected, and new ones after their first request. Does nothing for other clients.
+   */
+  startDraining(): void;
+  /**
    * Stops accepting connections and soon frees the address. Established connections are still delivered if their preambles arrive within 500 ms;
    * after the last one `accept` resolves with `null`. Clients that speak HTTP/2 are told (GOAWAY), and delivered streams stay open. `close` must
    * still be called.

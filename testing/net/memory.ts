@@ -503,6 +503,8 @@ class MemoryTcpListener implements TcpListener {
     this.#heads.configure(settings);
   }
 
+  startDraining(): void {} // there is no HTTP/2 in memory
+
   stopAccepting(): void {
     this.net.tcp.free(this);
     this.#heads.finish();

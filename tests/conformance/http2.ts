@@ -287,6 +287,28 @@ function endTests({ test }: Suite, connect: Connect): void {
     await client.reset(7);
     await writeToError(halfClosed.other, "reset", "stopped");
   });
+
+  test("ends a relay when the client's connection has taken its last bytes", async (net) => {
+    const { client, request, tunnel } = await connect(net, [[INITIAL_WINDOW_SIZE, 0x7fffffff]]);
+    await client.grant(0, 0x7fff0000);
+    const { waiting } = await fill(await tunnel(1), new Uint8Array(64 << 10), 32 << 20);
+    const target = await listenTcp(net, { preamble: "none" });
+    await client.connect(3);
+    const relay = await within(
+      net.connectAndSplice((await request()).stream, { host: "127.0.0.1", port: target.port, timeoutMs: 5_000 }, {
+        initialDataToA: RESPONSE,
+      }),
+    );
+    const { stream: other } = (await target.next())!;
+    await client.data(3, "", END_STREAM);
+    assert.equal(await readText(other), "");
+    await within(other.write(bytes("last")));
+    other.closeWrite();
+    assert.ok(await isPending(relay.ended));
+    assert.equal(await within(client.text(3)), "last");
+    assert.equal((await within(relay.ended)).error, undefined);
+    await within(waiting);
+  });
 }
 
 function headTests({ test }: Suite, connect: Connect): void {
@@ -341,6 +363,20 @@ function headTests({ test }: Suite, connect: Connect): void {
     const final = (await within(client.of(HEADERS, 1)))!;
     assert.doesNotMatch(final.payload.toString("latin1"), /connection/);
     assert.equal(await within(client.text(1)), "body");
+  });
+
+  test("sends what was written before a reset, even if its client does not read at once", async (net) => {
+    const { client, request, tunnel } = await connect(net, [[INITIAL_WINDOW_SIZE, 0x7fffffff]]);
+    await client.grant(0, 0x7fff0000);
+    const { waiting } = await fill(await tunnel(1), new Uint8Array(64 << 10), 32 << 20);
+    await client.connect(3);
+    const { stream } = await request();
+    await within(stream.write(bytes("HTTP/1.1 200 OK\r\n\r\nhalf")));
+    stream.reset(1);
+    assert.equal(await within(client.status(3)), 200);
+    assert.equal(await within(client.text(3, 4)), "half");
+    assert.equal(await within(client.code(RST_STREAM, 3)), CONNECT_ERROR);
+    await within(waiting);
   });
 
   test("resets a stream whose response has no head", async (net) => {
@@ -448,6 +484,47 @@ function lifetimeTests({ test }: Suite, connect: Connect): void {
     stream.close();
     assert.equal(await within(client.text(1)), "");
     assert.equal(await within(client.of(DATA, 1)), undefined);
+  });
+
+  test("tells its client when the listener drains, which goes on accepting", async (net) => {
+    const { client, listener, next, port, tunnel } = await connect(net);
+    const stream = await tunnel(1);
+    const idle = await Http2Peer.open(await dialTcp(net, port));
+    await within(idle.of(SETTINGS));
+    listener.startDraining();
+    const last = async (of: Http2Peer) => (await within(of.of(GOAWAY)))?.payload.readUInt32BE(0);
+    assert.deepEqual([await last(client), await last(client)], [0x7fffffff, 1]);
+    await idle.connect(1); // it has had no request yet
+    assert.deepEqual([await last(idle), await last(idle)], [0x7fffffff, 1]);
+    await within((await next())!.stream.write(RESPONSE));
+    assert.equal(await within(idle.status(1)), 200);
+    await client.data(1, "still there", END_STREAM);
+    assert.equal(await readText(stream), "still there");
+    stream.close();
+    assert.equal(await within(client.text(1)), "");
+    assert.equal(await within(client.of(DATA)), undefined); // the end
+  });
+
+  test("ends with its last stream, though its client answers no PING", async (net) => {
+    const { client, listener, tunnel } = await connect(net);
+    const stream = await tunnel(1);
+    client.answersPings = false;
+    listener.startDraining();
+    assert.equal(await within(client.code(GOAWAY)), NO_ERROR);
+    await client.data(1, "", END_STREAM);
+    stream.close();
+    assert.equal(await within(client.text(1)), "");
+    assert.equal((await within(client.of(GOAWAY)))?.payload.readUInt32BE(0), 1);
+    assert.equal(await within(client.of(DATA)), undefined); // the end
+  });
+
+  test("refuses a request that comes after the listener has stopped, so that it may be sent again", async (net) => {
+    const { client, listener, next, tunnel } = await connect(net);
+    await tunnel(1);
+    listener.stopAccepting();
+    assert.equal(await next(), null);
+    await client.connect(3);
+    assert.equal(await within(client.code(RST_STREAM, 3)), REFUSED_STREAM);
   });
 
   test("ends soon after the listener if it has no stream", async (net) => {

@@ -13,7 +13,7 @@ import type { Duplex } from "../../shared/net/stream.ts";
 import { MalformedRequestError, TunnelError } from "../../shared/tunnel/errors.ts";
 import type { TunnelRequest } from "../../shared/tunnel/request.ts";
 import { bytes, readText, readTextExactly, until, within } from "../conformance/support.ts";
-import { ask, connectTo, LogBook, Queue, streamPair, withNet } from "../../testing/network.ts";
+import { ask, connectTo, instead, LogBook, Queue, streamPair, withNet } from "../../testing/network.ts";
 
 /** Longest line in bytes. */
 const MAX_LINE = 1_024;
@@ -188,5 +188,31 @@ describe("a client protocol", () => {
       client.close();
       await within(drained);
       assert.equal(frontend.open, 0);
+    }));
+
+  it("has its listeners drain before they stop accepting, also one that is added meanwhile", () =>
+    withBench(async ({ net, frontend, lines, dialled }) => {
+      const calls: string[] = [];
+      const add = async (name: string) => {
+        const listener = await net.listenTcp({ address: "127.0.0.1:0", preamble: "none" });
+        const watched = instead(listener, {
+          startDraining: () => void calls.push(`${name} drains`),
+          stopAccepting: () => {
+            calls.push(`${name} stops`);
+            listener.stopAccepting();
+          },
+        });
+        frontend.add({ listener: watched, protocol: createLines() });
+      };
+      const client = await send(net, lines, "site db:1\n");
+      const { far } = await dialled.next();
+      await add("first");
+      const drained = frontend.drain(10_000);
+      await add("second");
+      assert.deepEqual(calls, ["first drains", "second drains"]);
+      far.close();
+      client.close();
+      await within(drained);
+      assert.deepEqual(calls.slice(2), ["first stops", "second stops"]);
     }));
 });

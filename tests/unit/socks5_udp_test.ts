@@ -47,6 +47,8 @@ class FakeSocket implements UdpListener {
     return this.#flows.next();
   }
 
+  startDraining(): void {}
+
   stopAccepting(): void {}
 
   close(): void {

@@ -15,6 +15,7 @@ use tokio::time::{sleep, timeout};
 
 use super::connection::{Transport, LAST_FRAMES};
 use super::errors::{not_http2, read_failure};
+use super::flush::{self, Flush};
 use super::stream;
 use super::streams::{Streams, CONNECTION_WINDOW, DATA_FRAME_BUDGET, MAX_FORGOTTEN, SEND_BUFFER, STREAM_WINDOW};
 use crate::error::{NetError, NetErrorCode};
@@ -48,6 +49,8 @@ pub struct Client {
 
 /// Starts HTTP/2 within `limit`. `not-http2`: the server speaks something else.
 pub async fn open(transport: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, limit: Duration) -> Result<Client, NetError> {
+    let streams = Arc::<Streams>::default();
+    let (transport, flush) = flush::watch(transport, &streams);
     let opening = async {
         let transport: Box<dyn Transport> = Box::new(Checked { transport, read: 0 });
         // no streams until the settings of the server are known
@@ -64,9 +67,8 @@ pub async fn open(transport: impl AsyncRead + AsyncWrite + Send + Unpin + 'stati
     let (requests, mut connection) = timeout(limit, opening)
         .await
         .map_err(|_| NetError::remote(NetErrorCode::TimedOut, "The server did not start HTTP/2 in time"))??;
-    let streams = Arc::<Streams>::default();
     let lost = keep_alive(connection.ping_pong());
-    let task = tokio::spawn(run(connection, streams.clone(), lost)).abort_handle();
+    let task = tokio::spawn(run(connection, streams.clone(), flush, lost)).abort_handle();
     Ok(Client { requests, streams, task })
 }
 
@@ -96,12 +98,13 @@ fn failure(error: &h2::Error) -> NetError {
 /// is waited for. `not-http2` when reading: the other end speaks something else. It is not pinged, which servers of gRPC take for a flood.
 pub async fn open_over(carrier: Halves) -> Result<Halves, NetError> {
     let (near, far) = tokio::io::duplex(PIPE);
-    let transport: Box<dyn Transport> = Box::new(Checked { transport: near, read: 0 });
-    let (requests, connection) = builder(1).handshake(transport).await.map_err(|error| failure(&error))?;
     let streams = Arc::<Streams>::default();
+    let (transport, flush) = flush::watch(near, &streams);
+    let transport: Box<dyn Transport> = Box::new(Checked { transport, read: 0 });
+    let (requests, connection) = builder(1).handshake(transport).await.map_err(|error| failure(&error))?;
     let (reader, writer) = stream::open(false, requests, streams.clone());
     tokio::spawn(async move {
-        let (carrying, running) = (carry(carrier, far), run(connection, streams, pending()));
+        let (carrying, running) = (carry(carrier, far), run(connection, streams, flush, pending()));
         tokio::pin!(carrying, running);
         tokio::select! {
             () = &mut running => drop(timeout(LAST_FRAMES, carrying).await),
@@ -130,7 +133,7 @@ async fn carry(carrier: Halves, pipe: DuplexStream) {
         let mut buffer = ReadBuffer::default();
         while let Ok(Some(data)) = reader.read_with(&mut buffer).await {
             if to.write_all(&data).await.is_err() {
-                return;
+                return pending().await; // the connection has ended, and its last frames are still to be sent
             }
         }
     };
@@ -168,7 +171,7 @@ impl Client {
 }
 
 /// Runs the connection until it is lost, which `lost` may say, or until nothing uses it any more.
-async fn run(mut connection: Connection, streams: Arc<Streams>, lost: impl Future<Output = ()>) {
+async fn run(mut connection: Connection, streams: Arc<Streams>, mut flush: Flush, lost: impl Future<Output = ()>) {
     tokio::pin!(lost);
     let mut window = CONNECTION_WINDOW;
     loop {
@@ -176,7 +179,9 @@ async fn run(mut connection: Connection, streams: Arc<Streams>, lost: impl Futur
             biased;
             // its streams learn how it ended
             _ = &mut connection => return,
+            () = flush.run() => {}
             () = streams.changed() => {
+                flush.take();
                 if window != streams.window() {
                     window = streams.window();
                     connection.set_target_window_size(window);

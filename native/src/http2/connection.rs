@@ -11,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout, Instant};
 
+use super::flush::{self, Flush};
 use super::head::request_head;
 use super::stream;
 use super::streams::{Streams, CONNECTION_WINDOW, DATA_FRAME_BUDGET, MAX_FORGOTTEN, MAX_STREAMS, SEND_BUFFER, STREAM_WINDOW};
@@ -41,6 +42,16 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
 type Connection = server::Connection<Box<dyn Transport>, Bytes>;
 type Accepted = (Request<RecvStream>, SendResponse<Bytes>);
 
+/// Whether a listener goes on.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ListenerState {
+    Accepting,
+    /// It accepts, but clients that have had a request served should go elsewhere.
+    Draining,
+    /// It has stopped accepting.
+    Stopped,
+}
+
 /// Who connects, and what its listener has for it.
 pub struct Client {
     pub remote: String,
@@ -48,8 +59,7 @@ pub struct Client {
     pub key: Option<AddressKey>,
     pub pending: Arc<PendingHeads>,
     pub accept_queue: Arc<AcceptQueue<Incoming>>,
-    /// True once the listener has stopped accepting.
-    pub draining: watch::Receiver<bool>,
+    pub listener: watch::Receiver<ListenerState>,
 }
 
 /// Starts HTTP/2 on a stream. `None`: the peer has sent nothing, as health checks do, or has gone. A stream that begins with something else is
@@ -68,6 +78,8 @@ where
             return Err((stream, not_http2(&read)));
         }
     }
+    let streams = Arc::default();
+    let (stream, flush) = flush::watch(stream, &streams);
     let (reader, writer) = tokio::io::split(stream);
     let transport: Box<dyn Transport> = Box::new(tokio::io::join(PREFACE.chain(reader), writer));
     let connection = server::Builder::new()
@@ -82,8 +94,12 @@ where
         .handshake(transport)
         .await;
     let Ok(connection) = connection else { return Ok(None) };
-    let (tcp, streams) = (tcp.clone(), Arc::default());
-    Ok(Some(Http2 { connection, tcp, streams }))
+    Ok(Some(Http2 {
+        connection,
+        tcp: tcp.clone(),
+        streams,
+        flush,
+    }))
 }
 
 fn not_http2(first: &[u8]) -> NetError {
@@ -100,6 +116,7 @@ pub struct Http2 {
     connection: Connection,
     tcp: Arc<Tcp>,
     streams: Arc<Streams>,
+    flush: Flush,
 }
 
 impl Http2 {
@@ -123,20 +140,24 @@ impl Http2 {
             let _ = client.accept_queue.push(Incoming::new(None, client.remote, Err(error)));
             // dropped if the queue is closed
         }
-        let Self { connection, tcp, .. } = self;
-        drop(connection); // its streams learn that it is lost
+        let Self {
+            connection, tcp, flush, ..
+        } = self;
+        drop((connection, flush)); // its streams learn that it is lost
         tcp.end(READ_ENDED | WRITE_ENDED);
         tcp.linger().await;
     }
 
     async fn deliver(&mut self, client: &Client, permit: HeadPermit, time: Duration, is_new: &mut bool) -> Ended {
         let mut permit = Some(permit);
-        let mut draining = client.draining.clone();
+        let mut listener = client.listener.clone();
         let mut is_draining = false;
         let mut window = CONNECTION_WINDOW;
         let idle = sleep(time);
         tokio::pin!(idle);
         loop {
+            // a client that connects in order to send one request must get it served
+            let leaves_at = if *is_new { ListenerState::Stopped } else { ListenerState::Draining };
             tokio::select! {
                 biased;
                 accepted = accept(&mut self.connection, &client.accept_queue) => match accepted {
@@ -147,8 +168,9 @@ impl Http2 {
                     Some(Err(error)) => return Ended::ByPeer(Some(error)),
                     None => return Ended::ByPeer(None),
                 },
-                () = self.streams.changed() => {}
-                _ = draining.wait_for(|draining| *draining), if !is_draining => {
+                () = self.flush.run() => {}
+                () = self.streams.changed() => self.flush.take(),
+                _ = listener.wait_for(|state| *state >= leaves_at), if !is_draining => {
                     is_draining = true;
                     self.connection.graceful_shutdown();
                     if permit.is_some() {
@@ -183,11 +205,15 @@ impl Http2 {
         let method = request.method().clone();
         let (head, framing) = request_head(&request, !request.body().is_end_stream());
         let (reader, writer) = stream::accept(&method, framing, request.into_body(), respond, self.streams.clone());
+        let stream = reader.stream().clone();
         let halves = Halves::new(ReadHalf::Http2(reader), WriteHalf::Http2(writer));
         let mut incoming = Incoming::new(Some(halves), client.remote.clone(), Ok(Some(head)));
         incoming.peer = client.peer.clone();
         incoming.is_http2 = true;
-        let _ = client.accept_queue.push(incoming); // if the queue is closed, the stream is reset
+        if let Err(incoming) = client.accept_queue.push(incoming) {
+            stream.refuse();
+            drop(incoming);
+        }
     }
 }
 

@@ -4,6 +4,7 @@ pub mod body;
 pub mod client;
 pub mod connection;
 mod errors;
+mod flush;
 pub mod head;
 mod shared_waker;
 pub mod stream;

@@ -39,6 +39,7 @@ pub struct Stream {
     receive_waker: SharedWaker,
     role: Role,
     has_response: AtomicBool,
+    is_refused: AtomicBool,
     /// It counts among those that have a window of their own.
     has_window: AtomicBool,
     streams: Arc<Streams>,
@@ -67,6 +68,13 @@ enum Receiving {
     Response(ResponseFuture, Asked),
     Body(RecvStream),
     Over,
+}
+
+/// A stream that is to be reset: it was dropped without both ends.
+pub struct CutStream {
+    sending: Sending,
+    reason: Reason,
+    has_response: bool,
 }
 
 /// What a stream receives.
@@ -131,6 +139,7 @@ fn halves(role: Role, sending: Sending, receiving: Receiving, framing: Framing, 
         receive_waker: SharedWaker::new(),
         role,
         has_response: AtomicBool::new(false),
+        is_refused: AtomicBool::new(false),
         has_window: AtomicBool::new(false),
         streams,
     });
@@ -155,21 +164,31 @@ fn halves(role: Role, sending: Sending, receiving: Receiving, framing: Framing, 
 impl Drop for Owner {
     fn drop(&mut self) {
         let Self { stream, ended } = self;
-        let mut sending = lock(&stream.sending);
+        let sending = std::mem::replace(&mut *lock(&stream.sending), Sending::Over);
         if *ended.get_mut() != READ_ENDED | WRITE_ENDED {
-            let was_reset = sending.poll_reset(&mut Context::from_waker(Waker::noop())).is_ready();
-            sending.reset(stream.reason());
-            stream.streams.ended(was_reset && !stream.has_response());
+            stream.streams.cut(CutStream {
+                sending,
+                reason: stream.reason(),
+                has_response: stream.has_response(),
+            });
         } else {
             stream.streams.ended(false);
+            drop(sending);
         }
-        // without them `h2` ends the stream: after an early response with RST_STREAM(NO_ERROR) (RFC 9113 §8.1)
-        *sending = Sending::Over;
-        drop(sending);
+        // without both of them `h2` ends the stream: after an early response with RST_STREAM(NO_ERROR) (RFC 9113 §8.1)
         *lock(&stream.receiving) = Receiving::Over;
         if stream.has_window.load(Ordering::Relaxed) {
             stream.streams.remove_window();
         }
+    }
+}
+
+impl CutStream {
+    /// Resets it, which discards what the connection has not written.
+    pub fn reset(mut self, streams: &Streams) {
+        let was_reset = self.sending.poll_reset(&mut Context::from_waker(Waker::noop())).is_ready();
+        self.sending.reset(self.reason);
+        streams.ended(was_reset && !self.has_response);
     }
 }
 
@@ -201,8 +220,14 @@ impl Stream {
         match self.role {
             Role::Client { is_connect: true } | Role::Server { is_connect: true, .. } if self.has_response() => Reason::CONNECT_ERROR,
             Role::Client { .. } => Reason::CANCEL,
+            Role::Server { .. } if self.is_refused.load(Ordering::Relaxed) => Reason::REFUSED_STREAM,
             Role::Server { .. } => Reason::INTERNAL_ERROR,
         }
+    }
+
+    /// Nothing has looked at the request: the client may send it again (RFC 9113 §8.7).
+    pub fn refuse(&self) {
+        self.is_refused.store(true, Ordering::Relaxed);
     }
 
     /// Bytes received and not read.
@@ -476,6 +501,11 @@ impl SendHalf {
             true => Ok(()),
             false => Err(stream.send_failure(&mut sending)),
         }
+    }
+
+    /// Resolves when the connection has written what was sent.
+    pub async fn flushed(&self) {
+        self.owner.stream.streams.flushed().await;
     }
 
     pub fn stopped(&self) -> impl Future<Output = NetError> + Send + 'static {

@@ -3,6 +3,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::Notify;
 
+use super::flush::Queue;
+use super::stream::CutStream;
+
 /// Concurrent streams of a connection. With their windows they stay below the largest window of a connection (RFC 9113 §6.9.1).
 pub const MAX_STREAMS: u32 = 1_000;
 /// Receive window of a stream in bytes: 40 MB/s over a path of 50 ms. It does not grow: `h2` has one for all streams. What a tunnel holds of it
@@ -25,6 +28,7 @@ pub struct Streams {
     windows: AtomicUsize,
     /// Requests that were reset before their response, less those that have completed.
     resets: AtomicUsize,
+    pub(super) flush: Queue,
     changed: Notify,
 }
 
@@ -39,6 +43,19 @@ impl Streams {
         let count = |resets: usize| if was_reset { resets.checked_add(1) } else { resets.checked_sub(1) };
         let _ = self.resets.fetch_update(Ordering::Relaxed, Ordering::Relaxed, count); // stays 0
         self.changed.notify_one();
+    }
+
+    /// Has the connection reset a stream after it has written what was sent there.
+    pub fn cut(&self, stream: CutStream) {
+        self.flush.reset(stream);
+        self.changed.notify_one();
+    }
+
+    /// Resolves when the connection has written what was sent.
+    pub async fn flushed(&self) {
+        let flushed = self.flush.flushed();
+        self.changed.notify_one();
+        flushed.await;
     }
 
     pub fn add_window(&self) {

@@ -440,12 +440,14 @@ async fn closed(writer: &Writer) {
     let _ = timeout(LINGER_TIMEOUT, both).await; // what is not sent by then is lost
 }
 
-/// Resolves when a QUIC peer has received all data, or never will. Closing the connection before would discard data in flight.
+/// Resolves when a QUIC peer has received all data, or the kernel has that of a connection with other streams, or never will. What ends after
+/// that, the process even, discards nothing.
 pub(super) async fn received(writer: &Writer) {
     match &writer.half {
         WriteHalf::Quic(stream, _) => drop(stream.stopped().await), // a lost connection is reported elsewhere
         WriteHalf::TlsLink(stream) => stream.flushed().await,
-        WriteHalf::Tcp(_) | WriteHalf::Tls(..) | WriteHalf::Udp(_) | WriteHalf::Http2(_) | WriteHalf::Stdio(_) => {}
+        WriteHalf::Http2(stream) => stream.flushed().await,
+        WriteHalf::Tcp(_) | WriteHalf::Tls(..) | WriteHalf::Udp(_) | WriteHalf::Stdio(_) => {}
     }
 }
 

@@ -71,6 +71,7 @@ export interface Engine {
   tcpAccept(op: number, listener: number): void;
   tcpSetTls(listener: number, tls: EngineServerTls): RawResult;
   tcpConfigure(listener: number, tls: EngineServerTls | undefined, heads: Heads, links: number | undefined): RawResult;
+  tcpStartDraining(listener: number): void;
   tcpStopAccepting(listener: number): void;
   tcpClose(listener: number): void;
   connectTcp(

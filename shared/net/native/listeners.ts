@@ -36,6 +36,10 @@ export class NativeTcpListener implements TcpListener {
     check(this.#calls.engine.tcpConfigure(this.#id, tls && toEngineServerTls(tls), limits, linksId));
   }
 
+  startDraining(): void {
+    this.#calls.engine.tcpStartDraining(this.#id);
+  }
+
   stopAccepting(): void {
     this.#calls.engine.tcpStopAccepting(this.#id);
   }
@@ -63,6 +67,8 @@ export class NativeUdpListener implements UdpListener {
   get dropped(): number {
     return this.#dropped ?? this.#calls.engine.udpDropped(this.#id);
   }
+
+  startDraining(): void {} // its peers send no requests
 
   stopAccepting(): void {
     this.#calls.engine.udpStopAccepting(this.#id);

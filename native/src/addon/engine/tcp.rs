@@ -79,6 +79,14 @@ impl Engine {
     }
 
     #[napi]
+    pub fn tcp_start_draining(&self, listener: f64) {
+        let listener = lock(&self.state.tcp_listeners).get(&(listener as u64)).cloned();
+        if let Some(listener) = listener {
+            listener.start_draining();
+        }
+    }
+
+    #[napi]
     pub fn tcp_stop_accepting(&self, listener: f64) {
         let listener = lock(&self.state.tcp_listeners).get(&(listener as u64)).cloned();
         if let Some(listener) = listener {

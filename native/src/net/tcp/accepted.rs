@@ -16,7 +16,7 @@ use crate::addon::accept_queue::AcceptQueue;
 use crate::error::{NetError, NetErrorCode};
 use crate::http::head::{head_timeout, HeadLimits, Incoming, TlsPeer};
 use crate::http::pending_heads::{HeadPermit, PendingHeads};
-use crate::http2::connection::{self as http2, Client, Http2};
+use crate::http2::connection::{self as http2, Client, Http2, ListenerState};
 use crate::net::address::{canonical, AddressKeys};
 use crate::net::proxy_protocol;
 use crate::net::tls::ServerTls;
@@ -71,8 +71,7 @@ pub struct Shared {
     pub current: Mutex<Arc<Current>>,
     pub pending: Arc<PendingHeads>,
     pub accept_queue: Arc<AcceptQueue<Incoming>>,
-    /// True once it has stopped accepting.
-    pub draining: watch::Sender<bool>,
+    pub state: watch::Sender<ListenerState>,
 }
 
 impl Shared {
@@ -84,7 +83,7 @@ impl Shared {
             key: peers.keys.of(remote.ip()),
             pending: self.pending.clone(),
             accept_queue: self.accept_queue.clone(),
-            draining: self.draining.subscribe(),
+            listener: self.state.subscribe(),
         }
     }
 }
@@ -300,7 +299,7 @@ mod tests {
             current: Mutex::new(current.clone()),
             pending,
             accept_queue: Arc::new(AcceptQueue::new(1)),
-            draining: watch::Sender::new(false),
+            state: watch::Sender::new(ListenerState::Accepting),
         });
         let head = "PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\nGET / HTTP/1.1\r\n\r\n";
         client.write_all(head.as_bytes()).await.unwrap();

@@ -22,6 +22,7 @@ use crate::handover::channel::duplicate;
 use crate::handover::sockets::{Gate, Kind, Listening, Passed, Sockets};
 use crate::http::head::Incoming;
 use crate::http::pending_heads::PendingHeads;
+use crate::http2::connection::ListenerState;
 use crate::net::address::{bind_first, canonical};
 use crate::net::tls::ServerTls;
 use crate::stream::tcp_socket::Tcp;
@@ -83,7 +84,7 @@ impl Listener {
             pending: PendingHeads::new(current.limits.pending, current.limits.pending_per_address),
             current: Mutex::new(Arc::new(current)),
             accept_queue: accept_queue.clone(),
-            draining: watch::Sender::new(false),
+            state: watch::Sender::new(ListenerState::Accepting),
         });
         let task = sockets
             .runtime
@@ -123,6 +124,15 @@ impl Listener {
         Ok(())
     }
 
+    /// Goes on accepting, but sends clients of HTTP/2 elsewhere after their first request.
+    pub fn start_draining(&self) {
+        self.shared.state.send_if_modified(|state| {
+            let is_new = *state == ListenerState::Accepting;
+            *state = (*state).max(ListenerState::Draining);
+            is_new
+        });
+    }
+
     /// Stops accepting and frees the address soon. Clients that have already connected are still delivered.
     pub fn stop_accepting(&self) {
         self.stop.notify_one();
@@ -132,7 +142,7 @@ impl Listener {
     pub fn close(&self) {
         drop(lock(&self.socket).take());
         self.task.abort();
-        self.shared.draining.send_replace(true);
+        self.shared.state.send_replace(ListenerState::Stopped);
         self.accept_queue.close();
     }
 }
@@ -184,7 +194,7 @@ async fn accept(socket: Slot, mut gate: Gate, shared: Arc<Shared>, stop: Arc<Not
             () = std::future::ready(()), if stopping => break, // the kernel's queue is empty
             () = stop.notified() => {
                 stopping = true;
-                shared.draining.send_replace(true);
+                shared.state.send_replace(ListenerState::Stopped);
                 continue;
             }
         };
