@@ -7,6 +7,7 @@ import { handoverTests } from "./handovers.ts";
 import { headTests } from "./heads.ts";
 import { http2Tests } from "./http2.ts";
 import { http2ClientTests } from "./http2_client.ts";
+import { http2OverTests } from "./http2_over.ts";
 import { lifetimeTests } from "./lifetime.ts";
 import { linkTests } from "./links.ts";
 import { preambleTests } from "./preambles.ts";
@@ -27,6 +28,7 @@ export function conformance(adapter: Adapter): void {
         headTests,
         http2Tests,
         http2ClientTests,
+        http2OverTests,
         preambleTests,
         tcpTests,
         tlsTests,
