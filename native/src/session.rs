@@ -102,7 +102,7 @@ impl SessionListener {
         }
     }
 
-    /// Closes all sessions. Resolves when the peers of `sessions` were told.
+    /// Closes all sessions. Resolves when the peers of `sessions` have been notified.
     pub async fn close(&self, code: u32, reason: &str, sessions: Vec<Session>) {
         match self {
             Self::Quic(listener) => {
@@ -292,7 +292,7 @@ impl Session {
         }
     }
 
-    /// Resolves once the session has ended; if it was closed locally, once the peer was told.
+    /// Resolves once the session has ended; if it was closed locally, once the peer has been notified.
     pub async fn closed(&self) -> Closed {
         match self {
             Self::Quic(quic) => connection::describe(quic, &connection::closed(quic).await),
@@ -300,7 +300,7 @@ impl Session {
         }
     }
 
-    /// Whether the process of a silent peer is gone; see [`probe::probe`]. Over TCP the peer's system tells by itself.
+    /// Whether the process of a silent peer is gone; see [`probe::probe`]. Over TCP the peer's system reports it.
     pub async fn probe(&self) -> bool {
         match self {
             Self::Quic(quic) => probe::probe(quic).await,

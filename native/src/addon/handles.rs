@@ -102,7 +102,7 @@ const WARNING: f64 = 0.0;
 /// Objects by handle.
 pub type Table<T> = Mutex<HashMap<u64, Arc<T>>>;
 
-/// What is closed with the engine.
+/// Resources that are closed with the engine.
 pub trait Closable {
     fn close_now(&self);
 }
@@ -224,7 +224,7 @@ impl EngineState {
         })
     }
 
-    /// A limiter over those of the rates that still exist.
+    /// A limiter over the rates that still exist.
     pub fn rate_limiter(&self, rates: &[f64]) -> RateLimiter {
         if rates.is_empty() {
             return RateLimiter::default();

@@ -1,4 +1,4 @@
-//! The listening sockets of an engine: those that a successor can have, those that came from a predecessor, and whether they accept.
+//! The listening sockets of an engine: those for a successor, those from a predecessor, and whether they accept.
 use std::future::Future;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, OwnedFd};
@@ -38,7 +38,7 @@ impl Kind {
 pub struct Passed {
     pub socket: OwnedFd,
     /// Of QUIC: where this process and each earlier one receive what arrives for their connections, with the generation of each. The first
-    /// is this process's. Of other UDP: where this process receives what is not of the new one's peers.
+    /// is this process's. Of other UDP: the socket at which this process receives packets that are not from the new one's peers.
     pub relays: Vec<(u8, OwnedFd)>,
 }
 
@@ -51,7 +51,7 @@ impl From<OwnedFd> for Passed {
     }
 }
 
-/// A listener whose socket another process can have.
+/// A listener whose socket can be passed to another process.
 pub trait Listening: Send + Sync {
     /// Copies of its descriptors. Requires the runtime. The error is `NotConnected` if it has stopped accepting.
     fn pass(&self) -> io::Result<Passed>;
@@ -144,7 +144,7 @@ impl Sockets {
         });
     }
 
-    /// Lets listeners accept, or no longer. What they have accepted is not affected, and peers that connect meanwhile wait.
+    /// Starts or stops accepting. Accepted connections are not affected, and peers that connect meanwhile wait.
     pub fn set_accepting(&self, accepting: bool) {
         self.accepting.send_replace(accepting);
         let listeners: Vec<_> = lock(&self.offered).iter().filter_map(|one| one.listener.upgrade()).collect();
@@ -166,7 +166,7 @@ impl Sockets {
         lock(&self.inherited).clear();
     }
 
-    /// Passes all sockets on, also those that have not been taken. Requires the runtime.
+    /// Passes all sockets on, including those that were never used. Requires the runtime.
     pub async fn send(&self, channel: &Channel) -> io::Result<()> {
         let mut passed = Vec::new();
         for one in &*lock(&self.offered) {

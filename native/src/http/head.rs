@@ -1,4 +1,4 @@
-//! Finds the end of a request or response head in the bytes as they arrive. It does not parse what the head says.
+//! Finds the end of a request or response head in the bytes as they arrive, without parsing the head.
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -17,7 +17,7 @@ pub struct HeadLimits {
     pub pending_per_address: usize,
 }
 
-/// What the TLS handshake of a client has told.
+/// Information from the TLS handshake of a client.
 #[derive(Clone, Default)]
 pub struct TlsPeer {
     /// The name that it has asked for, in lower case.
@@ -34,7 +34,7 @@ pub struct Incoming {
     pub is_http2: bool,
     /// The address at which the peer has reached a listener whose preamble is no head.
     pub local: Option<String>,
-    /// What was read. Of a ClientHello, the server name that it has. With an error only the messages of a SOCKS client so far.
+    /// The data read. For a ClientHello, its server name. With an error, only the messages of a SOCKS client so far.
     pub head: Option<Bytes>,
     pub error: Option<NetError>,
 }

@@ -19,7 +19,7 @@ pub enum Body {
     Chunked(Chunks),
 }
 
-/// What a write has of a body.
+/// The part of a body in one write.
 #[derive(Debug, Default, PartialEq)]
 pub struct Part {
     pub content: Bytes,

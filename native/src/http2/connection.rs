@@ -1,4 +1,4 @@
-//! A connection of a client: delivers its requests, and bounds what it may take. An idle one counts as a pending request head.
+//! A connection of a client: delivers its requests, and bounds its resources. An idle one counts as a pending request head.
 use std::future::{pending, poll_fn};
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +25,7 @@ use crate::stream::tcp_socket::{Tcp, READ_ENDED, WRITE_ENDED};
 use crate::stream::writer::WriteHalf;
 use crate::stream::Halves;
 
-/// What a client sends first (RFC 9113 §3.4).
+/// The connection preface of a client (RFC 9113 §3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// How many more requests a client may reset before their response than it lets complete.
 const MAX_RESETS: usize = 200;
@@ -52,7 +52,7 @@ pub enum ListenerState {
     Stopped,
 }
 
-/// Who connects, and what its listener has for it.
+/// The client, and the resources of its listener.
 pub struct Client {
     pub remote: String,
     pub peer: TlsPeer,

@@ -47,7 +47,7 @@ pub fn request_failure(error: &h2::Error) -> NetError {
     }
 }
 
-/// What is written does not begin with the head of a `what`.
+/// The written data does not begin with the head of a `what`.
 pub fn malformed(what: &str) -> NetError {
     NetError::new(NetErrorCode::Internal, format!("This is not a {what} head"))
 }

@@ -1,4 +1,4 @@
-//! Translates heads between HTTP/2 and HTTP/1.1 (RFC 9113 §8.3), of servers and of clients. What they ask for is checked elsewhere.
+//! Translates heads between HTTP/2 and HTTP/1.1 (RFC 9113 §8.3), of servers and of clients. It does not check the requests themselves.
 use bytes::{BufMut, Bytes, BytesMut};
 use h2::ext::Protocol;
 use http::header::{self, HeaderName};
@@ -15,16 +15,16 @@ const CONNECTION_FIELDS: [HeaderName; 5] = [
     HeaderName::from_static("proxy-connection"),
 ];
 
-/// How a body that is received is read.
+/// The framing of a received body.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Framing {
-    /// As it is: the bytes of a tunnel, or a body whose length the head has.
+    /// Unframed: the bytes of a tunnel, or a body with its length in the head.
     Raw,
-    /// In chunks (RFC 9112 §7.1), as its length is not known.
+    /// In chunks (RFC 9112 §7.1), because its length is unknown.
     Chunked,
 }
 
-/// Returns the head of a request in the form of HTTP/1.1, and how what follows it is framed. `has_body`: something may follow. An extended
+/// Returns the head of a request in the form of HTTP/1.1, and the framing of its body. `has_body`: something may follow. An extended
 /// CONNECT (RFC 8441) becomes a GET with Upgrade.
 pub fn request_head<B>(request: &Request<B>, has_body: bool) -> (Bytes, Framing) {
     let protocol = request.extensions().get::<Protocol>();
@@ -129,7 +129,7 @@ pub fn response(head: &[u8]) -> Option<(Response<()>, Body)> {
     Some((response, body))
 }
 
-/// How a body is framed (RFC 9112 §6.3), `Some(None)` if nothing says so, and `None` if what says so is malformed.
+/// How a body is framed (RFC 9112 §6.3): `Some(None)` if the head does not say, and `None` if the fields for it are malformed.
 fn body_of(headers: &HeaderMap) -> Option<Option<Body>> {
     if headers.contains_key(header::TRANSFER_ENCODING) {
         return Some(Some(Body::Chunked(Chunks::default())));
@@ -179,7 +179,7 @@ pub fn request(head: &[u8]) -> Option<(Request<()>, Body)> {
     Some((request, body))
 }
 
-/// What a response is to.
+/// The kind of request that a response belongs to.
 #[derive(Clone, Debug)]
 pub enum Asked {
     /// CONNECT, of an extended one with its protocol.
@@ -200,7 +200,7 @@ impl Asked {
     }
 }
 
-/// Returns the head of a response in the form of HTTP/1.1, and how what follows it is framed. `has_body`: something may follow.
+/// Returns the head of a response in the form of HTTP/1.1, and the framing of its body. `has_body`: something may follow.
 pub fn response_head<B>(response: &Response<B>, asked: &Asked, has_body: bool) -> (Bytes, Framing) {
     let protocol = match asked {
         Asked::Tunnel(protocol) => protocol.as_ref().filter(|_| response.status().is_success()),

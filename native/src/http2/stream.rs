@@ -25,7 +25,7 @@ use crate::sync::lock;
 
 /// Longest head in bytes that is written, with what the proxy adds to that of an origin.
 const MAX_HEAD: usize = 128 << 10;
-/// What follows a response head in the same write, up to this size, waits for no credit: an error response must not wait for a client that
+/// Data in the same write after a response head, up to this size, waits for no credit: an error response must not wait for a client that
 /// grants none.
 const SMALL_BODY: usize = 16 << 10;
 
@@ -40,12 +40,12 @@ pub struct Stream {
     role: Role,
     has_response: AtomicBool,
     is_refused: AtomicBool,
-    /// It counts among those that have a window of their own.
+    /// It counts as a stream with a window of its own.
     has_window: AtomicBool,
     streams: Arc<Streams>,
 }
 
-/// What this side of the stream is.
+/// The role of this side of the stream.
 #[derive(Clone, Copy, PartialEq)]
 enum Role {
     Client { is_connect: bool },
@@ -62,7 +62,7 @@ enum Sending {
 }
 
 enum Receiving {
-    /// Nothing has been asked for yet.
+    /// No request has been sent yet.
     Idle,
     /// The response to a request.
     Response(ResponseFuture, Asked),
@@ -77,10 +77,10 @@ pub struct CutStream {
     has_response: bool,
 }
 
-/// What a stream receives.
+/// The receiving side of a stream.
 enum Received {
     Head(Bytes, Framing),
-    /// Its credit is to be returned.
+    /// Credit for the data must be returned.
     Data(Bytes),
     Trailers(HeaderMap),
 }
@@ -103,7 +103,7 @@ pub struct RecvHalf {
 /// The sending half.
 pub struct SendHalf {
     owner: Arc<Owner>,
-    /// Known from the head on.
+    /// Known once the head is written.
     body: Body,
     has_ended: bool,
 }
@@ -305,7 +305,7 @@ impl Stream {
 }
 
 impl RecvHalf {
-    /// The next bytes, at most `max`, or a whole head; `None` at the end. What arrived before a reset is returned first.
+    /// The next bytes, at most `max`, or a whole head; `None` at the end. Data that arrived before a reset is returned first.
     pub async fn read(&mut self, max: usize) -> Result<Option<Bytes>, NetError> {
         while self.rest.is_empty() {
             if self.has_ended {
@@ -366,7 +366,7 @@ impl Stream {
             .send_request(wanted, framing.is_empty())
             .map_err(|error| request_failure(&error))?;
         *lock(&self.receiving) = Receiving::Response(response, asked);
-        // what waited for it may be resolved by the connection from now on
+        // from now on the connection may resolve futures that waited for it
         self.receive_waker.notify();
         self.send_waker.notify();
         Ok((body, framing))
@@ -432,7 +432,7 @@ impl SendHalf {
         }
     }
 
-    /// Sends the head, of a response with interim ones before it. Returns what follows it; `None` if it is not complete.
+    /// Sends the head; that of a response may have interim ones before it. Returns the data after it; `None` if it is not complete.
     fn write_head(&mut self, mut data: Bytes) -> Result<Option<Part>, NetError> {
         let stream = &self.owner.stream;
         let mut sending = lock(&stream.sending);

@@ -1,5 +1,5 @@
-//! The place of a UDP listener among the processes that have, or had, its socket (docs/adr/0017-hand-over.md). The newest one reads it. What
-//! comes of a source that is new to it may belong to a flow of the process before, which keeps that, and returns the rest.
+//! The place of a UDP listener among the processes that have, or had, its socket (docs/adr/0017-hand-over.md). The newest one reads it. A
+//! packet from an unknown source may belong to a flow of the previous process, which keeps it or else returns it.
 use std::io::{self, ErrorKind, IoSlice};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -33,7 +33,7 @@ pub struct Succession {
     changed: Notify,
 }
 
-/// Which process has sent what a relay receives.
+/// The process that has sent the packets of a relay.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
     Socket,
@@ -79,7 +79,7 @@ impl Succession {
         lock(&self.relays).later.is_some()
     }
 
-    /// Resolves when a relay is readable, with whose. Never without relays; when they change, with `None`.
+    /// Resolves with the process of a readable relay, or with `None` when the relays change. Never resolves without relays.
     pub async fn readable(&self) -> Option<(Origin, Arc<UnixDatagram>)> {
         let (earlier, later) = {
             let relays = lock(&self.relays);
@@ -159,7 +159,7 @@ mod tests {
         next
     }
 
-    /// What a process receives of another one, and of which.
+    /// Packets that a process receives from another one, and the sending process.
     async fn received(by: &Succession) -> (Origin, SocketAddr, Vec<u8>) {
         loop {
             let Some((origin, relay)) = by.readable().await else { continue };

@@ -82,7 +82,7 @@ async fn a_flow_sends_what_fits_in_frames_and_the_rest_on_its_stream() {
     assert_eq!(received, lengths);
     assert_eq!(near.stats().frame_tx.datagram, 1 + 3);
 
-    // what is no datagram, and the part of one
+    // bytes that are not a datagram, and a part of one
     let others = [&[0x21, 2, 8, 9][..], &[0, 2, 5, 6], &[0, 9, 0]].concat();
     sender.write(&mut send, &others).await.unwrap();
     sender.flush(&mut send).await.unwrap();

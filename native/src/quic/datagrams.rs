@@ -92,7 +92,7 @@ impl Inbox {
         lock(&self.queue).take(BATCH).map(|batch| batch.capsules)
     }
 
-    /// Memory of what waits.
+    /// Memory of the queued datagrams.
     pub fn held(&self) -> u64 {
         lock(&self.queue).bytes() as u64
     }
@@ -159,7 +159,7 @@ impl Receiver {
         std::mem::take(&mut self.from_stream)
     }
 
-    /// The next capsules, datagrams or what was on the stream; `None` at the end of the stream.
+    /// The next capsules, from datagrams or from the stream; `None` at the end of the stream.
     pub async fn read(&mut self, stream: &mut RecvStream) -> Result<Option<Bytes>, NetError> {
         loop {
             match self.splitter.next_piece() {
@@ -181,7 +181,7 @@ impl Receiver {
         }
     }
 
-    /// What is left when the stream has ended: the datagrams that have overtaken its end, and the part of a capsule.
+    /// The rest after the end of the stream: datagrams that have overtaken the end, and an incomplete capsule.
     fn read_rest(&mut self) -> Option<Bytes> {
         let datagrams = match self.splitter.is_between() {
             true => self.inbox.take(),

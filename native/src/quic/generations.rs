@@ -1,4 +1,4 @@
-//! Connection ids that name a generation: a process among those that have, or had, a socket.
+//! Connection ids with a generation, which identifies one of the processes that have, or had, a socket.
 use quinn_proto::{ConnectionId, ConnectionIdGenerator, HashedConnectionIdGenerator, InvalidCid};
 
 /// Length of a connection id: the generation, then an id that its key verifies.

@@ -77,7 +77,7 @@ mod linux {
         Some(destination.filter(|to| offender == Some(to.ip())))
     }
 
-    /// Who reported that a port is closed, if the error says that.
+    /// The host that reported a closed port, if this is such an error.
     fn offender_of_closed_port(message: &libc::msghdr) -> Option<IpAddr> {
         // SAFETY: the kernel has filled the control buffer of `message`, which is still alive; CMSG_NXTHDR stays within it
         let mut next = unsafe { libc::CMSG_FIRSTHDR(message) };

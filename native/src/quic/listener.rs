@@ -145,7 +145,7 @@ impl Listener {
         self.accept_queue.close();
     }
 
-    /// Closes every connection. Resolves when the peers of `connections` were told.
+    /// Closes every connection. Resolves when the peers of `connections` have been notified.
     pub async fn close(&self, code: u32, reason: &str, connections: Vec<Connection>) {
         self.stop_accepting();
         connections.iter().for_each(signals::lift_cap);

@@ -16,7 +16,7 @@ const MIN_DURATION: Duration = Duration::from_millis(2_000);
 /// Delay of acknowledgements that a peer may add (RFC 9000 §18.2, max_ack_delay).
 const MAX_ACK_DELAY: Duration = Duration::from_millis(25);
 
-/// What the session reports as its end.
+/// The reported reason for the end of the session.
 pub const PEER_GONE: &str = "nothing answers, and the peer's system reports that its port is closed (ICMP)";
 
 /// Pings the peer, and returns whether its process is gone: nothing arrives for three probe timeouts (RFC 9002 §6.2), and the peer's own
@@ -40,7 +40,7 @@ pub async fn probe(connection: &Connection) -> bool {
     while start.elapsed() <= duration && connection.close_reason().is_none() {
         connection.ping();
         sleep(PING_INTERVAL).await;
-        // what a suspended process finds has arrived, but may not be read yet
+        // a process that was suspended may have received data that it has not read yet
         tokio::task::yield_now().await;
         if connection.stats().udp_rx.datagrams != received {
             return false;

@@ -1,4 +1,4 @@
-//! A packet as one process relays it to another: with what the socket told of it.
+//! A packet that one process relays to another, with the metadata from the socket.
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use quinn::udp::{EcnCodepoint, RecvMeta};

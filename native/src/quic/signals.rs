@@ -1,4 +1,4 @@
-//! What the streams of a connection, its congestion controller and its close tell each other.
+//! Signals between the streams of a connection, its congestion controller and its close.
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
@@ -109,7 +109,7 @@ impl ConnectionSignals {
         self.congestion_window.load(Ordering::Relaxed)
     }
 
-    /// Records what the controller knows of the path.
+    /// Records the controller's estimates of the path.
     pub fn record_path(&self, round_trip: Duration, congestion_window: u64) {
         self.round_trip.store(round_trip.as_micros() as u64, Ordering::Relaxed);
         self.congestion_window.store(congestion_window, Ordering::Relaxed);

@@ -22,7 +22,7 @@ use crate::sync::lock;
 
 /// Maximum number of peers that are probed at the same time.
 const MAX_WATCHED: usize = 256;
-/// Pause before the next attempt when the socket takes no more and tokio does not know when it will.
+/// Pause before the next attempt if the socket would block and tokio does not notice when it is writable.
 const FULL_PAUSE: Duration = Duration::from_millis(1);
 
 /// quinn's socket.
@@ -34,11 +34,11 @@ pub struct Socket {
     watched: Mutex<Vec<Arc<Watched>>>,
     /// Whether errors were ever reported on it. tokio considers a socket with an error writable for ever after.
     has_reported: AtomicBool,
-    /// The last send found no room.
+    /// The last send would have blocked.
     is_full: AtomicBool,
-    /// Of a listener.
+    /// The socket belongs to a listener.
     succession: Option<Succession>,
-    /// The listener accepts no more connections, and keeps the socket for those that it has.
+    /// The listener accepts no more connections, and keeps the socket for open ones.
     retired: AtomicBool,
 }
 
@@ -111,7 +111,7 @@ impl Socket {
             .for_each(|peer| peer.is_port_closed.store(true, Ordering::Relaxed));
     }
 
-    /// Passes on the errors that were reported.
+    /// Delivers the reported errors.
     fn take_errors(&self) {
         let watched = lock(&self.watched);
         for address in icmp::closed_ports(self.descriptor) {
@@ -143,7 +143,7 @@ impl Listening for Socket {
     }
 
     fn set_accepting(&self, accepting: bool) {
-        // after the end of a successor it is read again, for the connections that it has
+        // when a successor has ended, the socket is read again for its open connections
         let applies = accepting || !self.retired.load(Ordering::Relaxed);
         if let Some(succession) = self.succession.as_ref().filter(|_| applies) {
             succession.set_accepting(accepting);

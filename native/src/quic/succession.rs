@@ -1,5 +1,5 @@
 //! A QUIC socket that passes from one process to the next (docs/adr/0017-hand-over.md). Each process is a generation, which its connection ids
-//! name. The newest one reads the socket, and relays what belongs to connections of earlier ones, which send by their own descriptor of it.
+//! name. The newest one reads the socket, and relays packets of earlier processes' connections to these. They send by their own descriptors of it.
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram as StdUnixDatagram;
@@ -21,7 +21,7 @@ use crate::sync::lock;
 /// Requested buffer of a relay in bytes; the kernel may grant less.
 const RELAY_BUFFER: usize = 4 << 20;
 
-/// The way to an earlier process.
+/// A relay to an earlier process.
 #[derive(Debug)]
 struct Relay {
     generation: u8,
@@ -46,11 +46,11 @@ struct Reading {
     waker: Option<Waker>,
 }
 
-/// The place of this process among those that have, or had, the socket.
+/// The position of this process among those that have, or had, the socket.
 #[derive(Debug)]
 pub struct Succession {
     pub generation: u8,
-    /// Of connection ids.
+    /// The generation of connection ids.
     key: u64,
     reading: Mutex<Reading>,
     earlier: Mutex<Vec<Relay>>,
@@ -105,7 +105,7 @@ impl Succession {
         Ok(relays)
     }
 
-    /// Reads the socket, or no longer: then what a successor relays.
+    /// Starts or stops reading the socket. Afterwards only packets that a successor relays are read.
     pub fn set_accepting(&self, accepting: bool) {
         let mut reading = lock(&self.reading);
         reading.source = match (accepting, reading.prepared.take()) {
@@ -149,7 +149,7 @@ impl Succession {
         Poll::Ready(Ok(self.relay_to_earlier(bufs, meta, received)))
     }
 
-    /// Sends what belongs to earlier processes there, and moves the rest together. Returns how much is left.
+    /// Forwards packets of earlier processes to these, and compacts the rest. Returns the number of remaining packets.
     fn relay_to_earlier(&self, bufs: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta], received: usize) -> usize {
         let mut earlier = lock(&self.earlier);
         let mut kept = 0;
@@ -279,7 +279,7 @@ mod tests {
         }
     }
 
-    /// What `of` receives when `batches` arrive at the socket, each from one source.
+    /// The packets that `of` receives when `batches` arrive at the socket, each from one source.
     async fn receive(of: &Succession, batches: &[Vec<Vec<u8>>]) -> Vec<(RecvMeta, Vec<u8>)> {
         let mut buffers = vec![[0; 2_000]; 4];
         let mut bufs: Vec<_> = buffers.iter_mut().map(|buffer| IoSliceMut::new(buffer)).collect();

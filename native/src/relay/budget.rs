@@ -1,4 +1,4 @@
-//! The memory budget of all tunnels of the process: data received and not passed on, written and not acknowledged. At half of it, windows
+//! The memory budget of all tunnels of the process, for data that is not yet relayed or not yet acknowledged. At half of it, windows
 //! stop growing; at two thirds, JavaScript refuses new tunnels; at nine tenths, the tunnels that hold most are closed.
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -13,7 +13,7 @@ use crate::sync::lock;
 
 /// Interval of measurements while a tunnel waits for its peer.
 const SLOW_INTERVAL: Duration = Duration::from_millis(100);
-/// The same while more than a quarter of the budget is used.
+/// That interval while more than a quarter of the budget is used.
 const FAST_INTERVAL: Duration = Duration::from_millis(20);
 
 // Process-wide, like the runtime.
@@ -104,7 +104,7 @@ fn excess<T>(limit: u64, used: u64, held: &mut [(u64, T)]) -> usize {
         .count()
 }
 
-/// What a tunnel has relayed, by direction.
+/// Bytes that a tunnel has relayed, by direction.
 pub struct Relayed {
     pub bytes: [u64; 2],
     pub states: [DirectionState; 2],

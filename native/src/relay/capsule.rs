@@ -27,7 +27,7 @@ pub fn encode(payload: &[u8]) -> Bytes {
     capsule.freeze()
 }
 
-/// What a peer has sent.
+/// A capsule that a peer has sent.
 #[derive(Debug, PartialEq)]
 pub enum Capsule {
     /// A UDP payload, possibly empty.
@@ -36,7 +36,7 @@ pub enum Capsule {
     OtherContext,
 }
 
-/// Finds the capsules in the bytes of a stream. It buffers at most one payload, and what was pushed last. Capsules of other types are skipped.
+/// Finds the capsules in the bytes of a stream. It buffers at most one payload and the last input. Capsules of other types are skipped.
 #[derive(Default)]
 pub struct Decoder {
     buffer: BytesMut,
@@ -119,7 +119,7 @@ pub enum Piece {
         /// Bytes in front of the payload.
         prefix: usize,
     },
-    /// Bytes of a capsule of another type or context, or of what is malformed.
+    /// Bytes of a capsule of another type or context, or malformed bytes.
     Other(Bytes),
 }
 
@@ -163,7 +163,7 @@ impl Splitter {
         (passed > 0).then(|| Piece::Other(self.buffer.split_to(passed as usize).freeze()))
     }
 
-    /// What was pushed and is no whole piece, for the end of the stream.
+    /// The input that is no complete piece, at the end of the stream.
     pub fn rest(&mut self) -> Bytes {
         if !self.buffer.is_empty() {
             self.pass = u64::MAX; // nothing may follow
@@ -266,7 +266,7 @@ mod tests {
         assert!(!decoder.is_complete());
     }
 
-    /// The pieces of a stream that arrives in parts, and what is left over.
+    /// The pieces of a stream that arrives in parts, and the remaining bytes.
     fn split(data: &[u8], part: usize) -> (Vec<Piece>, Bytes) {
         let (mut splitter, mut all) = (Splitter::default(), Vec::new());
         for part in data.chunks(part) {

@@ -6,9 +6,9 @@ use bytes::{Bytes, BytesMut};
 
 use super::capsule;
 
-/// Limit on what waits: a few of the largest datagrams, or some hundreds of 1,200 bytes.
+/// Size of the queue in bytes: a few of the largest datagrams, or some hundreds of 1,200 bytes.
 const QUEUE_BYTES: usize = 256 << 10;
-/// What a waiting datagram counts for besides its bytes.
+/// Bytes that a queued datagram counts for in addition to its payload.
 const QUEUE_OVERHEAD: usize = 128;
 /// Longest UDP datagram that a socket delivers.
 const RECEIVE_BUFFER: usize = 65_536;
@@ -34,7 +34,7 @@ impl Queue {
         self.capsules.is_empty()
     }
 
-    /// Memory of what waits.
+    /// Memory of the queued datagrams.
     pub fn bytes(&self) -> usize {
         self.bytes
     }

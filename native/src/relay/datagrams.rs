@@ -40,7 +40,7 @@ pub struct FlowOutcome {
     pub error: Option<(NetError, Option<Side>)>,
 }
 
-/// What a flow has relayed so far, what waits for the stream, and its rate limits.
+/// The counters of a flow, its datagrams that wait for the stream, and its rate limits.
 struct Flow<'a> {
     limiter: &'a RateLimiter,
     /// Counts bytes.
@@ -132,7 +132,7 @@ pub async fn run(
     flow.outcome(error)
 }
 
-/// Finishes the stream, and waits until the peer has what was written: closing the connection would discard that.
+/// Finishes the stream, and waits until the peer has received all data: closing the connection would discard it.
 async fn finish(stream: &mut Halves) {
     let Halves { reader, writer } = stream;
     reader.on_drop().set_code(0);
@@ -241,7 +241,7 @@ async fn write_capsules(writer: &mut Writer, flow: &Flow<'_>) -> Result<(), NetE
     loop {
         wait_for(&flow.queued, || (!lock(&flow.queue).is_empty()).then_some(())).await;
         flow.usage.set_waiting(direction, lock(&flow.queue).bytes());
-        // what the stream does not take stays in the queue, which drops the oldest
+        // datagrams that the stream does not accept yet stay in the queue, which drops the oldest
         let room = writer.room().await.min(BATCH_BYTES);
         let batch = lock(&flow.queue).take(room);
         if let Some(Batch {

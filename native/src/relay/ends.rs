@@ -1,4 +1,4 @@
-//! How a splice ends: what both directions and both sides report, and what follows from it.
+//! How a splice ends: the events of both directions and both sides, and their consequences.
 use crate::error::NetError;
 
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -1,5 +1,5 @@
 //! Relays bulk data between two plain TCP connections with splice(2): it moves through a pipe in the kernel and is never copied to this
-//! process. Linux only. Used by lb, whose both sides are TCP.
+//! process. Linux only. Used by lb, where both sides are TCP.
 use std::io::{Error, ErrorKind};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::pin::pin;
@@ -96,7 +96,7 @@ impl Pipe {
 /// How [`copy`] returned without a failure.
 #[derive(Debug, PartialEq)]
 pub enum Pause {
-    /// The source is idle or has ended. The next read tells which.
+    /// The source is idle or has ended. The next read shows which.
     Idle,
     /// There is no pipe.
     Unavailable,

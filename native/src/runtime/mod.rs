@@ -1,4 +1,4 @@
-//! What the process runs on: the tokio runtime, the allocator, and the service manager.
+//! The environment of the process: the tokio runtime, the allocator, and the service manager.
 pub mod allocator;
 pub mod process;
 pub mod watchdog;

@@ -1,4 +1,4 @@
-//! Streams whose unread data counts for the memory budget.
+//! Streams whose unread data counts towards the memory budget.
 use std::sync::Arc;
 
 use quinn::StreamId;

@@ -129,7 +129,7 @@ impl Stream {
         self.push_read(runtime, ReadOp::Next(promise));
     }
 
-    /// Puts bytes back in front of what is read next.
+    /// Puts bytes back, to be read next.
     pub fn unread(self: &Arc<Self>, runtime: &Handle, data: Bytes) {
         self.push_read(runtime, ReadOp::Unread(data));
     }
@@ -186,7 +186,7 @@ impl Stream {
         self.writing.peek(Writer::stopped_by_peer)
     }
 
-    /// What the splice that has this stream has relayed. `None` without one.
+    /// The counters of the splice that uses this stream. `None` without one.
     pub fn relayed(&self) -> Option<Relayed> {
         self.reading.splice()?.usage().map(TunnelUsage::relayed)
     }

@@ -29,7 +29,7 @@ enum Phase<H> {
     Dead,
 }
 
-/// What the streams of a splice know of it: they cancel it, and see what it relays.
+/// The interface of a splice for its streams: they can cancel it, and read its counters.
 #[derive(Default)]
 pub struct CancelSignal {
     cancel: Notify,

@@ -118,7 +118,7 @@ impl Reader {
         self.datagrams.as_ref().map_or(0, |datagrams| datagrams.dropped())
     }
 
-    /// Puts bytes back in front of what is read next.
+    /// Puts bytes back, to be read next.
     pub fn unread(&mut self, data: &[u8]) {
         self.prefix = [data, &self.prefix].concat().into();
     }

@@ -1,4 +1,4 @@
-//! What a half of a stream does when it is dropped: before its direction has ended it resets that, so that no code path, not even a panic, can
+//! Resets a direction of a stream if its half is dropped before the direction has ended, so that no code path, not even a panic, can
 //! make a truncated stream look complete.
 use std::sync::atomic::{AtomicU32, AtomicU8, Ordering};
 

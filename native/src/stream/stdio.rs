@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::read_buffer::ReadBuffer;
 use crate::error::{NetError, NetErrorCode};
 
-/// How long the input may be silent once the output has ended: until the program that holds it ends would be too long.
+/// How long the input may be silent once the output has ended: the program that has it open may run much longer.
 const SILENCE: Duration = Duration::from_millis(500);
 /// Reads or writes that wait for the other side, in each direction.
 const QUEUED: usize = 2;
@@ -40,13 +40,13 @@ pub struct SendHalf {
 
 enum Job {
     Write(Bytes),
-    /// Answers when everything before it was written.
+    /// Responds when all earlier data has been written.
     Flush(oneshot::Sender<()>),
-    /// The same, and ends the output.
+    /// As the above, and then ends the output.
     Finish(oneshot::Sender<()>),
 }
 
-/// Opens the stream of two descriptors, which may be of the same open file, and of which nothing else of this process makes use.
+/// Opens the stream of two descriptors, which may share an open file. Nothing else in this process may use them.
 pub fn open(input: RawFd, output: RawFd) -> IoResult<(RecvHalf, SendHalf)> {
     let (parts, data) = mpsc::channel(QUEUED);
     let (jobs, queue) = mpsc::channel(QUEUED);
@@ -67,7 +67,7 @@ pub fn open(input: RawFd, output: RawFd) -> IoResult<(RecvHalf, SendHalf)> {
 /// Best effort: only speed depends on it.
 fn enlarge_pipe(_descriptor: RawFd) {
     #[cfg(target_os = "linux")]
-    // SAFETY: the command takes an int, and fails on what is no pipe
+    // SAFETY: the command takes an int, and fails if the descriptor is not a pipe
     unsafe {
         if libc::fcntl(_descriptor, libc::F_GETPIPE_SZ) < PIPE_CAPACITY {
             libc::fcntl(_descriptor, libc::F_SETPIPE_SZ, PIPE_CAPACITY);
@@ -144,7 +144,7 @@ fn write(output: RawFd, mut data: Bytes) -> IoResult<()> {
     Ok(())
 }
 
-/// Lets the reader of the output see its end before this process ends. What this process prints from then on is lost.
+/// Lets the reader of the output see its end before this process ends. Later output of this process is lost.
 fn finish(output: RawFd, is_shared: bool) {
     // SAFETY: the calls take numbers and a constant string; `null` is closed where it was opened
     unsafe {
@@ -214,7 +214,7 @@ impl RecvHalf {
         }
     }
 
-    /// Resolves when the output has failed: nothing is to be sent on whose answer cannot be written.
+    /// Resolves when the output has failed: no more input may be sent, since its response could not be written.
     pub async fn failed(&mut self) -> NetError {
         match failure(&mut self.output).await {
             Some(error) => error,
@@ -232,7 +232,7 @@ async fn failure(output: &mut watch::Receiver<Output>) -> Option<NetError> {
 }
 
 impl SendHalf {
-    /// Resolves when the thread takes the data.
+    /// Resolves when the thread has accepted the data.
     pub async fn write(&mut self, data: Bytes) -> Result<(), NetError> {
         self.queue(Job::Write(data)).await
     }
@@ -247,7 +247,7 @@ impl SendHalf {
         }
     }
 
-    /// Resolves when all data was written, or cannot be.
+    /// Resolves when all data has been written, or cannot be written.
     pub async fn flushed(&self) {
         let (done, written) = oneshot::channel();
         if self.jobs.send(Job::Flush(done)).await.is_ok() {
@@ -321,7 +321,7 @@ mod tests {
     /// More than the system buffers: while the peer reads nothing, the input is not silent.
     const FLOOD: usize = 32 << 20;
 
-    /// The output ends while the input is being sent, which then goes on to its own end.
+    /// The output ends while the input is being sent; the input is then sent until its own end.
     async fn end_output_first(mut to_input: impl Write + Send + 'static, from_output: impl Read + Send + 'static, mut peer: TcpStream) {
         let output = read_to_end(from_output);
         let flood = pattern(1 << 20).repeat(FLOOD >> 20);

@@ -126,7 +126,7 @@ impl Tcp {
                 libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, info.as_mut_ptr().cast(), &mut length)
             };
             if result == 0 {
-                // what an older kernel does not write stays 0
+                // fields that an older kernel does not write stay 0
                 return [SENT, RETRANSMITTED].map(|at| info[at..].first_chunk().map_or(0, |bytes| u32::from_ne_bytes(*bytes)));
             }
         }

@@ -1,4 +1,4 @@
-//! The peer of a UDP socket that several peers share, as a stream of capsules: what it sends is read, and what is written is sent to it.
+//! One peer of a UDP socket that several peers share, as a stream of capsules: reads receive its datagrams, and writes send to it.
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
@@ -73,7 +73,7 @@ impl UdpPeer {
         self.changed.notify_one();
     }
 
-    /// Sends a datagram to the peer. What the system does not take is lost.
+    /// Sends a datagram to the peer. It is lost if the system does not accept it.
     async fn send(&self, payload: &[u8]) {
         let Some(socket) = self.socket.upgrade() else { return };
         let Route { address, header } = &self.route;

@@ -15,7 +15,7 @@ pub const MAX_WINDOW: u64 = 16 << 20;
 const GROWTH: u64 = 32 << 20;
 /// One stream may take a quarter of the remaining growth.
 const SHARE: u64 = 4;
-/// Data up to this size may only have moved to the kernel's socket buffers. What is drained beyond was read by the application: the window
+/// Data up to this size may only have moved to the kernel's socket buffers. Data drained beyond that was read by the application: the window
 /// may grow by that amount regardless of other streams.
 pub const UNPROVEN_DRAIN: u64 = 512 << 10;
 
@@ -84,7 +84,7 @@ impl<S> Growths<S> {
         self.sum.fetch_add(bytes.wrapping_sub(before), Ordering::Relaxed); // wraps on purpose if it has shrunk
     }
 
-    /// Reduces the count of streams that are not drained to what they hold.
+    /// Reduces the count of streams that are not drained to the bytes that they buffer.
     pub fn sweep(&self, now: Instant, held: impl Fn(&S) -> u64) {
         let mut quiet = Vec::new();
         {

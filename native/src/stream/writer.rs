@@ -206,7 +206,7 @@ impl Writer {
             .map_or(LARGE_READ, |room| (room as usize).min(max).max(SMALL_READ))
     }
 
-    /// Writes what a TCP socket takes without waiting, and leaves the rest in `data`. Errors are left to the next write.
+    /// Writes as much as a TCP socket accepts without blocking, and leaves the rest in `data`. Errors are left to the next write.
     pub fn write_now(&mut self, data: &mut Bytes) {
         let WriteHalf::Tcp(tcp) = &self.half else { return };
         if self.ended || data.is_empty() {

@@ -22,7 +22,7 @@ const PONG: u8 = 9;
 const CLOSE: u8 = 10;
 const ERROR: u8 = 11;
 
-/// What a side allows its peer; its first frame.
+/// The limits that a side sets for its peer; its first frame.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Settings {
     /// Streams that the peer may open before STREAMS allows more.
@@ -62,7 +62,7 @@ pub enum Event<'a> {
     },
 }
 
-/// What a peer did that the protocol does not allow.
+/// A violation of the protocol by the peer.
 #[derive(Debug, PartialEq)]
 pub struct ProtocolError(pub String);
 

@@ -49,7 +49,7 @@ pub async fn establish(
     guard.disarm()
 }
 
-/// Closes a session whose settings are not awaited any more.
+/// Closes a session if the wait for its settings is given up.
 struct CloseOnDrop(Option<Arc<Session>>);
 
 impl CloseOnDrop {

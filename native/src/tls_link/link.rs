@@ -1,4 +1,4 @@
-//! The bytes of a session: reads and opens records, seals and writes what the session sends, and watches the peer.
+//! The transport of a session: reads and decrypts records, encrypts and writes the session's output, and monitors the peer.
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, TryLockError};
@@ -13,7 +13,7 @@ use super::session::{Batch, Config, Ended, Peer, Piece, Session};
 use super::socket::Socket;
 use crate::sync::lock;
 
-/// Bytes sealed at a time. What is sealed cannot be overtaken by small frames, so a slow link seals less.
+/// Bytes encrypted at a time. Small frames cannot overtake encrypted ones, so a slow link encrypts less.
 const MAX_BATCH: usize = 256 << 10;
 const MIN_BATCH: usize = 16 << 10;
 /// Bytes read at a time: little at first, more while the buffer is filled. A system call for each record halves the rate.
@@ -44,7 +44,7 @@ struct Records {
 
 struct Output {
     sealed: Sealed,
-    /// What was sealed last, until it is written.
+    /// The last encrypted records, until they are written.
     unreported: Option<Batch>,
     /// Bytes sealed at a time: halved when the socket takes no more, doubled when everything was written.
     batch: usize,
@@ -123,7 +123,7 @@ impl Link {
         }
     }
 
-    /// Sends what the session has to send, until the socket takes no more. A caller that finds the output in use leaves its
+    /// Sends the session's output until the socket would block. A caller that finds the output in use leaves its
     /// data to the one that uses it.
     pub fn pump(&self) {
         while !self.is_blocked.load(Ordering::SeqCst) {
@@ -148,7 +148,7 @@ impl Link {
                 }
             }
             drop(output);
-            // what was queued meanwhile found the output in use
+            // callers that have queued data meanwhile have found the output in use
             if !self.session.has_more() {
                 return;
             }
@@ -276,7 +276,7 @@ impl Link {
         }
     }
 
-    /// Reads what has arrived, about `size` bytes; 0 if there is nothing.
+    /// Reads received data, about `size` bytes; 0 if there is none.
     fn read(&self, incoming: &mut BytesMut, size: usize) -> Result<usize, Ended> {
         match incoming.capacity() {
             0 => incoming.reserve(size + MAX_RECORD),

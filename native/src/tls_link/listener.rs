@@ -36,7 +36,7 @@ use crate::web_socket::WebSocket;
 /// Bound of the connections that other listeners have passed on and that are not yet admitted. Admitting them takes no time.
 const MAX_PASSED: usize = 64;
 
-/// A connection with what was read of it.
+/// A connection, and the data read from it.
 struct Connection {
     socket: Socket,
     incoming: BytesMut,
@@ -162,7 +162,7 @@ impl Listener {
         self.accept_queue.close();
     }
 
-    /// Closes the sessions. Resolves when their peers were told and the address is free.
+    /// Closes the sessions. Resolves when the peers have been notified and the address is free.
     pub async fn close(&self, code: u32, reason: &str, sessions: Vec<Arc<Session>>) {
         self.stop_accepting();
         sessions.iter().for_each(|session| session.close(code, reason));

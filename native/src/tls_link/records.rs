@@ -10,7 +10,7 @@ pub struct Tls {
     connection: Connection,
     /// After an error nothing is sealed any more, except for the alert.
     has_failed: bool,
-    /// A copy of what has arrived and is not opened. rustls must be given the beginning that it has already seen, even to seal.
+    /// A copy of the received data that is not decrypted yet. rustls must get the beginning that it has already seen again, even to encrypt.
     unopened: Vec<u8>,
 }
 
@@ -19,7 +19,7 @@ enum Connection {
     Server(UnbufferedServerConnection),
 }
 
-/// What the handshake needs next.
+/// The next step of the handshake.
 pub enum Handshake {
     /// More bytes of the peer.
     Incomplete,
@@ -154,7 +154,7 @@ impl Tls {
         }
     }
 
-    /// Continues the handshake with what has arrived. `sealed` must be written before more is awaited, also after an error: it may be an
+    /// Continues the handshake with the received data. `sealed` must be written before more is awaited, also after an error: it may be an
     /// alert.
     pub fn handshake(&mut self, incoming: &mut BytesMut, sealed: &mut Sealed) -> Result<Handshake, Error> {
         let mut early = Vec::new();

@@ -67,7 +67,7 @@ impl Socket {
         }
     }
 
-    /// Appends what has arrived to `to`; 0 at the end.
+    /// Appends received data to `to`; 0 at the end.
     pub fn try_read(&self, to: &mut BytesMut) -> std::io::Result<usize> {
         match self {
             Self::Tcp(tcp) => tcp.stream.try_read_buf(to),

@@ -1,4 +1,4 @@
-//! WebSocket frames (RFC 6455 §5) around a stream of bytes: binary messages, whose boundaries mean nothing.
+//! WebSocket frames (RFC 6455 §5) around a stream of bytes: binary messages, whose boundaries have no meaning.
 use bytes::{BufMut, Bytes, BytesMut};
 
 /// Longest payload of a control frame (RFC 6455 §5.5).
@@ -22,7 +22,7 @@ pub enum Side {
     Server,
 }
 
-/// What a frame asks of its receiver, besides its data.
+/// The response that a frame requires, apart from its data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Control {
     /// To be answered with a pong that has the same payload.

@@ -82,7 +82,7 @@ impl WebSocket {
         .await;
     }
 
-    /// Appends what has arrived to `to`; 0 at the end.
+    /// Appends received data to `to`; 0 at the end.
     pub fn try_read(&self, to: &mut BytesMut) -> std::io::Result<usize> {
         let mut received = lock(&self.shared.received);
         if received.data.is_empty() {
@@ -129,7 +129,7 @@ impl WebSocket {
         Ok(part)
     }
 
-    /// Ends the writing direction after what was written.
+    /// Ends the writing direction after all written data.
     pub fn shut_down(&self) {
         lock(&self.shared.to_send).is_last = true;
         self.shared.to_send_changed.notify_waiters();

@@ -72,7 +72,7 @@ impl Opener {
     }
 }
 
-/// Sends the request and reads the response. What follows that stays in `halves`.
+/// Sends the request and reads the response. Data after it stays in `halves`.
 async fn upgrade(halves: &mut Halves, request: &WebSocketRequest, what: &str) -> Result<(), NetError> {
     let fail = |why: &str| NetError::remote(NetErrorCode::Reset, format!("Cannot connect to {what}: {why}"));
     let mut nonce = [0; 16];

@@ -31,7 +31,7 @@ impl Engine {
         }
     }
 
-    /// Puts bytes back in front of what is read next.
+    /// Puts bytes back, to be read next.
     #[napi]
     pub fn unread(&self, stream: f64, data: &[u8]) {
         if let Some(stream) = self.state.stream(stream) {

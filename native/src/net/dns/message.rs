@@ -1,4 +1,4 @@
-//! DNS messages (RFC 1035): queries for addresses, and what a response says about them.
+//! DNS messages (RFC 1035): queries for addresses, and their responses.
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ pub enum Answer {
     NxDomain(Duration),
 }
 
-/// What the response of a server says.
+/// The content of a server's response.
 pub enum Reply {
     Answer(Answer),
     Truncated,

@@ -236,7 +236,7 @@ impl<F: FnMut(Family, Answer) -> bool> ActiveLookup<'_, F> {
         }
     }
 
-    /// Processes what a server has sent. Returns whether all queries are answered.
+    /// Processes a server's message. Returns whether all queries are answered.
     fn process(&mut self, server: usize, over_tcp: Option<Family>, data: &[u8]) -> bool {
         let found = self
             .queries

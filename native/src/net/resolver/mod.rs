@@ -33,7 +33,7 @@ const MAX_LOOKUPS: usize = 1_024;
 /// A lookup takes a socket per server and perhaps one for TCP. All lookups together take at most half of the file descriptors.
 const DESCRIPTORS_EACH: usize = 4;
 
-/// What a name is resolved for.
+/// The purpose of a lookup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
     /// A tunnel: the client chose the name.

@@ -32,7 +32,7 @@ pub struct Peers {
     pub balancers: AddressKeys,
 }
 
-/// What a listener does with its connections.
+/// How a listener handles its connections.
 pub struct Settings {
     pub limits: HeadLimits,
     pub peers: Peers,
@@ -65,7 +65,7 @@ impl Current {
     }
 }
 
-/// What all connections of a listener share.
+/// State that all connections of a listener share.
 pub struct Shared {
     pub preamble: Preamble,
     pub current: Mutex<Arc<Current>>,

@@ -1,4 +1,4 @@
-//! What a listener reads of a stream before it delivers it.
+//! The preamble: the part of a stream that a listener reads before it delivers the stream.
 use bytes::{Bytes, BytesMut};
 
 use super::client_hello::read_hello;
@@ -8,7 +8,7 @@ use crate::http::head::{read_head, HeadLimits, Incoming};
 use crate::stream::tcp_socket::Tcp;
 use crate::stream::Halves;
 
-/// What a listener reads of a stream, after the PROXY protocol and TLS, before it delivers it.
+/// The part of a stream that a listener reads, after the PROXY protocol and TLS, before it delivers the stream.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Preamble {
     /// The head of a request.

@@ -1,5 +1,5 @@
 //! The first messages of a SOCKS 5 client, as far as they need no decision: the methods that it offers (RFC 1928 §3) and, if it offers a
-//! password, its credentials (RFC 1929 §2). It does not check what they say.
+//! password, its credentials (RFC 1929 §2). It does not verify them.
 use bytes::{Bytes, BytesMut};
 
 use crate::error::{NetError, NetErrorCode};

@@ -49,7 +49,7 @@ pub struct SecuredClient {
 /// A connection whose ClientHello was read.
 pub enum Secured<'a> {
     Client(Box<SecuredClient>),
-    /// It offers a protocol of `handoff`. `incoming` is what was read.
+    /// It offers a protocol of `handoff`. `incoming` is the data read so far.
     Link {
         handoff: &'a Handoff,
         incoming: BytesMut,
@@ -70,7 +70,7 @@ impl Configs {
     }
 }
 
-/// What a host's names have, by name in lower case.
+/// The configurations of host names, by name in lower case.
 fn by_name<T: Clone>(hosts: Option<&Vec<HostTls>>, of: impl Fn(&ServerTls) -> Result<T, NetError>) -> Result<HashMap<String, T>, NetError> {
     let mut all = HashMap::new();
     for HostTls { names, tls } in hosts.into_iter().flatten() {

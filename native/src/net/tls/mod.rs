@@ -69,7 +69,7 @@ pub fn server(tls: &ServerTls, versions: &[&'static SupportedProtocolVersion], a
 }
 
 /// The server of the agent link, over QUIC or TLS. The order of the client decides on the cipher: an agent may be a small machine without
-/// instructions for AES, and knows best what it computes fast.
+/// instructions for AES, and it knows best which cipher is fast on its processor.
 pub fn link_server(tls: &ServerTls, alpn: &[String]) -> Result<ServerConfig, NetError> {
     server_with(link_provider(), tls, LINK_VERSIONS, alpn)
 }

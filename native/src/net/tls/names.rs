@@ -1,5 +1,5 @@
-//! Names the subject and the issuer of a certificate that is not accepted: an inspecting middlebox has an authority of its own, and its name
-//! tells people who answered. What is not understood is left out.
+//! Names the subject and the issuer of a certificate that is not accepted: an inspecting middlebox has an authority of its own, whose
+//! name shows what has answered. Unknown attributes are left out.
 use rustls::pki_types::CertificateDer;
 
 /// Longest name in characters.

@@ -1,4 +1,4 @@
-//! What is measured of a session.
+//! Counters of a session.
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 

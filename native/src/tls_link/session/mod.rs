@@ -1,5 +1,5 @@
-//! A session over a TLS link: its streams, windows and end. It knows frames, but neither sockets nor TLS: `link.rs` passes it what arrives
-//! (`receive.rs`) and sends what it returns (`send.rs`).
+//! A session over a TLS link: its streams, windows and end. It handles frames, but neither sockets nor TLS: `link.rs` passes it received data
+//! (`receive.rs`) and sends its output (`send.rs`).
 mod counters;
 mod ended;
 mod receive;
@@ -60,7 +60,7 @@ impl From<&Transport> for Config {
     }
 }
 
-/// Who the peer is.
+/// The identity of the peer.
 #[derive(Clone, Debug, Default)]
 pub struct Peer {
     pub remote: String,
@@ -75,7 +75,7 @@ pub struct Session {
     pub peer: Peer,
     is_client: bool,
     state: Mutex<State>,
-    /// What the peer allows; set by its first frame.
+    /// The limits that the peer's first frame has set.
     settings: OnceLock<Settings>,
     ended: OnceLock<Ended>,
     /// Notified of settings, streams to accept, and the end.

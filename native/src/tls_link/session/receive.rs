@@ -1,4 +1,4 @@
-//! Processes the frames of the peer. What the protocol does not allow ends the session.
+//! Processes the frames of the peer. A violation of the protocol ends the session.
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! What a session sends: frames and data that wait for the link, and the peer's credit for them.
+//! The output of a session: frames and data that wait for the link, and the peer's credit for them.
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};

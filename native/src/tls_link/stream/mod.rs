@@ -1,4 +1,4 @@
-//! A stream of a TLS link: what has arrived and is not read, credit in both directions, and how each direction ends. Its owner has the two
+//! A stream of a TLS link: its unread data, the credit in both directions, and the end of each direction. Its owner has the two
 //! halves, the session the rest.
 mod recv;
 mod send;
@@ -178,7 +178,7 @@ impl Stream {
         self.sending.notify_waiters();
     }
 
-    /// Wakes those that wait for credit.
+    /// Wakes the tasks that wait for credit.
     pub fn wake_sender(&self) {
         self.sending.notify_waiters();
     }

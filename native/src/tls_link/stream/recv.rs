@@ -1,4 +1,4 @@
-//! The receiving half of a stream: reads what has arrived and returns credit for it.
+//! The receiving half of a stream: reads received data and returns credit for it.
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
@@ -92,7 +92,7 @@ impl RecvHalf {
         }
     }
 
-    /// Discards what is unread, and what arrives from now on.
+    /// Discards unread data, and all data that arrives later.
     fn discard(&mut self) {
         let (discarded, is_over) = {
             let mut state = lock(&self.stream.state);

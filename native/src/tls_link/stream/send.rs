@@ -52,7 +52,7 @@ impl SendHalf {
         Ok(())
     }
 
-    /// Aborts the direction. What was not taken for sending is dropped.
+    /// Aborts the direction, and drops data that is not being sent yet.
     pub fn reset(&mut self, code: u32) {
         self.end(Direction::Reset(code), &Control::Reset(code));
     }
