@@ -554,7 +554,7 @@ export interface AgentOptions {
     bandwidth?: string;
     /** `--limits.udp-idle-timeout`: Time without a datagram in either direction after which a UDP flow ends; 0s: never. In milliseconds. Default: `120000`. */
     udpIdleTimeout?: number;
-    /** `--limits.dns-idle-timeout`: The same for flows to port 53, DNS, of which clients open one for each query; the shorter one counts. 0s: as for all. In milliseconds. Default: `10000`. */
+    /** `--limits.dns-idle-timeout`: The same for flows to port 53 (DNS), of which clients open one for each query; the shorter time applies. 0s: that of all flows. In milliseconds. Default: `10000`. */
     dnsIdleTimeout?: number;
     /** `--limits.tunnel-idle-timeout`: Idle time after which a tunnel is reset; 0s: never. In milliseconds. Default: `86400000`. */
     tunnelIdleTimeout?: number;

@@ -71,7 +71,8 @@ export const agentTunnelLimitOptions = defineOptions({
     reload: "new tunnels",
     kind: "duration",
     default: "10s",
-    description: "The same for flows to port 53, DNS, of which clients open one for each query; the shorter one counts. 0s: as for all.",
+    description:
+      "The same for flows to port 53 (DNS), of which clients open one for each query; the shorter time applies. 0s: that of all flows.",
   },
   ...tunnelLimitOptions,
 });
