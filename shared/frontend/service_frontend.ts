@@ -200,12 +200,13 @@ export class ServiceFrontend {
   useDirectory(directory: Reloadable<readonly HostTls[]>): void {
     const { certificates } = this.#runtime;
     const watched = new Map<string, () => void>();
+    let byName: ReadonlyMap<string, string> = new Map();
     const use = (hosts: readonly HostTls[]) => {
       this.#directory = hosts;
-      const byName = new Map(hosts.map(({ names: [name], tls: { cert } }) => [name!, cert]));
+      byName = new Map(hosts.map(({ names: [name], tls: { cert } }) => [name!, cert]));
       for (const [name, unwatch] of watched) if (!byName.has(name) && watched.delete(name)) unwatch();
       for (const name of byName.keys()) {
-        if (!watched.has(name)) watched.set(name, certificates.watch(name, () => certOf(this.#directory, name)));
+        if (!watched.has(name)) watched.set(name, certificates.watch(name, () => byName.get(name), false));
       }
       this.#completeAll();
     };
@@ -453,10 +454,6 @@ export class ServiceFrontend {
 const CLIENTS = "http-proxy.listen-address";
 const SOCKS = "socks.listen-address";
 const HTTP2 = "http-proxy.http2-listen-address";
-
-function certOf(hosts: readonly HostTls[], name: string): string | undefined {
-  return hosts.find(({ names: [first] }) => first === name)?.tls.cert;
-}
 
 function trustedProxiesOf({ auth, httpProxy: { trustedProxies, proxyProtocol } }: ServiceFrontendOptions): TrustedProxies {
   return new TrustedProxies(trustedProxies, proxyProtocol, auth.mtls.trustClientCert);

@@ -158,7 +158,7 @@ export class HostOrders {
       onCertificate: changed,
     });
     host.orderer = orderer;
-    host.unwatch = certificates.watch(name, () => host.tls?.cert);
+    host.unwatch = certificates.watch(name, () => host.tls?.cert, false);
     host.running = (async () => {
       await host.sync?.();
       await changed();

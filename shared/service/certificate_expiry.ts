@@ -9,6 +9,8 @@ interface Watched {
   readonly use: string;
   /** Its chain, PEM; `undefined` if there is none. */
   readonly pem: () => string | undefined;
+  /** Whether the service is not ready when it has expired. */
+  readonly isVital: boolean;
   /** Of the last warning, in milliseconds since 1970. */
   warnedAt: number;
   seen?: { readonly pem: string; readonly from: number; readonly to: number };
@@ -38,11 +40,14 @@ export class CertificateExpiry {
     this.#now = now;
   }
 
-  /** Watches the first certificate of what `pem` returns, until the result is called. */
-  watch(use: string, pem: () => string | undefined): () => void {
-    const watched = { use, pem, warnedAt: -Infinity };
+  /**
+   * Watches the first certificate of what `pem` returns, until the result is called.
+   * @param isVital whether the service is not ready when it has expired
+   */
+  watch(use: string, pem: () => string | undefined, isVital = true): () => void {
+    const watched = { use, pem, isVital, warnedAt: -Infinity };
     this.#watched.add(watched);
-    this.check();
+    if (this.#isExpired(watched)) this.check();
     return () => {
       this.#watched.delete(watched);
       this.check();
@@ -51,7 +56,7 @@ export class CertificateExpiry {
 
   /** Checks all certificates now. */
   check(): void {
-    const expired = [...this.#watched].filter((watched) => this.#isExpired(watched)).map(({ use }) => use);
+    const expired = [...this.#watched].filter((watched) => this.#isExpired(watched) && watched.isVital).map(({ use }) => use);
     if (expired.length === 0) this.#health.setReady(CAUSE);
     else this.#health.setUnready(CAUSE, `the certificate for ${expired.join(" and ")} has expired`);
   }

@@ -33,9 +33,10 @@ export class ServiceCertificates {
   /**
    * Reports the expiry of a certificate that `use` sees, in metrics and ahead of its end, until the result is called; `pem` returns its chain,
    * if there is one.
+   * @param isVital whether the service is not ready when it has expired. Default `true`; `false` for one of many sites
    */
-  watch(use: string, pem: () => string | undefined): () => void {
-    const stops = [this.#service.metrics.watchCertificate(use, pem), this.#expiry.watch(use, pem)];
+  watch(use: string, pem: () => string | undefined, isVital?: boolean): () => void {
+    const stops = [this.#service.metrics.watchCertificate(use, pem), this.#expiry.watch(use, pem, isVital)];
     return () => {
       for (const stop of stops) stop();
     };

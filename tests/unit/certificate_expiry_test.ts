@@ -39,6 +39,20 @@ describe("the end of a certificate", () => {
     expiry.close();
   });
 
+  it("of a certificate of one of many sites is an error, and everything else stays ready", async () => {
+    const log = new LogBook();
+    const health = new Health();
+    let now = Date.now();
+    const { cert } = await (await makeAuthority()).issue({ names: ["a"], days: 8 });
+    const expiry = new CertificateExpiry(log, health, () => now);
+    expiry.watch("a.example", () => cert, false);
+    now += 9 * DAY_MS;
+    expiry.check();
+    assert.deepEqual(log.logged("certificate has expired").map(({ for: use }) => use), ["a.example"]);
+    assert.equal(health.problems.size, 0);
+    expiry.close();
+  });
+
   it("of a certificate of a few days is announced when a quarter of them is left", async () => {
     const log = new LogBook();
     let now = Date.now();
