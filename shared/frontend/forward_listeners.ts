@@ -11,7 +11,7 @@ import { type CertifiedKey, openServerTls, type Reloadable, type TlsCheck, type 
 import { warnOfOpenForward } from "./exposure.ts";
 import { readToken } from "./forward_credentials.ts";
 import { acmeHosts, type Forward, type ForwardGroup, groupForwards } from "./forwards.ts";
-import { type HostCertificates, hostTls } from "./host_certificates.ts";
+import { type HostCertificates, tlsOfHost } from "./host_certificates.ts";
 import { createVirtualHosts } from "./http_virtual_host.ts";
 import type { ServiceFrontend } from "./service_frontend.ts";
 import { normalizeName } from "./server_names.ts";
@@ -125,7 +125,7 @@ async function openHostTls(
 /** Whether the clients of a forward must present a certificate for every server name of its hosts. */
 function asksForCertificate({ host }: Forward, tls: ServerTls): boolean {
   const names = host.length > 0 ? host : [undefined];
-  return names.every((name) => hostTls(tls, name).clientCa !== undefined);
+  return names.every((name) => (tlsOfHost(tls.hosts, name) ?? tls).clientCa !== undefined);
 }
 
 const NO_CLIENT_CA = "auth=mtls needs client-ca-file, or --http-proxy.tls.file.client-ca";

@@ -1,15 +1,15 @@
 // Which certificate files the hosts of a listener have: TLS is agreed on by the server name, before a request is known.
-import type { ServerTls } from "../net/tls.ts";
+import type { HostTls, ServerTls } from "../net/tls.ts";
 import type { Forward } from "./forwards.ts";
 import { normalizeName, patternsOf } from "./server_names.ts";
 
-/** The settings for the clients of a host; `undefined` for those that ask for no name. */
-export function hostTls({ hosts = [], ...others }: ServerTls, host: string | undefined): ServerTls {
+/** The settings of the name, or of its longest zone; `undefined` if there are none, or the client asks for no name. */
+export function tlsOfHost(hosts: readonly HostTls[] = [], host: string | undefined): ServerTls | undefined {
   for (const pattern of host === undefined ? [] : patternsOf(host)) {
     const found = hosts.find(({ names }) => names.includes(pattern));
     if (found) return found.tls;
   }
-  return others;
+  return undefined;
 }
 
 /** Names of the files of a server's TLS. */

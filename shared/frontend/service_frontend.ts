@@ -16,7 +16,7 @@ import type { Reloadable } from "../tls/reloadable_tls.ts";
 import { TrustedProxies } from "./client_address.ts";
 import type { ClientProtocol } from "./client_protocol.ts";
 import { warnOfExposure } from "./exposure.ts";
-import { hostTls } from "./host_certificates.ts";
+import { tlsOfHost } from "./host_certificates.ts";
 import { Frontend, type FrontendOptions, type ProtocolListener } from "./server.ts";
 import { createSocks5Proxy } from "./socks5.ts";
 import { Associations, type SocksUdpOptions } from "./socks5_udp.ts";
@@ -222,7 +222,10 @@ export class ServiceFrontend {
     const { hosts = [], ...others } = tls;
     // the later of two for a name counts; everything else is as a record says for its zone
     const named = [...this.#hosts, ...this.#directory].flatMap(({ names, tls: { cert, key } }) =>
-      names.map((name) => ({ names: [name], tls: { ...hostTls(tls, name), cert, key } }))
+      Array.from(
+        Map.groupBy(names, (name) => tlsOfHost(hosts, name)),
+        ([zone = others, names]) => ({ names, tls: { ...zone, cert, key } }),
+      )
     );
     return { ...others, hosts: [...named, ...hosts], challenges: this.#challenges };
   }

@@ -3,7 +3,6 @@
 import { X509Certificate } from "node:crypto";
 import { readdir } from "node:fs/promises";
 import { join } from "node:path";
-import { readCertificateNames } from "../auth/certificate_names.ts";
 import { ConfigError, flagOf } from "../config/option.ts";
 import { describeFileError } from "../files/read.ts";
 import { versionOf } from "../files/version.ts";
@@ -108,7 +107,7 @@ export class CertificateDirectory implements Reloadable<readonly HostTls[]> {
       if (open) await (isPoll ? open.poll(changed) : open.reload(changed));
       else if (await this.#isReady(pair, isPoll)) isChanged = await this.#add(pair) || isChanged;
     }
-    if (isChanged) this.#current = await this.#hosts();
+    if (isChanged) this.#current = this.#hosts();
     return isChanged;
   }
 
@@ -142,7 +141,7 @@ export class CertificateDirectory implements Reloadable<readonly HostTls[]> {
     const { log } = this.#deps;
     try {
       const tls = await openServerTls(GROUP, { file: { cert, key } }, this.#deps);
-      const names = await namesOf(tls.current);
+      const { names } = read(tls.current);
       if (names.length === 0) throw new ConfigError(`Cannot use ${flagOf(OPTION)} ${cert}: the certificate has no DNS name`);
       this.#open.set(cert, tls);
       this.#refused.delete(cert);
@@ -155,15 +154,22 @@ export class CertificateDirectory implements Reloadable<readonly HostTls[]> {
     }
   }
 
-  async #hosts(): Promise<HostTls[]> {
+  #hosts(): HostTls[] {
     const best = new Map<string, { readonly tls: ServerTls; readonly until: number }>();
     for (const { current: tls } of this.#open.values()) {
-      const until = Date.parse(new X509Certificate(tls.cert).validTo);
-      for (const name of await namesOf(tls)) if (until > (best.get(name)?.until ?? -Infinity)) best.set(name, { tls, until });
+      const { names, until } = read(tls);
+      for (const name of names) if (until > (best.get(name)?.until ?? -Infinity)) best.set(name, { tls, until });
     }
     const byTls = Map.groupBy(best, ([, { tls }]) => tls);
     return Array.from(byTls, ([tls, names]) => ({ names: names.map(([name]) => name), tls }));
   }
+}
+
+/** The DNS names of a certificate, in lower case, and the end of its validity in milliseconds since 1970. */
+function read({ cert }: ServerTls): { readonly names: string[]; readonly until: number } {
+  const { subjectAltName, validTo } = new X509Certificate(cert);
+  const names = (subjectAltName ?? "").split(", ").filter((name) => name.startsWith("DNS:")).map((name) => name.slice(4).toLowerCase());
+  return { names: [...new Set(names)], until: Date.parse(validTo) };
 }
 
 /** The options that matter. */
@@ -187,11 +193,6 @@ export async function openCertificateDirectory(
     );
   }
   return await CertificateDirectory.open(certDir, deps);
-}
-
-async function namesOf({ cert }: ServerTls): Promise<string[]> {
-  const { dns } = await readCertificateNames(new X509Certificate(cert).raw);
-  return [...new Set(dns.map((name) => name.toLowerCase()))];
 }
 
 /**
