@@ -2,8 +2,7 @@
 import ipaddr from "ipaddr.js";
 import { isIPv4, isIPv6 } from "node:net";
 import { domainToASCII } from "node:url";
-import { aliasesOf, canonicalHost, isAddress } from "./canonical.ts";
-import { RecentKeys } from "../limits/counters.ts";
+import { aliasesOf, canonicalAddress, isAddress, type Literal, parseIPv6 as parseAddress } from "./canonical.ts";
 import { quoteAddress } from "./host_port.ts";
 import type { Authority, Network } from "./authority.ts";
 import { PatternIndex, type PatternKey } from "./pattern_index.ts";
@@ -11,9 +10,10 @@ import { PatternIndex, type PatternKey } from "./pattern_index.ts";
 type Address = ipaddr.IPv4 | ipaddr.IPv6;
 
 interface Pattern {
-  /** Key in the {@link PatternIndex}. */
+  /** Key in the {@link PatternIndex}, which finds the patterns that match a host, whatever its zone. */
   readonly key: PatternKey;
-  matches(name: string, address: Address | undefined, zone: string | undefined): boolean;
+  /** Zone of an IPv6 address. Default: any. */
+  readonly zone?: string;
   readonly ports: readonly [first: number, last: number];
   readonly networks: readonly Network[];
 }
@@ -34,7 +34,7 @@ export interface AllowList {
  * Creates an allow-list. A destination is allowed if any pattern matches both its host and its port. An empty list allows everything, as
  * `all` alone does; `none` alone allows nothing. Any other pattern is for TCP, and for UDP if it begins with `udp:`, as `udp:10.0.0.53:53` and
  * `udp:all` do: a list that was written for TCP allows no UDP. Names match host and zone patterns only, ignoring case and a trailing dot. Addresses match
- * address and network patterns only, in any notation ({@link canonicalHost}). A pattern with an IPv6 zone (RFC 4007 §11) matches in that
+ * address and network patterns only, in any notation ({@link canonicalAddress}). A pattern with an IPv6 zone (RFC 4007 §11) matches in that
  * zone only.
  * @throws {RangeError} naming the first invalid pattern
  * @example
@@ -51,7 +51,7 @@ export interface AllowList {
 export function createAllowList(patterns: readonly string[]): AllowList {
   const index = indexOf(parsePatterns(patterns, TCP));
   return {
-    allows: ({ host, port }, network = "tcp") => patterns.length === 0 || matchesAny(index, canonicalHost(host), port, network),
+    allows: ({ host, port }, network = "tcp") => patterns.length === 0 || matchesAny(index, host, canonicalAddress(host), port, network),
   };
 }
 
@@ -69,7 +69,7 @@ export interface DenyList {
 export function createDenyList(patterns: readonly string[]): DenyList {
   const index = indexOf(parsePatterns(patterns, EITHER));
   return {
-    denies: ({ host, port }, network = "tcp") => aliasesOf(host).some((alias) => matchesAny(index, alias, port, network)),
+    denies: ({ host, port }, network = "tcp") => aliasesOrName(host).some((alias) => matchesAny(index, host, alias, port, network)),
   };
 }
 
@@ -77,8 +77,6 @@ export function createDenyList(patterns: readonly string[]): DenyList {
 export class DestinationPatterns {
   readonly #index = new PatternIndex<Omit<Pattern, "key"> & { readonly id: number }>();
   readonly #ids = new Map<string, number>();
-  /** What matches the latest destinations: clients ask for the same ones again and again. */
-  readonly #known = new RecentKeys<readonly number[]>();
   readonly #isDeny: boolean;
 
   /** @param effect whether they match as in an allow-list or a deny-list */
@@ -95,29 +93,22 @@ export class DestinationPatterns {
     if (known !== undefined) return known;
     refuseAmbiguous([pattern]);
     const id = this.#ids.size;
-    for (const { key, matches, ports, networks } of parsePatterns([pattern], this.#isDeny ? EITHER : TCP)) {
-      this.#index.add(key, { matches, ports, networks, id });
+    for (const { key, zone, ports, networks } of parsePatterns([pattern], this.#isDeny ? EITHER : TCP)) {
+      this.#index.add(key, { zone, ports, networks, id });
     }
     this.#ids.set(pattern, id);
     return id;
   }
 
-  /** The numbers of the patterns that match, some of them more than once. All patterns have been added before. */
-  match({ host, port }: Authority, network: Network): readonly number[] {
-    const key = `${network} ${port} ${host}`;
-    let found = this.#known.get(key);
-    if (found === undefined) this.#known.set(key, found = this.#find(host, port, network));
-    return found;
-  }
-
-  #find(host: string, port: number, network: Network): readonly number[] {
-    const found: number[] = [];
-    const add = ({ id }: { readonly id: number }) => {
-      found.push(id);
+  /** Calls `visit` with the number of each pattern that matches, sometimes more than once. */
+  match({ host, port }: Authority, network: Network, visit: (id: number) => void): void {
+    const visitPattern = ({ id }: { readonly id: number }) => {
+      visit(id);
       return false; // the search goes on
     };
-    for (const each of this.#isDeny ? aliasesOf(host) : [canonicalHost(host)]) matchesAny(this.#index, each, port, network, add);
-    return found;
+    for (const address of this.#isDeny ? aliasesOrName(host) : [canonicalAddress(host)]) {
+      matchesAny(this.#index, host, address, port, network, visitPattern);
+    }
   }
 }
 
@@ -127,23 +118,33 @@ function indexOf(patterns: readonly Pattern[]): PatternIndex<Pattern> {
   return index;
 }
 
-/** @param accepts asked for each pattern that matches. Default: the first one does */
+/** What a deny rule may name the host by: its addresses, or `undefined` for a name. */
+function aliasesOrName(host: string): readonly (Literal | undefined)[] {
+  const aliases = aliasesOf(host);
+  return aliases.length > 0 ? aliases : NAME_ALONE;
+}
+
+const NAME_ALONE = [undefined];
+
+/**
+ * @param literal if the host is an address, which counts instead
+ * @param accepts asked for each pattern that matches. Default: the first one does
+ */
 function matchesAny<P extends Omit<Pattern, "key">>(
   index: PatternIndex<P>,
   host: string,
+  literal: Literal | undefined,
   port: number,
   network: Network,
   accepts: (pattern: P) => boolean = () => true,
 ): boolean {
-  const address = parseIp(host);
-  const name = normalizeName(host);
-  const zone = zoneOf(host);
   return index.some(
-    name,
-    address,
+    normalizeName(host),
+    literal?.address,
     (pattern) => {
-      const { ports, networks, matches } = pattern;
-      return networks.includes(network) && ports[0] <= port && port <= ports[1] && matches(name, address, zone) && accepts(pattern);
+      const { ports, networks } = pattern;
+      return networks.includes(network) && ports[0] <= port && port <= ports[1] &&
+        (pattern.zone === undefined || pattern.zone === literal?.zone) && accepts(pattern);
     },
   );
 }
@@ -166,7 +167,7 @@ export function networksOf(patterns: readonly string[]): string[] {
 
 const TCP: readonly Network[] = ["tcp"];
 const EITHER: readonly Network[] = ["tcp", "udp"];
-const EVERYTHING: Pattern = { key: { of: "everything" }, matches: () => true, ports: [1, 65_535], networks: EITHER };
+const EVERYTHING: Pattern = { key: { of: "everything" }, ports: [1, 65_535], networks: EITHER };
 
 /** `none` gives no pattern, `all` one that matches everything. `plain`: the networks of patterns that name none. */
 function parsePatterns(patterns: readonly string[], plain: readonly Network[]): Pattern[] {
@@ -221,18 +222,12 @@ function parsePattern(pattern: string, plain: readonly Network[]): Pattern {
     const hint = advise(text)?.replace(/^write /, `write ${prefix}`);
     return failure(pattern, hint === undefined ? why : `${why}; ${hint}`);
   };
-  const { key, matches, ports } = parseHostAndPorts(text, fail);
-  return { key, matches, ports, networks };
-}
-
-function parseHostAndPorts(pattern: string, fail: (why: string) => RangeError): Omit<Pattern, "networks"> {
-  const parts = splitPattern(pattern);
+  const parts = splitPattern(text);
   if (!parts?.host) throw fail("it is not a host, zone or network");
-  const { host, bits: networkBits, ports, bracketed } = parts;
-  const range = parsePorts(ports);
-  if (!range) throw fail(`${JSON.stringify(ports)} is not a port or a range of ports from 1 to 65535`);
-  const { key, matches } = parseHost(host, networkBits, bracketed, fail);
-  return { key, matches, ports: range };
+  const ports = parsePorts(parts.ports);
+  if (!ports) throw fail(`${JSON.stringify(parts.ports)} is not a port or a range of ports from 1 to 65535`);
+  const { key, zone } = parseHost(parts.host, parts.bits, parts.bracketed, fail);
+  return { key, zone, ports, networks };
 }
 
 function parseHost(host: string, bits: string | undefined, bracketed: boolean, fail: (why: string) => RangeError): HostPattern {
@@ -240,10 +235,7 @@ function parseHost(host: string, bits: string | undefined, bracketed: boolean, f
   if (host.startsWith("*.") && !bracketed) return matchZone(host.slice(2), fail);
   const address = parseIp(host);
   if (bracketed && !(address && host.includes(":"))) throw fail(`${JSON.stringify(host)} is not an IPv6 address`);
-  if (address) {
-    const canonical = canonicalHost(host);
-    return matchAddress(parseIp(canonical)!, zoneOf(canonical));
-  }
+  if (address) return matchAddress(canonicalAddress(host)!);
   return matchName(host, fail);
 }
 
@@ -289,9 +281,10 @@ function splitPattern(pattern: string): { host?: string; bits?: string; ports?: 
   if (bracketed) return { host: bracketed[1], bits: bracketed[2], ports: bracketed[3], bracketed: true };
   const network = pattern.includes("/") ? /^([^/[\]]+)\/([0-9]{1,3})(?::(.*))?$/.exec(pattern) : null;
   if (network) return { host: network[1], bits: network[2], ports: network[3], bracketed: false };
-  if (pattern.indexOf(":") !== pattern.lastIndexOf(":")) return { host: pattern, bracketed: false }; // no port can follow IPv6 without brackets
-  const name = /^([^/[\]:]+)(?::(.*))?$/.exec(pattern);
-  return name && { host: name[1], ports: name[2], bracketed: false };
+  const colon = pattern.indexOf(":");
+  if (colon !== pattern.lastIndexOf(":")) return { host: pattern, bracketed: false }; // no port can follow IPv6 without brackets
+  const [host, ports] = colon < 0 ? [pattern, undefined] : [pattern.slice(0, colon), pattern.slice(colon + 1)];
+  return /[/[\]]/.test(host) ? null : { host, ports, bracketed: false };
 }
 
 const ALL_PORTS = [1, 65_535] as const;
@@ -299,10 +292,10 @@ const ALL_PORTS = [1, 65_535] as const;
 /** Parses `port` or `first-last`, every port if it is missing; `null` if it is neither. */
 export function parsePorts(text: string | undefined): readonly [first: number, last: number] | null {
   if (text === undefined) return ALL_PORTS;
-  const match = /^([0-9]{1,5})(?:-([0-9]{1,5}))?$/.exec(text);
-  if (!match) return null;
-  const first = Number(match[1]);
-  const last = Number(match[2] ?? match[1]);
+  if (!/^[0-9]{1,5}(?:-[0-9]{1,5})?$/.test(text)) return null;
+  const dash = text.indexOf("-");
+  const first = Number(dash < 0 ? text : text.slice(0, dash));
+  const last = dash < 0 ? first : Number(text.slice(dash + 1));
   return first >= 1 && first <= last && last <= 65_535 ? [first, last] : null;
 }
 
@@ -314,24 +307,18 @@ function parseIp(host: string): Address | undefined {
   return address?.isIPv4MappedAddress() ? address.toIPv4Address() : address;
 }
 
-/** Drops the zone. Parses via a URL, because the library treats `::10.0.0.1` as IPv4-mapped (RFC 4291 §2.5.5 does not). */
+/** Drops the zone. */
 function parseIPv6(host: string): ipaddr.IPv6 | undefined {
   const [, address] = /^([0-9a-f:.]+)(?:%[0-9A-Za-z._~-]+)?$/i.exec(host) ?? [];
-  // check first: the URL parser of one runtime accepts more
-  if (address === undefined || !isIPv6(address)) return undefined;
-  return ipaddr.IPv6.parse(new URL(`http://[${address}]`).hostname.slice(1, -1));
+  return address === undefined ? undefined : parseAddress(address);
 }
 
 function zoneOf(host: string): string | undefined {
   return host.includes(":") ? host.split("%")[1] : undefined;
 }
 
-function matchAddress(address: Address, zone: string | undefined): HostPattern {
-  const normalized = address.toNormalizedString();
-  return {
-    key: { of: "network", address, bits: address.kind() === "ipv4" ? 32 : 128 },
-    matches: (_, other, otherZone) => other?.toNormalizedString() === normalized && (zone === undefined || zone === otherZone),
-  };
+function matchAddress({ address, zone }: Literal): HostPattern {
+  return { key: { of: "network", address, bits: address.kind() === "ipv4" ? 32 : 128 }, zone };
 }
 
 function matchNetwork(host: string, bits: number, fail: (why: string) => RangeError): HostPattern {
@@ -345,10 +332,7 @@ function matchNetwork(host: string, bits: number, fail: (why: string) => RangeEr
     if (bits >= 96) bits -= 96;
     else address = parseIPv6(host)!;
   }
-  return {
-    key: { of: "network", address, bits },
-    matches: (_, other) => other !== undefined && other.kind() === address.kind() && other.match(address, bits),
-  };
+  return { key: { of: "network", address, bits } };
 }
 
 function normalizeName(name: string): string {
@@ -359,14 +343,12 @@ const NAME = /^[0-9a-z_](?:[0-9a-z_.-]*[0-9a-z_])?$/;
 
 function checkName(name: string, fail: (why: string) => RangeError): string {
   const normalized = normalizeName(name);
-  if (!NAME.test(normalized) || normalized.includes("..") || isAddress(normalized)) {
-    throw fail(`${JSON.stringify(name)} is not a name or an address`);
-  }
+  if (!NAME.test(normalized) || normalized.includes("..")) throw fail(`${JSON.stringify(name)} is not a name or an address`);
   // digits, dots and a hyphen: a truncated address, or a range of addresses
-  if (/^[0-9](?:[0-9.]*|[0-9]*(?:\.[0-9]+)+-[0-9.]+)$/.test(normalized)) {
+  if (/^[0-9]/.test(normalized) && (isAddress(normalized) || /^[0-9](?:[0-9.]*|[0-9]*(?:\.[0-9]+)+-[0-9.]+)$/.test(normalized))) {
     throw fail(`${JSON.stringify(name)} is not a name or an address`);
   }
-  if (/^(?:all|none)$/i.test(name)) {
+  if (name.length <= 4 && /^(?:all|none)$/i.test(name)) {
     throw fail(`${name} is a whole list and takes no port; a host of that name is written "${name}."`);
   }
   if (normalized.length > 253 || (normalized.length > 63 && normalized.split(".").some((label) => label.length > 63))) {
@@ -376,15 +358,10 @@ function checkName(name: string, fail: (why: string) => RangeError): string {
 }
 
 function matchName(name: string, fail: (why: string) => RangeError): HostPattern {
-  const normalized = checkName(name, fail);
-  return { key: { of: "name", name: normalized }, matches: (host, address) => address === undefined && host === normalized };
+  return { key: { of: "name", name: checkName(name, fail) } };
 }
 
 /** Matches the zone itself too. */
 function matchZone(zone: string, fail: (why: string) => RangeError): HostPattern {
-  const normalized = checkName(zone, fail);
-  return {
-    key: { of: "zone", name: normalized },
-    matches: (host, address) => address === undefined && (host === normalized || host.endsWith(`.${normalized}`)),
-  };
+  return { key: { of: "zone", name: checkName(zone, fail) } };
 }

@@ -6,26 +6,39 @@ type Address = ipaddr.IPv4 | ipaddr.IPv6;
 
 const UNSPECIFIED_IPV4 = "0.0.0.0";
 
+/** An address, and its zone (RFC 4007 §11) if it is a link-local one. */
+export interface Literal {
+  readonly address: Address;
+  readonly zone?: string;
+}
+
 /**
  * Returns the address that a connection to `host` goes to, in its usual notation; names are returned unchanged. Accepts every notation that
- * inet_aton(3) accepts, and maps the unspecified address to loopback. Keeps the zone (RFC 4007 §11) of link-local addresses only.
+ * inet_aton(3) accepts, and maps the unspecified address to loopback. Keeps the zone of link-local addresses only.
  */
 export function canonicalHost(host: string): string {
   if (isIPv4(host) && host !== UNSPECIFIED_IPV4) return host; // the usual notation already
+  const literal = canonicalAddress(host);
+  return literal ? format(literal) : host;
+}
+
+/** The same as an address; `undefined` for a name. */
+export function canonicalAddress(host: string): Literal | undefined {
   const literal = parseLiteral(host);
-  return literal ? format(connected(literal.address), literal.zone) : host;
+  return literal && withZone(connected(literal.address), literal.zone);
 }
 
 /**
  * Returns every address by which a deny rule may name the host: as written, as connected to, and the IPv4 address embedded in an IPv6
- * address (NAT64, 6to4, IPv4-compatible and IPv4-translated addresses).
+ * address (NAT64, 6to4, IPv4-compatible and IPv4-translated addresses); none for a name.
  */
-export function aliasesOf(host: string): string[] {
+export function aliasesOf(host: string): Literal[] {
   const literal = parseLiteral(host);
-  if (!literal) return [host];
+  if (!literal) return [];
   const { address, zone } = literal;
-  const all = [address, connected(address), ...embedded(address).flatMap((inner) => [inner, connected(inner)])];
-  return [...new Set(all.map((each) => format(each, zone)))];
+  const all = new Set([address, connected(address)]);
+  for (const inner of embedded(address)) all.add(inner).add(connected(inner));
+  return [...all].map((each) => withZone(each, zone));
 }
 
 /** Whether `host` is an address in any notation, and thus never looked up. */
@@ -45,14 +58,27 @@ function parseLiteral(host: string): { address: Address; zone: string | undefine
   return address && { address, zone: undefined };
 }
 
-/** Parses via a URL, because the library treats `::10.0.0.1` as IPv4-mapped (RFC 4291 §2.5.5 does not). */
-function parseIPv6(text: string): ipaddr.IPv6 | undefined {
-  // check first: the URL parser of one runtime accepts more
-  return isIPv6(text) ? ipaddr.IPv6.parse(new URL(`http://[${text}]`).hostname.slice(1, -1)) : undefined;
+/** Parses an address without a zone. The library treats `::10.0.0.1` as IPv4-mapped (RFC 4291 §2.5.5 does not). */
+export function parseIPv6(text: string): ipaddr.IPv6 | undefined {
+  if (!isIPv6(text)) return undefined;
+  const [before = "", after] = text.split("::");
+  const [first, last] = [partsOf(before), after === undefined ? [] : partsOf(after)];
+  return new ipaddr.IPv6([...first, ...Array.from({ length: 8 - first.length - last.length }, () => 0), ...last]);
+}
+
+/** The groups of 16 bits; an IPv4 address at the end is two. */
+function partsOf(text: string): number[] {
+  if (text === "") return [];
+  return text.split(":").flatMap((part) => {
+    if (!part.includes(".")) return [parseInt(part, 16)];
+    const [a = 0, b = 0, c = 0, d = 0] = part.split(".").map(Number);
+    return [a << 8 | b, c << 8 | d];
+  });
 }
 
 /** Parses up to four numbers, each decimal, octal or hexadecimal; the last one fills the remaining bytes. Ignores a trailing dot. */
 function parseIPv4(text: string): ipaddr.IPv4 | undefined {
+  if (isIPv4(text)) return new ipaddr.IPv4(text.split(".").map(Number));
   const parts = text.replace(/\.$/, "").split(".");
   if (parts.length > 4 || !parts.every((part) => /^(?:0x[0-9a-f]*|0[0-7]*|[1-9][0-9]*)$/i.test(part))) return undefined;
   const numbers = parts.map((part) =>
@@ -67,7 +93,7 @@ function parseIPv4(text: string): ipaddr.IPv4 | undefined {
 
 /** The system connects to loopback for the unspecified address. */
 function connected(address: Address): Address {
-  if (address.range() !== "unspecified" || address.toByteArray().some((byte) => byte !== 0)) return address;
+  if (address.toByteArray().some((byte) => byte !== 0)) return address;
   return address.kind() === "ipv4" ? new ipaddr.IPv4([127, 0, 0, 1]) : ipaddr.IPv6.parse("::1");
 }
 
@@ -82,15 +108,19 @@ const CARRIERS: readonly (readonly [network: ipaddr.IPv6, bits: number, at: read
 ];
 
 function embedded(address: Address): ipaddr.IPv4[] {
-  if (address.kind() === "ipv4" || ["unspecified", "loopback"].includes(address.range())) return [];
   const bytes = address.toByteArray();
+  // the unspecified address and loopback are in the network of IPv4-compatible ones
+  if (address.kind() === "ipv4" || (bytes.at(-1)! <= 1 && bytes.slice(0, -1).every((byte) => byte === 0))) return [];
   const carriers = CARRIERS.filter(([network, bits]) => (address as ipaddr.IPv6).match(network, bits));
   return carriers.map(([, , at]) => new ipaddr.IPv4(at.map((i) => bytes[i]!)));
 }
 
-function format(address: Address, zone: string | undefined): string {
-  const hasZones = zone !== undefined && address.kind() === "ipv6" && isScoped(address as ipaddr.IPv6);
-  return hasZones ? `${address.toString()}%${zone}` : address.toString();
+function format({ address, zone }: Literal): string {
+  return zone === undefined ? address.toString() : `${address.toString()}%${zone}`;
+}
+
+function withZone(address: Address, zone: string | undefined): Literal {
+  return { address, zone: zone !== undefined && address.kind() === "ipv6" && isScoped(address as ipaddr.IPv6) ? zone : undefined };
 }
 
 /** Link-local unicast, and interface-local or link-local multicast. */

@@ -1,5 +1,4 @@
-// An index of patterns: selects the few that may match a host by its name, the name's suffixes, or the address's prefixes of each length in
-// use. Whether a candidate matches is decided by the caller.
+// An index of patterns: finds those that match a host by its name, the name's suffixes, or the address's prefixes of each length in use.
 import type ipaddr from "ipaddr.js";
 
 type Address = ipaddr.IPv4 | ipaddr.IPv6;
@@ -13,56 +12,96 @@ export type PatternKey =
   | { readonly of: "network"; readonly address: Address; readonly bits: number };
 
 export class PatternIndex<P extends object> {
-  /** Most keys have one pattern. */
-  readonly #patterns = new Map<string, P | P[]>();
-  /** Prefix lengths in use, per address family. */
-  readonly #lengths = { ipv4: new Set<number>(), ipv6: new Set<number>() };
+  readonly #everything: P[] = [];
+  readonly #names = new Patterns<string, P>();
+  readonly #zones = new Patterns<string, P>();
+  /** By address family and prefix length, the networks by their prefix. */
+  readonly #networks = { ipv4: new Map<number, Patterns<number, P>>(), ipv6: new Map<number, Patterns<string, P>>() };
 
-  add(patternKey: PatternKey, pattern: P): void {
-    if (patternKey.of === "network") this.#lengths[patternKey.address.kind()].add(patternKey.bits);
-    const key = keyOf(patternKey);
+  add(key: PatternKey, pattern: P): void {
+    switch (key.of) {
+      case "everything":
+        this.#everything.push(pattern);
+        return;
+      case "name":
+        return this.#names.add(key.name, pattern);
+      case "zone":
+        return this.#zones.add(key.name, pattern);
+      case "network":
+        return this.#addNetwork(key.address, key.bits, pattern);
+    }
+  }
+
+  #addNetwork(address: Address, bits: number, pattern: P): void {
+    if (isIPv4(address)) networksOf(this.#networks.ipv4, bits).add(prefixOfIPv4(address, bits), pattern);
+    else networksOf(this.#networks.ipv6, bits).add(prefixOfIPv6(address, bits), pattern);
+  }
+
+  /**
+   * Whether `test` holds for any pattern that matches.
+   * @param name in lower case, without a dot at the end
+   * @param address if the host is an address
+   */
+  some(name: string, address: Address | undefined, test: (pattern: P) => boolean): boolean {
+    if (this.#everything.some(test)) return true;
+    if (address === undefined) return this.#someOfName(name, test);
+    if (isIPv4(address)) {
+      for (const [bits, networks] of this.#networks.ipv4) if (networks.some(prefixOfIPv4(address, bits), test)) return true;
+    } else {
+      for (const [bits, networks] of this.#networks.ipv6) if (networks.some(prefixOfIPv6(address, bits), test)) return true;
+    }
+    return false;
+  }
+
+  #someOfName(name: string, test: (pattern: P) => boolean): boolean {
+    if (this.#names.some(name, test)) return true;
+    if (this.#zones.size === 0) return false;
+    for (let zone = name;;) {
+      if (this.#zones.some(zone, test)) return true;
+      const dot = zone.indexOf(".");
+      if (dot < 0) return false;
+      zone = zone.slice(dot + 1);
+    }
+  }
+}
+
+/** Patterns by a key. Most keys have one, which is stored without a list. */
+class Patterns<K, P extends object> {
+  readonly #patterns = new Map<K, P | P[]>();
+
+  get size(): number {
+    return this.#patterns.size;
+  }
+
+  add(key: K, pattern: P): void {
     const patterns = this.#patterns.get(key);
     if (Array.isArray(patterns)) patterns.push(pattern);
     else this.#patterns.set(key, patterns === undefined ? pattern : [patterns, pattern]);
   }
 
-  /** Whether `test` holds for any candidate. Patterns that are not tested do not match. */
-  some(name: string, address: Address | undefined, test: (pattern: P) => boolean): boolean {
-    for (const key of this.#keysOf(name, address)) {
-      const found = this.#patterns.get(key);
-      if (Array.isArray(found) ? found.some(test) : found !== undefined && test(found)) return true;
-    }
-    return false;
-  }
-
-  *#keysOf(name: string, address: Address | undefined): Generator<string> {
-    yield EVERYTHING;
-    if (address) {
-      for (const bits of this.#lengths[address.kind()]) yield keyOf({ of: "network", address, bits });
-      return;
-    }
-    yield `name ${name}`;
-    yield `zone ${name}`;
-    for (let dot = name.indexOf("."); dot >= 0; dot = name.indexOf(".", dot + 1)) yield `zone ${name.slice(dot + 1)}`;
+  some(key: K, test: (pattern: P) => boolean): boolean {
+    const found = this.#patterns.get(key);
+    return Array.isArray(found) ? found.some(test) : found !== undefined && test(found);
   }
 }
 
-const EVERYTHING = "everything";
+function isIPv4(address: Address): address is ipaddr.IPv4 {
+  return address.kind() === "ipv4";
+}
 
-function keyOf(key: PatternKey): string {
-  switch (key.of) {
-    case "everything":
-      return EVERYTHING;
-    case "name":
-    case "zone":
-      return `${key.of} ${key.name}`;
-    case "network": {
-      const { address, bits } = key;
-      let prefix = `${address.kind()} ${bits}`;
-      for (const [index, byte] of address.toByteArray().entries()) {
-        prefix += ` ${byte & (0xff00 >> Math.min(8, Math.max(0, bits - 8 * index)))}`;
-      }
-      return prefix;
-    }
-  }
+function networksOf<K, P extends object>(networks: Map<number, Patterns<K, P>>, bits: number): Patterns<K, P> {
+  let found = networks.get(bits);
+  if (found === undefined) networks.set(bits, found = new Patterns());
+  return found;
+}
+
+function prefixOfIPv4({ octets }: ipaddr.IPv4, bits: number): number {
+  const [a, b, c, d] = octets as [number, number, number, number];
+  return bits === 0 ? 0 : ((a << 24) | (b << 16) | (c << 8) | d) >>> (32 - bits); // a shift by 32 would be one by 0
+}
+
+function prefixOfIPv6({ parts }: ipaddr.IPv6, bits: number): string {
+  let prefix = "";
+  for (let at = 0; at < bits; at += 16) prefix += String.fromCharCode(parts[at / 16]! >>> Math.max(0, 16 - (bits - at)));
+  return prefix;
 }

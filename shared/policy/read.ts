@@ -26,7 +26,8 @@ const SLICE_MS = 10;
  * @throws {PolicyError}
  */
 export async function readPolicy(text: string, now: number): Promise<RuleSet> {
-  const reading = read(text.length > LARGE ? await parse(text, YamlDocument.parseInThread) : await parse(text, YamlDocument.parse), now);
+  const document = await parse(text, text.length > LARGE ? YamlDocument.parseInThread : YamlDocument.parse);
+  const reading = new Reader(document).read(now);
   let started = performance.now();
   for (;;) {
     const { done, value } = reading.next();
@@ -47,16 +48,6 @@ async function parse(text: string, parser: (text: string) => YamlDocument | Prom
   }
 }
 
-/** Yields after each rule and each test. @throws {PolicyError} */
-function* read(document: YamlDocument, now: number): Generator<void, RuleSet> {
-  try {
-    return yield* new Reader(document).read(now);
-  } catch (cause) {
-    if (!(cause instanceof YamlError)) throw cause;
-    throw new PolicyError(document.lineOf(cause.at), cause.message, { cause });
-  }
-}
-
 /** Who a subject of a policy is. */
 const SUBJECT = /^(?:sub|name|group|token):./;
 const SUBJECT_FORMS = "sub:ID, name:NAME, group:NAME or token:JTI";
@@ -67,31 +58,46 @@ const MAX_ITEMS = 1_000_000;
 /** A list that is missing: there are many of them. */
 const NOTHING: readonly never[] = [];
 
-type Keys = ReadonlyMap<string, YamlNode>;
+/** The values of a mapping with few keys. */
+class Keys {
+  readonly #names: string[] = [];
+  readonly #values: YamlNode[] = [];
+
+  add(name: string, value: YamlNode): void {
+    this.#names.push(name);
+    this.#values.push(value);
+  }
+
+  get(name: string): YamlNode | undefined {
+    const at = this.#names.indexOf(name);
+    return at < 0 ? undefined : this.#values[at];
+  }
+}
 
 class Reader {
   readonly #document: YamlDocument;
   readonly #hours = new Map<string, readonly Span[]>();
-  #items = 0;
+  #count = 0;
 
   constructor(document: YamlDocument) {
     this.#document = document;
   }
 
+  /**
+   * Yields after each rule and each test.
+   * @throws {PolicyError}
+   */
   *read(now: number): Generator<void, RuleSet> {
     const { root } = this.#document;
-    if (root.length === 0) this.#fail(undefined, `a mapping with ${SECTIONS.join(", ")} is required`);
-    const at = this.#checkKeys(root, SECTIONS);
-    const nodeOf = (name: string) => at.has(name) ? this.#document.node(at.get(name)!) : undefined;
-    const keys = new Map(["timezone", "sets"].flatMap((name) => {
-      const node = nodeOf(name);
-      return node === undefined ? [] : [[name, this.#filled(name, node)] as const];
-    }));
+    if (root === undefined || this.#document.isEnd(this.#document.first(root))) {
+      return this.#fail(undefined, `a mapping with ${SECTIONS.join(", ")} is required`);
+    }
+    const keys = this.#keys(root, SECTIONS);
     const sets = this.#readSets(keys);
     const timeZone = this.#text(keys, "timezone") ?? "UTC";
     const set = new RuleSet([], this.#attempt(keys.get("timezone"), () => createWeekClock(timeZone)));
     const limits = new Set<string>();
-    for (const node of this.#section(at, "rules")) {
+    for (const node of this.#section(keys, "rules")) {
       if (set.rules.length === MAX_RULES) this.#fail(node, `it has more than ${MAX_RULES} rules`);
       const rule = this.#readRule(node, sets);
       if (rule.effect === "limit") {
@@ -106,8 +112,8 @@ class Reader {
       }
       yield;
     }
-    if (set.rules.length === limits.size) this.#fail(nodeOf("rules"), "it has no rules; without one, nothing is allowed");
-    for (const node of this.#section(at, "tests")) {
+    if (set.rules.length === limits.size) this.#fail(keys.get("rules"), "it has no rules; without one, nothing is allowed");
+    for (const node of this.#section(keys, "tests")) {
       this.#runTest(node, set, now);
       yield;
     }
@@ -116,26 +122,33 @@ class Reader {
 
   /** Names the item that cannot be used. */
   #failDestination(node: YamlNode, { effect, destinations }: Rule, cause: unknown): never {
-    const list = this.#keys(node, RULE_KEYS).get("destinations");
-    const items = list?.kind === "list" ? list.items : [list];
     const bad = destinations.findIndex((pattern) => destinationProblem(effect, pattern) !== undefined);
     if (bad < 0 || !(cause instanceof Error)) throw cause;
-    return this.#fail(items[bad], cause.message, cause);
+    const list = this.#keys(node, RULE_KEYS).get("destinations")!;
+    return this.#fail(this.#document.kindOf(list) === "list" ? [...this.#items(list)][bad] : list, cause.message, cause);
   }
 
   #readSets(keys: Keys): ReadonlyMap<string, readonly string[]> {
     const node = keys.get("sets");
     if (node === undefined) return new Map();
-    if (node.kind !== "map") return this.#fail(node, "sets is not a mapping of names to lists of subjects");
-    const sets = node.pairs.map(([key]) => nameOf(key));
-    const lists = this.#keys(node, sets);
-    return new Map(sets.map((name) => [name, this.#list(lists, name, (item) => checkSubject(item))]));
+    const document = this.#document;
+    if (document.kindOf(node) !== "map") return this.#fail(node, "sets is not a mapping of names to lists of subjects");
+    const sets = new Map<string, readonly string[]>();
+    for (let key = document.first(node), value; !document.isEnd(key); key = document.behind(value)) {
+      value = document.behind(key);
+      const name = this.#scalar(key);
+      if (sets.has(name)) this.#fail(key, `${name} is not unique: it is there twice`);
+      if (document.isNull(value)) this.#fail(value, `${name} has no value; leave it out`);
+      sets.set(name, this.#texts(value, name, checkSubject));
+    }
+    return sets;
   }
 
   #readRule(node: YamlNode, sets: ReadonlyMap<string, readonly string[]>): Rule {
     const keys = this.#keys(node, RULE_KEYS);
-    const [effect, ...more] = (["allow", "deny", "limit"] as const).filter((key) => keys.has(key));
-    if (effect === undefined || more.length > 0) return this.#fail(node, "a rule has either allow, deny or limit, with its name");
+    const effects = EFFECTS.filter((key) => keys.get(key) !== undefined);
+    if (effects.length !== 1) return this.#fail(node, "a rule has either allow, deny or limit, with its name");
+    const effect = effects[0]!;
     const subjects = this.#list(keys, "subjects", (item) => {
       if (!item.startsWith("set:")) return checkSubject(item);
       if (!sets.has(item.slice(4))) throw new RangeError(`${JSON.stringify(item)} names a set that is not in sets`);
@@ -150,7 +163,7 @@ class Reader {
       agents: this.#list(keys, "agents", checkAgents),
       labels: this.#list(keys, "labels", checkLabel),
       destinations: this.#list(keys, "destinations", (item) => item), // the set parses them
-      hours: keys.has("hours") ? this.#list(keys, "hours", (text) => this.#readHours(text)).flat() : NOTHING,
+      hours: keys.get("hours") === undefined ? NOTHING : this.#list(keys, "hours", (text) => this.#readHours(text)).flat(),
     };
   }
 
@@ -162,9 +175,11 @@ class Reader {
   }
 
   #readLimit(node: YamlNode, effect: Rule["effect"], keys: Keys): RuleLimit | undefined {
-    const wrong = LIMIT_KEYS.find((key) => keys.has(key));
+    const wrong = LIMIT_KEYS.find((key) => keys.get(key) !== undefined);
     if (effect !== "limit") return wrong === undefined ? undefined : this.#fail(node, `${wrong} is only for a rule with limit`);
-    if (!keys.has("bandwidth") && !keys.has("tunnels")) return this.#fail(node, "a rule with limit has bandwidth, tunnels, or both");
+    if ((keys.get("bandwidth") ?? keys.get("tunnels")) === undefined) {
+      return this.#fail(node, "a rule with limit has bandwidth, tunnels, or both");
+    }
     const read = <T>(key: string, parse: (text: string) => T): T | undefined => {
       const text = this.#text(keys, key);
       return text === undefined ? undefined : this.#attempt(keys.get(key), () => parse(text));
@@ -194,7 +209,7 @@ class Reader {
     if (allowed !== (expect === "allow")) {
       this.#fail(node, `this test expects ${expect}, and it is ${allowed ? "allowed" : "denied"}: ${by}`);
     }
-    if (keys.has("limits")) {
+    if (keys.get("limits") !== undefined) {
       const [expected, applying] = [this.#list(keys, "limits", (name) => name), rules.limits(query, time).map(({ name }) => name)];
       if (expected.join("\n") !== applying.join("\n")) {
         this.#fail(node, `this test expects the limits ${expected.join(", ")}, and they are: ${applying.join(", ") || "none"}`);
@@ -206,32 +221,35 @@ class Reader {
 
   /** The values of a mapping, whose keys must be known. */
   #keys(node: YamlNode, known: readonly string[]): Keys {
-    if (node.kind !== "map") return this.#fail(node, `a mapping with ${known.join(", ")} is required`);
-    const keys = this.#checkKeys(node.pairs, known);
-    for (const [name, value] of keys) this.#filled(name, value);
-    return keys;
-  }
-
-  #checkKeys<T>(pairs: readonly (readonly [key: YamlNode, value: T])[], known: readonly string[]): Map<string, T> {
-    const keys = new Map<string, T>();
-    for (const [key, value] of pairs) {
-      const name = nameOf(key);
-      if (!known.includes(name)) this.#fail(key, `${JSON.stringify(name)} is unknown; ${known.join(", ")} are valid here`);
-      if (keys.has(name)) this.#fail(key, `${name} is not unique: it is there twice`);
-      keys.set(name, value);
+    const document = this.#document;
+    if (document.kindOf(node) !== "map") return this.#fail(node, `a mapping with ${known.join(", ")} is required`);
+    const keys = new Keys();
+    for (let key = document.first(node), value; !document.isEnd(key); key = document.behind(value)) {
+      value = document.behind(key);
+      const name = this.#nameOf(key, known);
+      if (keys.get(name) !== undefined) this.#fail(key, `${name} is not unique: it is there twice`);
+      if (document.isNull(value)) this.#fail(value, `${name} has no value; leave it out`);
+      keys.add(name, value);
     }
     return keys;
   }
 
-  #filled(name: string, node: YamlNode): YamlNode {
-    return node.kind === "text" && node.isNull ? this.#fail(node, `${name} has no value; leave it out`) : node;
+  #nameOf(key: YamlNode, known: readonly string[]): string {
+    for (const name of known) if (this.#document.isText(key, name)) return name;
+    const name = this.#document.kindOf(key) === "text" ? this.#document.textOf(key) : "";
+    return known.includes(name) ? name : this.#fail(key, `${JSON.stringify(name)} is unknown; ${known.join(", ")} are valid here`);
   }
 
   /** The items of a list at the root. */
-  #section(at: ReadonlyMap<string, number>, name: string): Iterable<YamlNode> {
-    const index = at.get(name);
-    if (index === undefined) return [];
-    return this.#document.items(index) ?? this.#fail(this.#filled(name, this.#document.node(index)), `${name} is not a list`);
+  #section(keys: Keys, name: string): Iterable<YamlNode> {
+    const node = keys.get(name);
+    if (node === undefined) return NOTHING;
+    return this.#document.kindOf(node) === "list" ? this.#items(node) : this.#fail(node, `${name} is not a list`);
+  }
+
+  *#items(list: YamlNode): Generator<YamlNode, void> {
+    const document = this.#document;
+    for (let item = document.first(list); !document.isEnd(item); item = document.behind(item)) yield item;
   }
 
   #text(keys: Keys, key: string): string | undefined {
@@ -242,27 +260,34 @@ class Reader {
   /** A list of texts, or one text alone; it must not be empty if it is there. */
   #list<T>(keys: Keys, key: string, read: (item: string) => T): readonly T[] {
     const node = keys.get(key);
-    if (node === undefined) return NOTHING;
-    const items = node.kind === "list" ? node.items : [node];
-    if (items.length === 0) this.#fail(node, `${key} is empty; leave it out for all`);
-    this.#items += items.length;
-    if (this.#items > MAX_ITEMS) this.#fail(node, `there are more than ${MAX_ITEMS} items`);
-    let item: YamlNode | undefined;
+    return node === undefined ? NOTHING : this.#texts(node, key, read);
+  }
+
+  #texts<T>(node: YamlNode, name: string, read: (item: string) => T): readonly T[] {
+    const document = this.#document;
+    if (document.kindOf(node) !== "list") return [this.#readText(node, read)];
+    const values: T[] = [];
+    for (let item = document.first(node); !document.isEnd(item); item = document.behind(item)) values.push(this.#readText(item, read));
+    return values.length > 0 ? values : this.#fail(node, `${name} is empty; leave it out for all`);
+  }
+
+  #readText<T>(node: YamlNode, read: (text: string) => T): T {
+    if (++this.#count > MAX_ITEMS) this.#fail(node, `there are more than ${MAX_ITEMS} items`);
+    const text = this.#scalar(node);
     try {
-      const values: T[] = [];
-      for (item of items) values.push(read(this.#scalar(item)));
-      return values;
+      return read(text);
     } catch (cause) {
-      return this.#failFor(item, cause);
+      return this.#failFor(node, cause);
     }
   }
 
   #scalar(node: YamlNode): string {
-    if (node.kind === "alias") return this.#fail(node, `a text that begins with * needs quotes: "*${node.name}"`);
-    if (node.kind !== "text" || node.isNull || node.text === "") {
-      return this.#fail(node, "a text is required; one that begins with [ or {, or has a colon and a space, needs quotes");
-    }
-    return node.text;
+    const document = this.#document;
+    const kind = document.kindOf(node);
+    if (kind === "alias") return this.#fail(node, `a text that begins with * needs quotes: "*${document.textOf(node)}"`);
+    const text = kind === "text" && !document.isNull(node) ? document.textOf(node) : "";
+    if (text !== "") return text;
+    return this.#fail(node, "a text is required; one that begins with [ or {, or has a colon and a space, needs quotes");
   }
 
   /** @throws {PolicyError} for the RangeError of `read` */
@@ -281,7 +306,7 @@ class Reader {
   }
 
   #lineOf(node: YamlNode | undefined): number {
-    return node === undefined ? 1 : this.#document.lineOf(node.at);
+    return node === undefined ? 1 : this.#document.lineOf(node);
   }
 
   #fail(node: YamlNode | undefined, why: string, cause?: Error): never {
@@ -290,14 +315,11 @@ class Reader {
 }
 
 const SECTIONS = ["timezone", "sets", "rules", "tests"];
+const EFFECTS = ["allow", "deny", "limit"] as const;
 const LIMIT_KEYS = ["bandwidth", "tunnels", "shared"];
 const RULE_KEYS = ["allow", "deny", "limit", "subjects", "agents", "labels", "destinations", "hours", ...LIMIT_KEYS];
 /** Most limits: all that apply are enforced. */
 const MAX_LIMITS = 1_000;
-
-function nameOf(key: YamlNode): string {
-  return key.kind === "text" ? key.text : "";
-}
 
 /** @throws {RangeError} */
 function readBandwidth(text: string): number {

@@ -147,50 +147,92 @@ interface IndexedRule {
   readonly destinations: readonly number[];
 }
 
-/** The rules by the patterns of one of their lists. */
+/** The rules by the patterns of one of their lists, and which of these match a query. */
 class Postings {
-  readonly #rules: number[][] = [];
+  /** By pattern. Most have one rule, which is stored without a list. */
+  readonly #rules: (number | number[])[] = [];
   /** The rules whose list is empty. */
   readonly #always: number[] = [];
-  /** The last search in which each pattern matched. */
-  readonly #matchedIn: number[] = [];
+  /** By pattern: the last search in which it matched. */
+  #matchedIn = new Uint32Array();
   #matched: number[] = [];
   #search = 0;
 
   add(rule: number, patterns: readonly number[]): void {
     if (patterns.length === 0) this.#always.push(rule);
     for (const pattern of patterns) {
-      const rules = this.#rules[pattern] ??= [];
-      if (rules.at(-1) !== rule) rules.push(rule); // a list may have a pattern twice
+      if (pattern >= this.#rules.length) { // a new pattern has the next number
+        this.#rules.push(rule);
+        continue;
+      }
+      const rules = this.#rules[pattern]!;
+      if (typeof rules === "number") { if (rules !== rule) this.#rules[pattern] = [rules, rule]; }
+      // a list may have a pattern twice
+      else if (rules[rules.length - 1] !== rule) rules.push(rule);
     }
   }
 
-  /** Begins a search: `match` calls `visit` for each pattern that matches. */
-  search(match: (visit: (pattern: number) => void) => void): void {
+  /** Begins a search. */
+  begin(): void {
+    if (this.#matchedIn.length < this.#rules.length || this.#search === MAX_SEARCH) {
+      this.#matchedIn = new Uint32Array(this.#rules.length);
+      this.#search = 0;
+    }
     this.#search++;
     this.#matched = [];
-    match((pattern) => {
-      if (this.#matchedIn[pattern] === this.#search) return;
-      this.#matchedIn[pattern] = this.#search;
-      this.#matched.push(pattern);
-    });
   }
+
+  /** Called in a search for each pattern that matches. */
+  readonly visit = (pattern: number): void => {
+    if (this.#matchedIn[pattern] === this.#search) return;
+    this.#matchedIn[pattern] = this.#search;
+    this.#matched.push(pattern);
+  };
 
   /** Number of rules that the matching patterns select, with duplicates. */
   get count(): number {
-    return this.#matched.reduce((sum, pattern) => sum + this.#rules[pattern]!.length, this.#always.length);
+    let sum = this.#always.length;
+    for (const pattern of this.#matched) {
+      const rules = this.#rules[pattern]!;
+      sum += typeof rules === "number" ? 1 : rules.length;
+    }
+    return sum;
   }
 
   /** Whether the list of a rule matches. */
   matches(patterns: readonly number[]): boolean {
-    return patterns.length === 0 || patterns.some((pattern) => this.#matchedIn[pattern] === this.#search);
+    if (patterns.length === 0) return true;
+    for (const pattern of patterns) if (this.#matchedIn[pattern] === this.#search) return true;
+    return false;
   }
 
-  *selected(): Generator<readonly number[]> {
-    yield this.#always;
-    for (const pattern of this.#matched) yield this.#rules[pattern]!;
+  /** Calls `visit` with the rules of each pattern that matches, in their order, until it returns false. */
+  forEachSelected(visit: (rule: number) => boolean): void {
+    visitAll(this.#always, visit);
+    for (const pattern of this.#matched) {
+      const rules = this.#rules[pattern]!;
+      if (typeof rules === "number") visit(rules);
+      else visitAll(rules, visit);
+    }
   }
 }
+
+const MAX_SEARCH = 2 ** 32 - 1;
+
+function visitAll(rules: readonly number[], visit: (rule: number) => boolean): void {
+  for (const rule of rules) if (!visit(rule)) return;
+}
+
+/** The numbers of the patterns. */
+function addAll(table: { add(pattern: string): number }, patterns: readonly string[]): readonly number[] {
+  if (patterns.length === 0) return NOTHING;
+  const numbers: number[] = [];
+  for (const pattern of patterns) numbers.push(table.add(pattern));
+  return numbers;
+}
+
+/** A list that is missing: there are many of them. */
+const NOTHING: readonly never[] = [];
 
 /** Marks a label as a pattern of agents: no agent id has it. */
 const LABEL = "\0";
@@ -201,6 +243,8 @@ class RuleIndex {
   /** By agent patterns; a rule without agents is found by its first label. */
   readonly #agents = { patterns: new TextPatterns(), rules: new Postings() };
   readonly #destinations: { readonly patterns: DestinationPatterns; readonly rules: Postings };
+  /** Whether the patterns of destinations that match the query are found. */
+  #hasDestinations = false;
 
   constructor(effect: "allow" | "deny") {
     this.#destinations = { patterns: new DestinationPatterns(effect), rules: new Postings() };
@@ -208,12 +252,12 @@ class RuleIndex {
 
   /** @throws {RangeError} naming an invalid destination */
   add(rule: Rule): void {
-    const agents = rule.agents.length > 0 ? rule.agents : rule.labels.slice(0, 1).map((label) => LABEL + label);
+    const agents = rule.agents.length > 0 || rule.labels.length === 0 ? rule.agents : [LABEL + rule.labels[0]!];
     const indexed: IndexedRule = {
       rule,
-      subjects: rule.subjects.map((pattern) => this.#subjects.patterns.add(pattern)),
-      agents: agents.map((pattern) => this.#agents.patterns.add(pattern)),
-      destinations: rule.destinations.map((pattern) => this.#destinations.patterns.add(pattern)),
+      subjects: addAll(this.#subjects.patterns, rule.subjects),
+      agents: addAll(this.#agents.patterns, agents),
+      destinations: addAll(this.#destinations.patterns, rule.destinations),
     };
     const number = this.#rules.push(indexed) - 1;
     this.#subjects.rules.add(number, indexed.subjects);
@@ -224,41 +268,60 @@ class RuleIndex {
   /** The first rule that applies. */
   find(query: PolicyQuery, minute: number): Rule | undefined {
     let first = this.#rules.length;
-    for (const selected of this.#select(query)) {
-      for (const i of selected) {
-        if (i >= first) break; // they are in order
-        if (this.#applies(this.#rules[i]!, query.labels, minute)) first = i;
-      }
-    }
+    this.#select(query)?.forEachSelected((i) => {
+      if (i >= first) return false;
+      if (this.#applies(this.#rules[i]!, query, minute)) first = i;
+      return true;
+    });
     return this.#rules[first]?.rule;
   }
 
   /** All rules that apply, in their order. */
   findAll(query: PolicyQuery, minute: number): Rule[] {
     const found = new Set<number>();
-    for (const selected of this.#select(query)) {
-      for (const i of selected) if (this.#applies(this.#rules[i]!, query.labels, minute)) found.add(i);
-    }
+    this.#select(query)?.forEachSelected((i) => {
+      if (this.#applies(this.#rules[i]!, query, minute)) found.add(i);
+      return true;
+    });
     return [...found].sort((a, b) => a - b).map((i) => this.#rules[i]!.rule);
   }
 
-  /** Lists of rules, each in order, in which all are that apply: those with the fewest. */
-  #select({ subjects, agentId, labels, destination, network }: PolicyQuery): Iterable<readonly number[]> {
-    if (this.#rules.length === 0) return [];
-    this.#subjects.rules.search((visit) => {
-      for (const subject of subjects) this.#subjects.patterns.match(subject, visit);
-    });
-    this.#agents.rules.search((visit) => {
-      this.#agents.patterns.match(agentId, visit);
-      for (const label of labels) this.#agents.patterns.matchExactly(LABEL + label, visit);
-    });
-    this.#destinations.rules.search((visit) => this.#destinations.patterns.match(destination, network).forEach(visit));
-    const all = [this.#subjects.rules, this.#agents.rules, this.#destinations.rules];
-    return all.reduce((best, postings) => postings.count < best.count ? postings : best).selected();
+  /** Finds the patterns that match. Returns the list by which few rules are selected; `undefined` if no rule can apply. */
+  #select(query: PolicyQuery): Postings | undefined {
+    if (this.#rules.length === 0) return undefined;
+    this.#hasDestinations = false;
+    const { subjects, agentId, labels } = query;
+    const bySubject = this.#subjects.rules;
+    bySubject.begin();
+    for (const subject of subjects) this.#subjects.patterns.match(subject, bySubject.visit);
+    if (bySubject.count === 0) return undefined;
+    const byAgent = this.#agents.rules;
+    byAgent.begin();
+    this.#agents.patterns.match(agentId, byAgent.visit);
+    for (const label of labels) this.#agents.patterns.matchExactly(LABEL + label, byAgent.visit);
+    const best = bySubject.count <= byAgent.count ? bySubject : byAgent;
+    if (best.count <= FEW) return best;
+    const byDestination = this.#matchDestinations(query);
+    return byDestination.count < best.count ? byDestination : best;
   }
 
-  #applies({ rule, subjects, agents, destinations }: IndexedRule, labels: readonly string[], minute: number): boolean {
-    return this.#subjects.rules.matches(subjects) && this.#agents.rules.matches(agents) && this.#destinations.rules.matches(destinations) &&
-      rule.labels.every((label) => labels.includes(label)) && (rule.hours.length === 0 || isWithin(rule.hours, minute));
+  /** Finds the patterns of destinations that match, once for a query: often, subject and agent leave no rule that needs them. */
+  #matchDestinations({ destination, network }: PolicyQuery): Postings {
+    const { patterns, rules } = this.#destinations;
+    if (!this.#hasDestinations) {
+      rules.begin();
+      patterns.match(destination, network, rules.visit);
+      this.#hasDestinations = true;
+    }
+    return rules;
+  }
+
+  #applies({ rule, subjects, agents, destinations }: IndexedRule, query: PolicyQuery, minute: number): boolean {
+    return this.#subjects.rules.matches(subjects) && this.#agents.rules.matches(agents) &&
+      rule.labels.every((label) => query.labels.includes(label)) && (rule.hours.length === 0 || isWithin(rule.hours, minute)) &&
+      (destinations.length === 0 || this.#matchDestinations(query).matches(destinations));
   }
 }
+
+/** Rules that are looked at without trying whether the destination selects fewer. */
+const FEW = 64;

@@ -28,8 +28,8 @@ export class TextPatterns {
   /** Calls `visit` with the number of each pattern that matches. */
   match(text: string, visit: (id: number) => void): void {
     this.matchExactly(text, visit);
-    this.#starts.match((length) => text.slice(0, length), text, visit);
-    this.#ends.match((length) => text.slice(text.length - length), text, visit);
+    this.#starts.match(text, true, visit);
+    this.#ends.match(text, false, visit);
   }
 
   /** Calls `visit` only for the pattern that equals the text. */
@@ -56,10 +56,13 @@ class Affixes {
     else this.#patterns.set(affix, [pattern]);
   }
 
-  match(affixOf: (length: number) => string, text: string, visit: (id: number) => void): void {
+  /** @param atStart whether the affixes are those at the start of the text */
+  match(text: string, atStart: boolean, visit: (id: number) => void): void {
     for (const length of this.#lengths) {
       if (length > text.length) continue;
-      for (const { id, start, end } of this.#patterns.get(affixOf(length)) ?? []) {
+      const patterns = this.#patterns.get(atStart ? text.slice(0, length) : text.slice(text.length - length));
+      if (patterns === undefined) continue;
+      for (const { id, start, end } of patterns) {
         if (text.length >= start.length + end.length && text.startsWith(start) && text.endsWith(end)) visit(id);
       }
     }

@@ -1,16 +1,11 @@
-// YAML with positions, for large files: the parser's events are kept as numbers, and nodes are created when they are read. A large text is
-// parsed in a thread of its own.
+// YAML with positions, for large files: the parser's events are kept as numbers, of which nodes are indices. A large text is parsed in a thread
+// of its own.
 import { Worker } from "node:worker_threads";
 import { type Event, EVENT_ID, getScalarValue, parseEvents, SCALAR_STYLE, type ScalarEvent, YAMLException } from "js-yaml";
 import { readYamlLibrary } from "./yaml_library.ts";
 
-/** A part of a document. `at` is its offset in the text. */
-export type YamlNode =
-  | { readonly kind: "text"; readonly at: number; readonly text: string; readonly isNull: boolean }
-  | { readonly kind: "list"; readonly at: number; readonly items: readonly YamlNode[] }
-  | { readonly kind: "map"; readonly at: number; readonly pairs: readonly (readonly [key: YamlNode, value: YamlNode])[] }
-  /** `*name`. */
-  | { readonly kind: "alias"; readonly at: number; readonly name: string };
+/** A part of a document: the index of its event. */
+export type YamlNode = number;
 
 /** The text is not YAML. */
 export class YamlError extends Error {
@@ -21,23 +16,38 @@ export class YamlError extends Error {
   }
 }
 
-/** Numbers for each event: its type with flags, and the start, the end, and the indentation of its text. */
+/**
+ * Numbers for each event: its type with flags, the start of its text, the end of its text, or in a collection the event behind it, and the
+ * indentation.
+ */
 const STRIDE = 4;
 
 /** Runs in the thread too, so it uses nothing from outside. */
 function packEvents(events: readonly Event[]): Int32Array {
   const packed = new Int32Array(events.length * 4);
-  let i = 0;
-  for (const event of events) {
-    const { type, start = -1, valueStart = start, valueEnd = -1, anchorStart = -1, anchorEnd = -1, tagStart = -1 } = event as
-      & { type: number }
-      & Partial<Omit<ScalarEvent, "type"> & { start: number }>;
-    const { style = 0, chomping = 0, fast = false, indent = 0 } = event as Partial<ScalarEvent>;
-    const isAlias = type === 5;
-    packed[i++] = type | (style << 4) | (chomping << 8) | (Number(fast) << 12) | (Number(tagStart >= 0) << 13);
-    packed[i++] = isAlias ? anchorStart : valueStart;
-    packed[i++] = isAlias ? anchorEnd : valueEnd;
-    packed[i++] = indent;
+  const open: number[] = [];
+  for (let i = 0; i < events.length; i++) {
+    const event = events[i] as { readonly type: number; readonly start: number } & Omit<ScalarEvent, "type">;
+    const [at, { type }] = [i * 4, event];
+    packed[at] = type;
+    packed[at + 1] = -1;
+    if (type === 6) { // pop
+      packed[open.pop()! * 4 + 2] = i + 1;
+    } else if (type === 4) { // scalar
+      packed[at] = type | (event.style << 4) | (event.chomping << 8) | (Number(event.fast) << 12) | (Number(event.tagStart >= 0) << 13);
+      packed[at + 1] = event.valueStart;
+      packed[at + 2] = event.valueEnd;
+      packed[at + 3] = event.indent;
+    } else if (type === 5) { // alias
+      packed[at + 1] = event.anchorStart;
+      packed[at + 2] = event.anchorEnd;
+    } else {
+      open.push(i);
+      if (event.start !== undefined) {
+        packed[at] = type | (Number(event.tagStart >= 0) << 13);
+        packed[at + 1] = event.start;
+      }
+    }
   }
   return packed;
 }
@@ -66,9 +76,10 @@ interface Parsed {
 export class YamlDocument {
   readonly #text: string;
   readonly #events: Int32Array;
-  readonly #lineStarts: number[] = [0];
-  /** The keys of the root, with the index of each one's value. */
-  readonly root: readonly (readonly [key: YamlNode, value: number])[];
+  /** A line, and the offset at which it begins: lines are asked for in about their order. */
+  #line = { number: 1, start: 0 };
+  /** The root, if the document has a mapping. */
+  readonly root: YamlNode | undefined;
 
   /** @throws {YamlError} */
   static parse(text: string): YamlDocument {
@@ -99,117 +110,61 @@ export class YamlDocument {
   private constructor(text: string, events: Int32Array) {
     this.#text = text;
     this.#events = events;
-    for (let at = text.indexOf("\n"); at >= 0; at = text.indexOf("\n", at + 1)) this.#lineStarts.push(at + 1);
-    this.root = this.#readRoot();
-  }
-
-  /** The line of an offset, from 1 on. */
-  lineOf(at: number): number {
-    let [low, high] = [0, this.#lineStarts.length];
-    while (high - low > 1) {
-      const middle = (low + high) >> 1;
-      if (this.#lineStarts[middle]! <= at) low = middle;
-      else high = middle;
+    const count = events.length / STRIDE;
+    for (let node = 0; node < count; node++) {
+      if ((events[node * STRIDE]! >> 13) & 1) throw new YamlError(this.#startAt(node), "a tag, which begins with !, has no meaning here");
     }
-    return low + 1;
+    const second = count === 0 ? 0 : this.behind(0);
+    if (second < count) throw new YamlError(this.#startAt(second + 1), "it has more than one document");
+    this.root = count > 0 && this.kindOf(1) === "map" ? 1 : undefined;
   }
 
-  /** The node at an index, with everything in it. */
-  node(index: number): YamlNode {
-    return this.#read(index)[0];
+  /** The line at which a node begins, from 1 on. */
+  lineOf(node: YamlNode): number {
+    const at = this.#startAt(node);
+    if (at < this.#line.start) this.#line = { number: 1, start: 0 };
+    let { number, start } = this.#line;
+    for (let end; (end = this.#text.indexOf("\n", start)) >= 0 && end < at; number++) start = end + 1;
+    this.#line = { number, start };
+    return number;
   }
 
-  /** The items of the list at an index, one after the other; `undefined` if it is no list. */
-  items(index: number): Iterable<YamlNode> | undefined {
-    return this.#typeAt(index) === EVENT_ID.SEQUENCE ? this.#items(index + 1) : undefined;
-  }
-
-  *#items(index: number): Generator<YamlNode> {
-    for (let node; this.#typeAt(index) !== EVENT_ID.POP;) {
-      [node, index] = this.#read(index);
-      yield node;
-    }
-  }
-
-  #readRoot(): YamlDocument["root"] {
-    const documents = [];
-    for (let index = 0; index < this.#count; index = this.#skip(index)) documents.push(index);
-    if (documents.length > 1) throw new YamlError(this.#startAt(documents[1]! + 1), "it has more than one document");
-    const first = (documents[0] ?? 0) + 1;
-    if (this.#typeAt(first) !== EVENT_ID.MAPPING) return [];
-    const root: [YamlNode, number][] = [];
-    for (let index = first + 1; this.#typeAt(index) !== EVENT_ID.POP;) {
-      const [key, value] = this.#read(index);
-      root.push([key, value]);
-      index = this.#skip(value);
-    }
-    return root;
-  }
-
-  get #count(): number {
-    return this.#events.length / STRIDE;
-  }
-
-  #typeAt(index: number): number | undefined {
-    return index < this.#count ? this.#events[index * STRIDE]! & 15 : undefined;
-  }
-
-  /** An empty scalar is where the node before it begins. */
-  #startAt(index: number): number {
-    const start = this.#events[index * STRIDE + 1] ?? 0;
-    return start >= 0 || index === 0 ? Math.max(0, start) : this.#startAt(index - 1);
-  }
-
-  /** The index behind a node. */
-  #skip(index: number): number {
-    let depth = 0;
-    do {
-      const type = this.#typeAt(index++);
-      if (type === undefined) return this.#count;
-      if (type === EVENT_ID.POP) depth--;
-      else if (type === EVENT_ID.SEQUENCE || type === EVENT_ID.MAPPING || type === EVENT_ID.DOCUMENT) depth++;
-    } while (depth > 0);
-    return index;
-  }
-
-  /** The node at an index, and the index behind it. The parser bounds how deep they are nested. */
-  #read(index: number): [YamlNode, number] {
-    const flags = this.#events[index * STRIDE]!;
-    const at = this.#startAt(index);
-    if ((flags >> 13) & 1) throw new YamlError(at, "a tag, which begins with !, has no meaning here");
-    switch (flags & 15) {
-      case EVENT_ID.SEQUENCE: {
-        const items = [];
-        for (index++; this.#typeAt(index) !== EVENT_ID.POP;) {
-          const [item, next] = this.#read(index);
-          items.push(item);
-          index = next;
-        }
-        return [{ kind: "list", at, items }, index + 1];
-      }
-      case EVENT_ID.MAPPING: {
-        const pairs: [YamlNode, YamlNode][] = [];
-        for (index++; this.#typeAt(index) !== EVENT_ID.POP;) {
-          const [key, value] = this.#read(index);
-          const [node, next] = this.#read(value);
-          pairs.push([key, node]);
-          index = next;
-        }
-        return [{ kind: "map", at, pairs }, index + 1];
-      }
+  kindOf(node: YamlNode): "text" | "list" | "map" | "alias" {
+    switch (this.#typeAt(node)) {
+      case EVENT_ID.SEQUENCE:
+        return "list";
+      case EVENT_ID.MAPPING:
+        return "map";
       case EVENT_ID.ALIAS:
-        return [{ kind: "alias", at, name: this.#text.slice(at, this.#events[index * STRIDE + 2]) }, index + 1];
+        return "alias";
       default:
-        return [this.#scalar(index), index + 1];
+        return "text";
     }
   }
 
-  #scalar(index: number): YamlNode {
-    const first = index * STRIDE;
+  /** The first item of a list, or the first key of a mapping; {@link isEnd} says whether there is one. */
+  first(node: YamlNode): YamlNode {
+    return node + 1;
+  }
+
+  /** The node behind one with all that it contains: the next item, the value of a key, or the next key. */
+  behind(node: YamlNode): YamlNode {
+    const type = this.#typeAt(node);
+    const isCollection = type === EVENT_ID.SEQUENCE || type === EVENT_ID.MAPPING || type === EVENT_ID.DOCUMENT;
+    return isCollection ? this.#events[node * STRIDE + 2]! : node + 1;
+  }
+
+  /** Whether a list or a mapping has nothing more. */
+  isEnd(node: YamlNode): boolean {
+    return this.#typeAt(node) === EVENT_ID.POP;
+  }
+
+  /** The text of a scalar, or the name of an alias, without its `*`. */
+  textOf(node: YamlNode): string {
+    const first = node * STRIDE;
     const [flags, valueStart, valueEnd] = [this.#events[first]!, this.#events[first + 1]!, this.#events[first + 2]!];
-    const style = (flags >> 4) & 15;
-    const isFast = ((flags >> 12) & 1) === 1;
-    const text = isFast ? this.#text.slice(valueStart, valueEnd) : getScalarValue(this.#text, {
+    if ((flags >> 12) & 1 || (flags & 15) === EVENT_ID.ALIAS) return this.#text.slice(valueStart, valueEnd);
+    return getScalarValue(this.#text, {
       type: EVENT_ID.SCALAR,
       valueStart,
       valueEnd,
@@ -217,14 +172,38 @@ export class YamlDocument {
       anchorEnd: -1,
       tagStart: -1,
       tagEnd: -1,
-      style: style as ScalarEvent["style"],
+      style: ((flags >> 4) & 15) as ScalarEvent["style"],
       chomping: ((flags >> 8) & 15) as ScalarEvent["chomping"],
       indent: this.#events[first + 3]!,
       fast: false,
     });
-    return { kind: "text", at: this.#startAt(index), text, isNull: style === SCALAR_STYLE.PLAIN && text.length <= 4 && NULL.test(text) };
+  }
+
+  /** Whether a node is the text, plainly written: what this does not know may be so, too. */
+  isText(node: YamlNode, text: string): boolean {
+    const first = node * STRIDE;
+    const start = this.#events[first + 1]!;
+    return ((this.#events[first]! >> 12) & 1) === 1 && this.#events[first + 2]! - start === text.length &&
+      this.#text.startsWith(text, start);
+  }
+
+  /** Whether a node is null in YAML's core schema. */
+  isNull(node: YamlNode): boolean {
+    const first = node * STRIDE;
+    const flags = this.#events[first]!;
+    const isPlain = (flags & 15) === EVENT_ID.SCALAR && ((flags >> 4) & 15) === SCALAR_STYLE.PLAIN;
+    return isPlain && this.#events[first + 2]! - this.#events[first + 1]! <= 4 && NULL.test(this.textOf(node));
+  }
+
+  #typeAt(node: YamlNode): number {
+    return this.#events[node * STRIDE]! & 15;
+  }
+
+  /** An empty scalar is where the node before it begins. */
+  #startAt(node: YamlNode): number {
+    const start = this.#events[node * STRIDE + 1] ?? 0;
+    return start >= 0 || node === 0 ? Math.max(0, start) : this.#startAt(node - 1);
   }
 }
 
-/** Null in YAML's core schema. */
 const NULL = /^(?:null|Null|NULL|~|)$/;
