@@ -1,8 +1,8 @@
-// Renders the Helm chart with each set of values in its folder ci/, checks the objects against the schemas of Kubernetes, and the command
-// lines against the options of the program. Needs helm, and kubernetes-validate of PyPI.
+// Renders the Helm chart with each set of values in its folder ci/, and the kustomizations, checks the objects against the schemas of
+// Kubernetes, and the command lines against the options of the program. Needs helm, kubectl, and kubernetes-validate of PyPI.
 import assert from "node:assert/strict";
 import { spawnSync } from "node:child_process";
-import { readdirSync } from "node:fs";
+import { cpSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { parseAllDocuments } from "yaml";
 import { drainMs } from "../testing/command_lines.ts";
@@ -11,6 +11,7 @@ import { ROOT } from "./executables.ts";
 
 const CHART = join(ROOT, "deploy", "helm", "reverse-http");
 const VALUES = join(CHART, "ci");
+const KUSTOMIZATIONS = join(ROOT, "deploy", "kubernetes");
 /** The version to render for: a helm that was built without one assumes an old one. */
 const KUBERNETES = "1.34.0";
 /** Kinds that operators define; kubernetes-validate does not know them. */
@@ -21,6 +22,9 @@ const REFUSED: readonly [values: string, message: RegExp][] = [
   ["auth: { existingConfigMap: keys }\nproxy: { replica: 3 }", /replica/],
   ["proxy: { enabled: false }\nlb: { enabled: false }\nagent: { enabled: true }", /agent\.server is missing/],
   ["auth: { existingConfigMap: keys }\ncertManager: { enabled: true }", /certManager\.issuer\.name is missing/],
+  ["auth: { existingConfigMap: keys }\nacme: { enabled: true, agentsName: a.example.com }", /acme\.agentsName and acme\.clientsName/],
+  ["auth: { existingConfigMap: keys }\nacme: { enabled: true }\ncertManager: { enabled: true }", /exclude each other/],
+  ["auth: { existingConfigMap: keys }\nproxy: { volumes: { tls: { emptyDir: {} } } }", /tls/],
 ];
 
 interface Rendered {
@@ -41,24 +45,36 @@ using folder = new Folder();
 const render = (values: string) =>
   run("helm", ["template", "site", CHART, "--kube-version", KUBERNETES, "--namespace", "reverse-http", "--values", values]);
 
+/** Checks rendered objects. */
+function check(name: string, rendered: string): void {
+  const documents = parseAllDocuments(rendered);
+  const objects = documents.map((document) => document.toJS() as Rendered | null).filter((object) => object !== null);
+  for (const { kind, metadata, spec } of objects) {
+    if (kind !== "Deployment" || metadata.name.endsWith("memcached")) continue;
+    const { terminationGracePeriodSeconds: grace, containers } = spec.template.spec;
+    assert.ok(grace! * 1_000 > drainMs(containers[0]!.args), `${name}: ${metadata.name} has less time to stop than it takes`);
+  }
+  const builtIn = documents.filter((document) => !CUSTOM_KINDS.includes(String(document.get("kind"))));
+  const valid = run("kubernetes-validate", ["--strict", folder.write("rendered.yaml", builtIn.map(String).join("---\n"))]);
+  assert.equal(valid.status, 0, `${name}: ${valid.stdout}${valid.stderr}`);
+  console.log(`ok   ${name}: ${objects.map(({ kind }) => kind).join(", ")}`);
+}
+
 for (const name of readdirSync(VALUES)) {
   const values = join(VALUES, name);
   const linted = run("helm", ["lint", "--strict", "--kube-version", KUBERNETES, CHART, "--values", values]);
   assert.equal(linted.status, 0, `${name}: ${linted.stdout}${linted.stderr}`);
   const { status, stdout, stderr } = render(values);
   assert.equal(status, 0, `${name}: ${stderr}`);
-  const documents = parseAllDocuments(stdout);
-  const objects = documents.map((document) => document.toJS() as Rendered | null).filter((object) => object !== null);
-  for (const { kind, metadata, spec } of objects) {
-    if (kind !== "Deployment" || metadata.name.endsWith("-memcached")) continue;
-    const { terminationGracePeriodSeconds: grace, containers } = spec.template.spec;
-    assert.ok(grace! * 1_000 > drainMs(containers[0]!.args), `${name}: ${metadata.name} has less time to stop than it takes`);
-  }
-  const builtIn = documents.filter((document) => !CUSTOM_KINDS.includes(String(document.get("kind"))));
-  const file = folder.write(name, builtIn.map(String).join("---\n"));
-  const valid = run("kubernetes-validate", ["--strict", file]);
-  assert.equal(valid.status, 0, `${name}: ${valid.stdout}${valid.stderr}`);
-  console.log(`ok   ${name}: ${objects.map(({ kind }) => kind).join(", ")}`);
+  check(name, stdout);
+}
+const copy = join(folder.path, "kubernetes");
+cpSync(KUSTOMIZATIONS, copy, { recursive: true });
+folder.write(join("kubernetes", "auth-key-public.pem"), "the operator's key\n");
+for (const name of [".", "agent"]) {
+  const { status, stdout, stderr } = run("kubectl", ["kustomize", join(copy, name)]);
+  assert.equal(status, 0, `${name}: ${stderr}`);
+  check(`kustomization ${name}`, stdout);
 }
 for (const [text, message] of REFUSED) {
   const { status, stderr } = render(folder.write("values.yaml", text));

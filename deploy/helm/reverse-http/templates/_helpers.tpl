@@ -30,8 +30,37 @@ capabilities:
   drop: [ALL]
 {{- end }}
 
-{{- /* The pod of a service: root, component, values (its part of the values), args, volumes (name: source). */ -}}
+{{- /* The name for which a component gets a certificate by ACME; empty without. */ -}}
+{{- define "reverse-http.acmeName" -}}
+{{- if .Values.acme.enabled -}}
+{{- if .Values.certManager.enabled }}{{ fail "acme.enabled and certManager.enabled exclude each other" }}{{ end -}}
+{{- required "acme.agentsName and acme.clientsName are the names that agents and clients connect to" .name -}}
+{{- end -}}
+{{- end }}
+
+{{- define "reverse-http.probe" -}}
+httpGet: { path: {{ .path | quote }}, port: admin{{ if .root.Values.admin.tlsSecret }}, scheme: HTTPS{{ end }} }
+{{- end }}
+
+{{- /*
+The pod of a service: root, component, values (its part of the values), args, volumes (name: source, mounted at /name), ports, ready (path),
+acmeName.
+*/ -}}
 {{- define "reverse-http.pod" -}}
+{{- $args := .args }}
+{{- $volumes := merge (dict) .volumes (.values.volumes | default dict) }}
+{{- with .acmeName }}
+{{- $acme := $.root.Values.acme }}
+{{- $args = concat $args (list (printf "--acme.domain=%s" .) "--acme.http-listen-address=:8080" "--acme.store-key-file=/acme/key" "--state-dir=/state") }}
+{{- with $acme.email }}{{ $args = append $args (printf "--acme.email=%s" .) }}{{ end }}
+{{- with $acme.directory }}{{ $args = append $args (printf "--acme.directory=%s" .) }}{{ end }}
+{{- $_ := set $volumes "acme" (dict "secret" (dict "secretName" $acme.storeKeySecret "defaultMode" 288)) }}
+{{- $_ := set $volumes "state" (dict "emptyDir" (dict "sizeLimit" "16Mi")) }}
+{{- end }}
+{{- with .root.Values.admin.tlsSecret }}
+{{- $args = concat $args (list "--admin.tls.file.cert=/admin-tls/tls.crt" "--admin.tls.file.key=/admin-tls/tls.key") }}
+{{- $_ := set $volumes "admin-tls" (dict "secret" (dict "secretName" . "defaultMode" 288)) }}
+{{- end }}
 metadata:
   labels:
     {{- include "reverse-http.labels" . | nindent 4 }}
@@ -68,7 +97,7 @@ spec:
       image: {{ printf "%s:%s" .root.Values.image.repository (.root.Values.image.tag | default .root.Chart.AppVersion) }}
       imagePullPolicy: {{ .root.Values.image.pullPolicy }}
       args:
-        {{- toYaml .args | nindent 8 }}
+        {{- toYaml $args | nindent 8 }}
         {{- with .values.extraArgs }}
         {{- toYaml . | nindent 8 }}
         {{- end }}
@@ -83,28 +112,42 @@ spec:
           containerPort: {{ .port }}
           protocol: {{ .protocol | default "TCP" }}
         {{- end }}
+        {{- range .values.extraPorts }}
+        - name: {{ .name }}
+          containerPort: {{ .containerPort | default .port }}
+          protocol: {{ .protocol | default "TCP" }}
+        {{- end }}
+        {{- if .acmeName }}
+        - name: acme
+          containerPort: 8080
+          protocol: TCP
+        {{- end }}
       startupProbe:
-        httpGet: { path: /healthz, port: admin }
+        {{- include "reverse-http.probe" (dict "root" .root "path" "/healthz") | nindent 8 }}
         periodSeconds: 1
         failureThreshold: 30
       livenessProbe:
-        httpGet: { path: /healthz, port: admin }
+        {{- include "reverse-http.probe" (dict "root" .root "path" "/healthz") | nindent 8 }}
         failureThreshold: 6
       readinessProbe:
-        httpGet: { path: {{ .ready | quote }}, port: admin }
+        {{- /* the authority reaches ready pods only, so they are ready before they have a certificate */}}
+        {{- $ready := ternary (printf "%s&exclude=certificate" .ready) .ready (not (empty .acmeName)) }}
+        {{- include "reverse-http.probe" (dict "root" .root "path" $ready) | nindent 8 }}
         periodSeconds: 2
       resources:
         {{- toYaml .values.resources | nindent 8 }}
       securityContext:
         {{- include "reverse-http.containerSecurity" . | nindent 8 }}
       volumeMounts:
-        {{- range $name, $source := .volumes }}
+        {{- range $name, $source := $volumes }}
         - name: {{ $name }}
           mountPath: /{{ $name }}
+          {{- if ne $name "state" }}
           readOnly: true
+          {{- end }}
         {{- end }}
   volumes:
-    {{- range $name, $source := .volumes }}
+    {{- range $name, $source := $volumes }}
     - name: {{ $name }}
       {{- toYaml $source | nindent 6 }}
     {{- end }}
@@ -120,6 +163,22 @@ spec:
   affinity:
     {{- toYaml . | nindent 4 }}
   {{- end }}
+{{- end }}
+
+{{- /* The ports of a service to the outside besides its own: those of the values, and that of ACME. */ -}}
+{{- define "reverse-http.morePorts" -}}
+{{- range .values.extraPorts }}
+- name: {{ .name }}
+  protocol: {{ .protocol | default "TCP" }}
+  port: {{ .port }}
+  targetPort: {{ .name }}
+{{- end }}
+{{- if .acmeName }}
+- name: acme
+  protocol: TCP
+  port: 80
+  targetPort: acme
+{{- end }}
 {{- end }}
 
 {{- /* What proxy and lb have besides their Deployment: budget, autoscaler, and the service that Prometheus reads. */ -}}
