@@ -111,7 +111,7 @@ export const agentsCommand: Subcommand<OperatorOptions & ValuesOf<typeof agentsO
     const query = queryOf(options, { agent, token, sort, expires: secondsOf(expires) });
     for (const each of label) query.append("label", each);
     if (gone) query.append("state", "gone");
-    printPage(terminal, options.json, await client.get<Page<AgentState>>(`agents?${query}`), agentColumns(Date.now()));
+    printPage(terminal, options.json, await client.get<Page<AgentState>>(`agents?${query}`), agentColumns(Date.now()), "agents");
   },
 };
 
@@ -145,7 +145,7 @@ export const tunnelsCommand: Subcommand<OperatorOptions & ValuesOf<typeof tunnel
     if (close !== undefined) return printResult(terminal, await client.post("tunnels/close", { id: close }), "tunnel");
     const own = { agent, client: address, token, expires: secondsOf(expires), user, destination, sort, state: ended ? "ended" : undefined };
     const page = await client.get<Page<TunnelState>>(`tunnels?${queryOf(options, own)}`);
-    printPage(terminal, options.json, page, tunnelColumns(Date.now()));
+    printPage(terminal, options.json, page, tunnelColumns(Date.now()), "tunnels");
   },
 };
 
@@ -188,9 +188,11 @@ function queryOf(
   return query;
 }
 
-function printPage<T>(terminal: Terminal, json: boolean, page: Page<T>, columns: readonly Column<T>[]): void {
+/** @param what the items are, for a page without any */
+function printPage<T>(terminal: Terminal, json: boolean, page: Page<T>, columns: readonly Column<T>[], what: string): void {
   const { items, total, members = [] } = page;
-  terminal.write(json ? `${JSON.stringify(page, null, 2)}\n` : formatTable(items, columns));
+  const text = items.length === 0 ? `no ${what} to list\n` : formatTable(items, columns);
+  terminal.write(json ? `${JSON.stringify(page, null, 2)}\n` : text);
   if (!json && items.length < total) terminal.report(`${items.length} of ${total}: --limit and filters show others`);
   for (const { member, error } of silentOf(members)) terminal.report(`${escapeText(member)} did not answer: ${escapeText(error!)}`);
 }

@@ -25,7 +25,7 @@ export function formatStatus(status: Status): string {
 
 /** The text of `reverse-http status --configuration`. */
 export function formatConfiguration({ hash, isReloaded, changed }: Configuration): string {
-  const table = formatTable(changed, [
+  const table = changed.length === 0 ? "all options have their defaults\n" : formatTable(changed, [
     { title: "OPTION", text: ({ name }) => name, max: 60 },
     { title: "VALUE", text: ({ value }) => value, max: 80 },
     { title: "DEFAULT", text: (option) => option.default, max: 40 },

@@ -1,5 +1,6 @@
 // What `reverse-http top` shows and which keys change it, without a terminal.
 import { STYLES } from "../shared/cli/full_screen.ts";
+import { quantity } from "../shared/log/quantity.ts";
 import type { AgentState, ClusterStatus, Page, Status, TunnelState } from "../shared/service/api/types.ts";
 import { agentColumns, tunnelColumns } from "./columns.ts";
 import { escapeText, fit, pad, tableLines } from "./table.ts";
@@ -157,7 +158,9 @@ function header(status: Status | ClusterStatus): string[] {
   return [
     `${
       "members" in status ? clusterOf(status) : `${service} ${version} on ${host}${draining ? ", draining" : ready ? "" : ", not ready"}`
-    }: ${now.agents} ${service === "agent" ? "proxies" : "agents"}, ${now.tunnels} tunnels, ${formatBytes(now.memory)}`,
+    }: ${service === "agent" ? quantity(now.agents, "proxy", "proxies") : quantity(now.agents, "agent")}, ${
+      quantity(now.tunnels, "tunnel")
+    }, ${formatBytes(now.memory)}`,
     `to destinations ${formatRate(now.sentRate)}, from them ${
       formatRate(now.receivedRate)
     }, ${now.openRate} tunnels/s${setup}, ${now.refused} refused, ${now.broken} broken`,
@@ -169,7 +172,7 @@ function clusterOf({ members }: ClusterStatus): string {
   const silent = members.filter(({ error }) => error !== undefined);
   const unready = members.filter(({ status }) => status !== undefined && !status.ready).map(({ member }) => member);
   return [
-    `${members.length} members`,
+    quantity(members.length, "member"),
     ...silent.map(({ member, error }) => `NO ANSWER of ${member}: ${error}`),
     ...unready.length === 0 ? [] : [`not ready: ${unready.join(", ")}`],
   ].join(", ");

@@ -2,6 +2,7 @@
 import type { FullScreen } from "../shared/cli/full_screen.ts";
 import type { ActionResult, AgentState, Page, Status, TunnelState } from "../shared/service/api/types.ts";
 import { messageOf } from "../shared/log/error_message.ts";
+import { quantity } from "../shared/log/quantity.ts";
 import type { AdminClient } from "./client.ts";
 import { type Action, drawTop, initialState, pressKey, queryOf, type TopData } from "./top.ts";
 
@@ -45,7 +46,9 @@ export async function runTop(client: Pick<AdminClient, "get" | "post">, screen: 
         ? await client.post<ActionResult>("tunnels/close", { id })
         : await client.post<ActionResult>("agents/disconnect", { agent: id });
       const failed = members.flatMap(({ member, error }) => error === undefined ? [] : [`; not at ${member}: ${error}`]);
-      state.message = `${kind === "close" ? "the tunnel was closed" : `${affected} connections were closed`}${failed.join("")}`;
+      state.message = `${
+        kind === "close" ? "the tunnel was closed" : `${quantity(affected, "connection was", "connections were")} closed`
+      }${failed.join("")}`;
     } catch (error) {
       state.message = messageOf(error);
     }

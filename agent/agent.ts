@@ -16,6 +16,7 @@ import { unlimitedIfZero } from "../shared/limits/limit.ts";
 import { reportDescriptors, withinDescriptors } from "../shared/limits/resources.ts";
 import { TunnelLimits } from "../shared/limits/tunnels.ts";
 import { type Logger, silentLogger } from "../shared/log/logger.ts";
+import { quantity } from "../shared/log/quantity.ts";
 import type { Net } from "../shared/net/net.ts";
 import type { Tracer } from "../shared/tracing/span.ts";
 import type { Metrics, TunnelMetrics } from "../shared/service/metrics.ts";
@@ -359,7 +360,7 @@ function helloOf({ agentClient: { labels, publish } }: AgentOptions, instance: s
 function describeService(sessions: OpenSessions, isDraining: boolean, { agentClient: { serverAddress } }: AgentOptions): string {
   if (sessions.all.size === 0) return isDraining ? "Draining" : `Connecting to ${serverAddress.join(", ")}`;
   const remotes = [...sessions.all].map(({ remote }) => remote).join(", ");
-  return `${isDraining ? "Draining" : "Connected"}: ${remotes}, ${sessions.tunnels} tunnels`;
+  return `${isDraining ? "Draining" : "Connected"}: ${remotes}, ${quantity(sessions.tunnels, "tunnel")}`;
 }
 
 /** Waits until a process that takes over has connected. */

@@ -11,6 +11,7 @@ import { type ListenAllOptions, ServiceFrontend } from "../shared/frontend/servi
 import { checkCombinations, checkParts, openParts, prepareParts, type ServiceParts } from "../shared/frontend/service_parts.ts";
 import { createForwardProtocol } from "../shared/frontend/static_forward.ts";
 import { type Logger, silentLogger } from "../shared/log/logger.ts";
+import { quantity } from "../shared/log/quantity.ts";
 import type { ServerTls } from "../shared/net/tls.ts";
 import type { Acme } from "../shared/service/acme.ts";
 import type { AgentState } from "../shared/service/api/types.ts";
@@ -189,7 +190,7 @@ class RunningLoadBalancer implements UpdatableLoadBalancer {
       useHosts: (hosts) => clients.setHosts(hosts),
       shared: this.#shared,
     });
-    runtime.describe = () => `${runtime.isDraining ? "Draining" : "Serving"}: ${this.#frontend.open} clients`;
+    runtime.describe = () => `${runtime.isDraining ? "Draining" : "Serving"}: ${quantity(this.#frontend.open, "client")}`;
     runtime.handover.finish = async (settle) => {
       await acme?.release();
       settle(); // clients stay where they are

@@ -12,6 +12,7 @@ import type { WebSocketEndpoint } from "../shared/frontend/web_socket.ts";
 import { ConnectionLimiter } from "../shared/limits/connection_limiter.ts";
 import type { LimitReporter } from "../shared/limits/limit.ts";
 import type { Hello } from "../shared/link/message.ts";
+import { quantity } from "../shared/log/quantity.ts";
 import type { SessionListener } from "../shared/net/session.ts";
 import type { Acme } from "../shared/service/acme.ts";
 import { Change, differs } from "../shared/service/change.ts";
@@ -264,7 +265,8 @@ class RunningProxy implements UpdatableProxy {
       useHosts: (hosts) => clients.setHosts(hosts),
       shared: this.#shared,
     });
-    runtime.describe = () => `${runtime.isDraining ? "Draining" : "Serving"}: ${this.agents} agents, ${this.#frontend.open} clients`;
+    runtime.describe = () =>
+      `${runtime.isDraining ? "Draining" : "Serving"}: ${quantity(this.agents, "agent")}, ${quantity(this.#frontend.open, "client")}`;
     if (tls.selfSigned) logPin(tls.selfSigned, agentAddresses(this.#options, { bound: listeners.quic.address }), runtime.log);
     runtime.handover.finish = (settle) => this.#finish(settle);
     const { operations } = this.#server;

@@ -10,6 +10,7 @@ import { MAX_TOKEN } from "../auth/token.ts";
 import { policyOptions, providerOptions } from "../config/common_options.ts";
 import { ConfigError, defineOptions, type ValuesOf } from "../config/option.ts";
 import { describeFileError, readText } from "../files/read.ts";
+import { quantity } from "../log/quantity.ts";
 import { MAX_POLICY, subjectsOf } from "../policy/policy.ts";
 import { checkLabel, checkSubject, parseDestination, PolicyError, readPolicy } from "../policy/read.ts";
 import { mismatches, type PolicyQuery, type Rule, type RuleSet } from "../policy/rules.ts";
@@ -54,7 +55,7 @@ const testCommand: Subcommand<Values> = {
   service,
   async run(values, { write }) {
     const { file, rules } = await openRules(values);
-    if (values.to === undefined) return write(`${file}: ${rules.rules.length} rules, all tests pass\n`);
+    if (values.to === undefined) return write(`${file}: ${quantity(rules.rules.length, "rule")}, all tests pass\n`);
     const { decision, refusal } = await decide(rules, values);
     const text = refusal ?? describe(file, decision.rule);
     if (refusal !== undefined || !decision.allowed) throw new CommandFailure(1, `denied: ${text}`);
@@ -64,7 +65,8 @@ const testCommand: Subcommand<Values> = {
 
 const explainCommand: Subcommand<Values> = {
   name: "explain",
-  description: "List the rules of a policy for a client, and what keeps each of them from applying.",
+  description:
+    "List the rules of a policy for a client, and what keeps each of them from applying. Exit code 0, whatever it decides: policy test checks.",
   options,
   service,
   async run(values, terminal) {
@@ -168,7 +170,7 @@ function explain(file: string, { rules, minuteOf }: RuleSet, query: PolicyQuery,
         `${file}:${rule.line}: ${rule.effect} ${rule.name}: ${missing.length === 0 ? "applies" : `not for these ${missing.join(", ")}`}\n`,
       );}
   }
-  if (others > 0) write(`${others} rules are for other subjects than ${query.subjects.join(", ") || "nobody"}\n`);
+  if (others > 0) write(`${quantity(others, "rule is", "rules are")} for other subjects than ${query.subjects.join(", ") || "nobody"}\n`);
 }
 
 function describe(file: string, rule: Rule | undefined): string {
@@ -177,9 +179,10 @@ function describe(file: string, rule: Rule | undefined): string {
 
 function describeLimit(file: string, rule: Rule): string {
   const { bytesPerSecond, tunnels, isShared } = rule.limit!;
-  const what = [bytesPerSecond > 0 ? `${bytesPerSecond} bytes per second` : [], tunnels > 0 ? `${tunnels} tunnels` : []].flat().join(
-    " and ",
-  );
+  const what = [bytesPerSecond > 0 ? `${quantity(bytesPerSecond, "byte")} per second` : [], tunnels > 0 ? quantity(tunnels, "tunnel") : []]
+    .flat().join(
+      " and ",
+    );
   return `${what} for ${isShared ? "all its clients together" : "each client"}: ${describe(file, rule)}`;
 }
 

@@ -1,17 +1,22 @@
 // What operators' commands print, what `top` shows and does by key, and that names of peers move neither.
 import assert from "node:assert/strict";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
 import { describe, it } from "node:test";
 import { AdminClient } from "../../admin/client.ts";
+import { agentsCommand, statusCommand, tunnelsCommand } from "../../admin/command.ts";
 import { agentColumns, tunnelColumns } from "../../admin/columns.ts";
 import { formatClusterConfiguration, formatStatus } from "../../admin/status.ts";
 import { escapeText, fit, formatTable, pad, widthOf } from "../../admin/table.ts";
 import { drawTop, initialState, pressKey, queryOf, type TopData, type TopState } from "../../admin/top.ts";
 import { runTop } from "../../admin/top_screen.ts";
 import { formatBytes, formatDuration, formatRate, formatUntil } from "../../admin/units.ts";
+import { readCommandLine, type Subcommand } from "../../shared/cli/command.ts";
 import { type FullScreen, parseKeys, STYLES } from "../../shared/cli/full_screen.ts";
 import { ConfigError } from "../../shared/config/option.ts";
 import type { AgentState, Sample, Status, TunnelState } from "../../shared/service/api/types.ts";
 import { Queue } from "../../testing/network.ts";
+import { fakeTerminal } from "../../testing/terminal.ts";
 import { within } from "../conformance/support.ts";
 
 const NOW = Date.parse("2026-11-30T12:00:00Z");
@@ -75,6 +80,46 @@ const hasControls = (text: string) => /[\p{Cc}\p{Cf}\p{Mn}]/u.test(text.replaceA
 /** Without the styles of the screen. */
 const plain = (lines: readonly string[]) =>
   lines.map((line) => Object.values(STYLES).reduce((text, style) => text.replaceAll(style, ""), line));
+
+describe("commands", () => {
+  /** What a command prints when the service answers as `answers` says. */
+  async function printed(args: string[], answers: Readonly<Record<string, unknown>>): Promise<string> {
+    const server = createServer((request, response) => {
+      const [path = ""] = request.url!.replace("/api/v1/", "").split("?");
+      response.setHeader("Content-Type", "application/json").end(JSON.stringify(answers[path]));
+    });
+    await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+    const root = { name: "reverse-http", description: "All.", commands: [agentsCommand, tunnelsCommand, statusCommand] as Subcommand[] };
+    const admin = `--admin=127.0.0.1:${(server.address() as AddressInfo).port}`;
+    const task = readCommandLine({ root, version: "1", family: {} }, { args: [...args, admin], env: {}, home: undefined });
+    const { subcommand, resolved, line } = task as Extract<typeof task, { do: "subcommand" }>;
+    const terminal = fakeTerminal();
+    await subcommand.run(resolved.values, terminal, line);
+    server.closeAllConnections();
+    await new Promise((resolve) => server.close(resolve));
+    return terminal.out();
+  }
+
+  it("say that a list is empty, but not in JSON", async () => {
+    const none = { items: [], total: 0, offset: 0, limit: 100 };
+    const answers = { agents: none, tunnels: none, configuration: { hash: "h", isReloaded: true, changed: [] } };
+    assert.equal(await printed(["agents"], answers), "no agents to list\n");
+    assert.equal(await printed(["tunnels", "--agent=a"], answers), "no tunnels to list\n");
+    assert.match(await printed(["status", "--configuration"], answers), /^all options have their defaults\n/);
+    assert.deepEqual(JSON.parse(await printed(["agents", "--json"], answers)), none);
+  });
+
+  it("count in the singular and in the plural", async () => {
+    for (const [affected, text] of [[0, "0 connections closed\n"], [1, "1 connection closed\n"], [2, "2 connections closed\n"]] as const) {
+      assert.equal(await printed(["agents", "--disconnect=a"], { "agents/disconnect": { affected } }), text);
+    }
+    const header = (now: Partial<Sample>, service: Status["service"] = "proxy") =>
+      plain(drawTop(initialState(), { status: { ...status, service, now: { ...sample, ...now } } }, { columns: 120, rows: 24 }))[0]!;
+    assert.match(header({ agents: 1, tunnels: 1 }), /: 1 agent, 1 tunnel, /);
+    assert.match(header({ agents: 2, tunnels: 0 }), /: 2 agents, 0 tunnels, /);
+    assert.match(header({ agents: 1 }, "agent"), /: 1 proxy, /);
+  });
+});
 
 describe("tables", () => {
   it("show what a terminal would obey, and what hides or reorders text, as escapes", () => {
