@@ -48,7 +48,8 @@ export const loginCommand: Subcommand<LoginOptions> = {
     const given = new Map([...flags].filter(([flag]) => flag in stored));
     const known = given.size === 0 && !force && existsSync(file) ? await readProfile(file) : undefined;
     if (known?.issuer !== undefined) return await signIn(known, terminal);
-    refuseExisting(file, force);
+    const isComplete = given.has("proxy") || given.has("join");
+    if (!isComplete && terminal.prompt !== undefined) refuseExisting(file, force); // before a person answers for nothing
     for (const flag of ["token", "client-secret", "tls.key-password"]) {
       const text = given.get(flag);
       if (text === undefined || text.startsWith("file:")) continue;
@@ -57,12 +58,12 @@ export const loginCommand: Subcommand<LoginOptions> = {
     if (given.has("join") && !given.get("join")!.startsWith("file:")) {
       terminal.report("warning: other users could see the string on the command line; next time leave --join out, and paste it when asked");
     }
-    const isComplete = given.has("proxy") || given.has("join");
     if (given.has("issuer") && !given.has("session-file")) {
       given.set("session-file", absolute(file.replace(/(?:\.\w+)?$/, ".session.json")));
     }
     const texts = isComplete ? given : new Map([...await ask(terminal, given.has("issuer")), ...given]);
     const settings = settingsOf(texts);
+    refuseExisting(file, force);
     await createFolder(dirname(file));
     if (settings.has("issuer")) await signIn(resolve(clientOptions, { flags: settings, env: {} }).values as ClientOptions, terminal);
     await store(file, settings, force, terminal);

@@ -90,6 +90,12 @@ describe("login", () => {
       login(folder, ["--proxy=two.example:1"]),
       /Cannot write the profile .*client\.yaml: the file exists; --force replaces it/,
     );
+    // what is wrong with the new settings is said first
+    await assert.rejects(login(folder, [], { input: "nonsense" }), /Cannot use --join/);
+    await assert.rejects(login(folder, ["--join=nonsense"]), /Cannot use --join/);
+    await assert.rejects(login(folder, [], { input: JOIN }), /the file exists; --force replaces it/);
+    const asked: string[] = [];
+    await assert.rejects(login(folder, [], { answers: asked }), /the file exists; --force replaces it/, "before a person is asked");
     await login(folder, ["--proxy=two.example:1", "--force"]);
     assert.equal(resolved.values.proxy, "one.example:1");
     assert.equal((line.reread!() as typeof resolved.values).proxy, "two.example:1");
