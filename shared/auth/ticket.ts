@@ -90,10 +90,7 @@ export async function verifyTicket(
   keys: readonly VerificationKey[],
   { agentIds, audience }: TicketExpectation,
 ): Promise<Token> {
-  const deny = (why: string) => new AuthenticationError("denied", `The ticket ${why}`);
-  const bytes = Buffer.from(text.slice(PREFIX.length), "base64url");
-  if (!TICKET.test(text) || PREFIX + bytes.toString("base64url") !== text) throw deny("is not complete, or is misspelt");
-  if (bytes[0] !== VERSION) throw deny(`has the version ${bytes[0]}, and ${VERSION} is required`);
+  const { bytes, id, expiresAt } = readTicket(text);
   const content = bytes.subarray(0, CONTENT_LENGTH);
   const signature = bytes.subarray(CONTENT_LENGTH, CONTENT_LENGTH + SIGNATURE_LENGTH);
   for (const { algorithm, id: keyId, key } of keys) {
@@ -101,10 +98,25 @@ export async function verifyTicket(
     if (parameters === undefined) continue;
     for (const agentId of agentIds) {
       if (!await crypto.subtle.verify(parameters, key, signature, signedBy(content, agentId, audience))) continue;
-      return { agentId, id: formatUuid(content.subarray(ID)), expiresAt: content.readUInt32BE(EXPIRY) * 1000, keyId };
+      return { agentId, id, expiresAt, keyId };
     }
   }
   throw deny("is for another agent id or audience than the client's user name and this side, or its key is none of the public keys");
+}
+
+/**
+ * Reads what is in a ticket, without verifying it.
+ * @throws {AuthenticationError} `denied`
+ */
+export function readTicket(text: string): Pick<Ticket, "id" | "expiresAt"> & { readonly bytes: Buffer<ArrayBuffer> } {
+  const bytes = Buffer.from(text.slice(PREFIX.length), "base64url");
+  if (!TICKET.test(text) || PREFIX + bytes.toString("base64url") !== text) throw deny("is not complete, or is misspelt");
+  if (bytes[0] !== VERSION) throw deny(`has the version ${bytes[0]}, and ${VERSION} is required`);
+  return { bytes, id: formatUuid(bytes.subarray(ID, CONTENT_LENGTH)), expiresAt: bytes.readUInt32BE(EXPIRY) * 1000 };
+}
+
+function deny(why: string): AuthenticationError {
+  return new AuthenticationError("denied", `The ticket ${why}`);
 }
 
 /** The agent id and the audience are signed, but not sent: both sides know them. */

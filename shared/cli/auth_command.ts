@@ -18,8 +18,8 @@ import {
   type SigningKey,
   type VerificationKey,
 } from "../auth/keys.ts";
-import { OPERATOR_NAME, OPERATOR_ROLES, signOperatorToken } from "../auth/operator_token.ts";
-import { signTicket, type Ticket, type TicketRequest } from "../auth/ticket.ts";
+import { OPERATOR_NAME, OPERATOR_ROLES, signOperatorToken, verifyOperatorToken } from "../auth/operator_token.ts";
+import { isTicket, readTicket, signTicket, type Ticket, type TicketRequest } from "../auth/ticket.ts";
 import { MAX_TOKEN, renewToken, ROLES, signToken, type TokenRequest, verifyToken } from "../auth/token.ts";
 import { printable } from "../net/printable.ts";
 
@@ -168,8 +168,7 @@ const showCommand: Subcommand<ValuesOf<typeof showOptions>> = {
   operands: { name: "file", description: `File with the token; by default ${TOKEN_FILE}. - is standard input.` },
   async run({ key }, terminal, { operands: [file = TOKEN_FILE] }) {
     const token = await readTokenFile(file, "the token", terminal);
-    const claims = readClaims(token);
-    const lines = describeToken(claims, await verdictOn(token, claims, key));
+    const lines = isTicket(token) ? describeTicket(token) : await describeToken(token, key);
     terminal.write(lines.map(([name, value]) => `${`${name}:`.padEnd(10)}${printable(value, 1_000)}\n`).join(""));
   },
 };
@@ -276,8 +275,8 @@ async function readTokenFile(file: string, what: string, terminal: Terminal): Pr
 /** Limit on a file of public keys, in bytes. */
 const MAX_KEYS = 1024 * 1024;
 
-/** Whether the token is valid, in words. Without files, the usual one is tried. */
-async function verdictOn(token: string, claims: JWTPayload, files: readonly string[]): Promise<string> {
+/** Whether a token with these claims is valid, in words. Without files, the usual one is tried. */
+async function verdictOn(token: string, { role: named }: JWTPayload, files: readonly string[]): Promise<string> {
   const keys: VerificationKey[] = [];
   for (const file of files.length > 0 ? files : [PUBLIC_KEY_FILE]) {
     try {
@@ -287,9 +286,9 @@ async function verdictOn(token: string, claims: JWTPayload, files: readonly stri
       throw new ConfigError(`Cannot use --key ${JSON.stringify(file)}: ${describeFileError(cause)}`, { cause });
     }
   }
-  const role = ROLES.find((role) => role === claims.role) ?? "client";
   try {
-    await verifyToken(token, keys, { role, now: Date.now() });
+    if (isOfOperator(named)) await verifyOperatorToken(token, keys, Date.now());
+    else await verifyToken(token, keys, { role: ROLES.find((role) => role === named) ?? "client", now: Date.now() });
     return "yes";
   } catch (error) {
     if (!(error instanceof AuthenticationError)) throw error;
@@ -301,12 +300,18 @@ function readClaims(token: string): JWTPayload {
   try {
     return decodeJwt(token);
   } catch (cause) {
-    throw new ConfigError("Cannot show the token: it is not a JWT", { cause });
+    throw new ConfigError("Cannot show the token: it is neither a JWT nor a ticket", { cause });
   }
 }
 
+function isOfOperator(role: unknown): boolean {
+  return OPERATOR_ROLES.some((known) => known === role);
+}
+
 /** The contents of a token, as names and values. The token itself is not shown. */
-function describeToken(claims: JWTPayload, verdict: string): [name: string, value: string][] {
+async function describeToken(token: string, keys: readonly string[]): Promise<[name: string, value: string][]> {
+  const claims = readClaims(token);
+  const verdict = await verdictOn(token, claims, keys);
   const { role, name, sub, agent_id: id, agents, allow, publish, aud, jti, nbf, exp } = claims;
   const text = (value: unknown) => Array.isArray(value) ? value.join(", ") : String(value);
   const rows: [string, unknown][] = [
@@ -315,7 +320,7 @@ function describeToken(claims: JWTPayload, verdict: string): [name: string, valu
     ["name", name],
     ["subject", sub === id ? undefined : sub],
     ["agents", id ?? agents],
-    ["allow", allow ?? "all"],
+    ["allow", allow ?? (isOfOperator(role) ? undefined : "all")],
     ["publish", publish],
     ["audience", aud],
     ["jti", jti],
@@ -323,6 +328,18 @@ function describeToken(claims: JWTPayload, verdict: string): [name: string, valu
     ["until", exp && showTime(exp)],
   ];
   return rows.filter(([, value]) => value !== undefined).map(([name, value]) => [name, text(value)]);
+}
+
+/** The same for a ticket. */
+function describeTicket(text: string): [name: string, value: string][] {
+  try {
+    const { id, expiresAt } = readTicket(text);
+    const verdict = "no: a ticket has no agent id; a proxy verifies it with the one that the client names";
+    return [["verified", verdict], ["jti", id], ["until", showTime(expiresAt / 1_000)]];
+  } catch (cause) {
+    if (!(cause instanceof AuthenticationError)) throw cause;
+    throw new ConfigError(`Cannot show the ticket: ${cause.message}`, { cause });
+  }
 }
 
 /** Returns why a pattern of agents is invalid, or `undefined`. */

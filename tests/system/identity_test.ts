@@ -164,6 +164,13 @@ it("auth jwt show and renew say and extend what a token permits", async () => {
   assert.notEqual(old!.jti, renewed!.jti);
   assert.equal(renewed!.exp! - renewed!.iat!, 720 * 3600);
   assert.deepEqual([renewed!.name, renewed!.agents, renewed!.allow], [old!.name, old!.agents, old!.allow]);
+  await run("jwt", "operator", "--name=anna", "--role=operator");
+  assert.match(
+    await run("jwt", "show", "operator.jwt"),
+    /^verified: yes\nrole: {5}operator\nsubject: {2}anna\njti: .*\nfrom: .*\nuntil: .*$/,
+  );
+  await run("ticket", "--agent-id=hq");
+  assert.match(await run("jwt", "show", "ticket.txt"), /^verified: no: a ticket has no agent id; .*\njti: {6}[\w-]{36}\nuntil: {4}\S+Z$/);
   const other = await runToEnd(REVERSE_HTTP, ["auth", "key", "private", "--out=other.pem"], { cwd: site.folder.path });
   assert.equal(other.exitCode, 0);
   const foreign = await runToEnd(REVERSE_HTTP, ["auth", "jwt", "renew", "--token=a.jwt", "--in=other.pem", "--out=c.jwt"], {
