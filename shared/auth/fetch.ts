@@ -25,7 +25,8 @@ export interface Fetched {
  * @throws {Error} saying in a few words why there is no response
  */
 export async function fetchText(fetch: Fetch, url: string, options: FetchOptions): Promise<Fetched> {
-  const { timeoutMs, maxBytes, signal, headers, body } = options;
+  const { maxBytes, signal, headers, body } = options;
+  const timeoutMs = Math.ceil(options.timeoutMs); // Node.js takes whole numbers only
   const timeout = AbortSignal.timeout(timeoutMs);
   try {
     const response = await fetch(url, {
@@ -38,7 +39,7 @@ export async function fetchText(fetch: Fetch, url: string, options: FetchOptions
     return { status: response.status, text: await readBody(response, maxBytes) };
   } catch (cause) {
     if (timeout.aborted) throw new Error(`no complete response within ${timeoutMs} ms`, { cause });
-    throw new Error(describe(cause), { cause });
+    throw new Error(describeFetchError(cause), { cause });
   }
 }
 
@@ -59,11 +60,34 @@ export async function readBody({ body }: Response, maxBytes: number): Promise<st
   }
 }
 
-/** Node.js gives the reason as the cause, for instance ECONNREFUSED. */
-function describe(error: unknown): string {
-  const { message, cause } = error as Error;
-  const { code, message: inner } = (cause ?? {}) as NodeJS.ErrnoException;
-  return code ?? inner ?? message;
+/** A fetch for libraries that read whole responses, however long they are: it rejects if one has more than `maxBytes`. */
+export function boundedFetch(fetch: Fetch, maxBytes: number): Fetch {
+  return async (url, init) => {
+    const response = await fetch(url, init);
+    const { status } = response;
+    const text = await readBody(response, maxBytes);
+    const headers = new Headers(response.headers);
+    for (const name of ["content-encoding", "content-length"]) headers.delete(name); // the text is decoded
+    return new Response(status === 204 || status === 304 ? null : text, { status, headers });
+  };
+}
+
+/** Why there is no response, in a few words: the innermost cause of what `fetch` throws says it, as ECONNREFUSED does. */
+export function describeFetchError(error: unknown): string {
+  let inner = error as Error;
+  while (inner.cause instanceof Error) inner = inner.cause;
+  const { message } = inner;
+  const code = "code" in inner && typeof inner.code === "string" ? inner.code : undefined;
+  if (/CERT|SSL|TLS|ISSUER|certificate/.test(`${code} ${message}`)) {
+    const reason = code === undefined ? message : `${code}: ${message}`;
+    return `its certificate or TLS cannot be used (${reason}); NODE_EXTRA_CA_CERTS names a file with other authorities`;
+  }
+  return code ?? message;
+}
+
+/** Describes a status that a response must not have. */
+export function describeStatus(status: number): string {
+  return status >= 300 && status < 400 ? `status ${status}, and redirects are not followed` : `status ${status}`;
 }
 
 /**

@@ -3,7 +3,7 @@
 import { importPKCS8 } from "jose";
 import type { ClientAuth, Configuration } from "openid-client";
 import { printable } from "../net/printable.ts";
-import { type Fetch, readBody } from "./fetch.ts";
+import { boundedFetch, describeFetchError, describeStatus, type Fetch } from "./fetch.ts";
 import type { SigningKey } from "./keys.ts";
 
 export interface IssuerClientOptions {
@@ -86,7 +86,7 @@ export class IssuerClient {
     const auth = await authentication(client, options);
     const config = await attempt(issuer, () =>
       client.discovery(new URL(issuer), clientId, undefined, auth, {
-        [client.customFetch]: boundedFetch(fetch) as never,
+        [client.customFetch]: boundedFetch(fetch, MAX_RESPONSE) as never,
         timeout: TIMEOUT_S,
         // an option with http is one of this machine
         execute: issuer.startsWith("http:") ? [client.allowInsecureRequests] : [],
@@ -190,18 +190,6 @@ async function authentication(client: Client, { secret, key }: IssuerClientOptio
   };
 }
 
-/** Reads whole responses, bounded in size. */
-function boundedFetch(fetch: Fetch): Fetch {
-  return async (url, init) => {
-    const response = await fetch(url, init);
-    const { status } = response;
-    const text = await readBody(response, MAX_RESPONSE);
-    const headers = new Headers(response.headers);
-    for (const name of ["content-encoding", "content-length"]) headers.delete(name); // the text is decoded
-    return new Response(status === 204 || status === 304 ? null : text, { status, headers });
-  };
-}
-
 /** Describes an error of the library. @throws {IssuerError} */
 async function attempt<T>(issuer: string, request: () => Promise<T>): Promise<T> {
   try {
@@ -241,9 +229,7 @@ function refusalOf(issuer: string, error: string, description: string | undefine
 /** The innermost reason, such as ECONNREFUSED. */
 function reasonOf(error: unknown, code: string | undefined): string {
   if (code === "OAUTH_TIMEOUT") return `no response within ${TIMEOUT_S} s`;
-  const { cause: response } = error as Error;
-  if (response instanceof Response) return `it responds with status ${response.status}`;
-  let inner = error as Error;
-  while (inner.cause instanceof Error) inner = inner.cause;
-  return (inner as NodeJS.ErrnoException).code ?? inner.message;
+  const { cause: response, message } = error as Error;
+  if (!(response instanceof Response)) return describeFetchError(error);
+  return response.ok ? `its response cannot be used: ${message}` : `it responds with ${describeStatus(response.status)}`;
 }

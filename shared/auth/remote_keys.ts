@@ -4,7 +4,7 @@ import type { Logger } from "../log/logger.ts";
 import { messageOf } from "../log/error_message.ts";
 import { AuthenticationError } from "./authenticator.ts";
 import { urlProblem } from "../config/url.ts";
-import { type Fetch, fetchText, parseObject } from "./fetch.ts";
+import { describeStatus, type Fetch, fetchText, parseObject } from "./fetch.ts";
 import { type IssuerKey, parseIssuerKeys } from "./keys.ts";
 
 /** Time in milliseconds between two fetches for unknown keys. */
@@ -176,7 +176,7 @@ export class RemoteKeys {
       maxBytes: MAX_DOCUMENT,
       signal: this.#closing.signal,
     });
-    if (status !== 200) throw new Error(`${url} responded with status ${status}`);
+    if (status !== 200) throw new Error(`${url} responded with ${describeStatus(status)}`);
     return text;
   }
 }

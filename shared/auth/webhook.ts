@@ -20,7 +20,7 @@ import {
   type TunnelTarget,
 } from "./authenticator.ts";
 import { createConnectingFetch } from "./connecting_fetch.ts";
-import { type Fetch, fetchText, parseObject } from "./fetch.ts";
+import { describeStatus, type Fetch, fetchText, parseObject } from "./fetch.ts";
 import { agentNamedBy, type ClientProvider, splitUser } from "./providers.ts";
 
 export interface WebhookOptions {
@@ -98,7 +98,7 @@ export function createWebhookProvider(options: WebhookOptions, deps: WebhookDeps
     });
     const headers = { "Content-Type": "application/json", ...secret !== undefined && { Authorization: `Bearer ${secret}` } };
     const { status, text } = await fetchText(fetch, url, { timeoutMs, maxBytes: MAX_ANSWER, signal: closing.signal, headers, body });
-    if (status !== 200 && status !== 401 && status !== 403) throw new Error(`it responded with status ${status}`);
+    if (status !== 200 && status !== 401 && status !== 403) throw new Error(`it responded with ${describeStatus(status)}`);
     return readAnswer(status, text, now());
   };
 
