@@ -388,7 +388,7 @@ export interface ProxyOptions {
     oidc?: {
       /** `--admin.oidc.issuer`: URL of an OpenID Connect issuer that authenticates operators, exactly as in the iss of its tokens; https, or http to this machine. */
       issuer?: string;
-      /** `--admin.oidc.client-id`: Client id of the dashboard at the issuer; its tokens must name it in aud. */
+      /** `--admin.oidc.client-id`: Client id of the dashboard at the issuer; its tokens must name it in aud, and so must its logout tokens, which end sessions. */
       clientId?: string;
       /** `--admin.oidc.client-secret-file`: File with the client's secret at the issuer. Without it the dashboard is a public client, which PKCE protects. */
       clientSecretFile?: string;
@@ -615,7 +615,7 @@ export interface AgentOptions {
     oidc?: {
       /** `--admin.oidc.issuer`: URL of an OpenID Connect issuer that authenticates operators, exactly as in the iss of its tokens; https, or http to this machine. */
       issuer?: string;
-      /** `--admin.oidc.client-id`: Client id of the dashboard at the issuer; its tokens must name it in aud. */
+      /** `--admin.oidc.client-id`: Client id of the dashboard at the issuer; its tokens must name it in aud, and so must its logout tokens, which end sessions. */
       clientId?: string;
       /** `--admin.oidc.client-secret-file`: File with the client's secret at the issuer. Without it the dashboard is a public client, which PKCE protects. */
       clientSecretFile?: string;
@@ -1010,7 +1010,7 @@ export interface LoadBalancerOptions {
     oidc?: {
       /** `--admin.oidc.issuer`: URL of an OpenID Connect issuer that authenticates operators, exactly as in the iss of its tokens; https, or http to this machine. */
       issuer?: string;
-      /** `--admin.oidc.client-id`: Client id of the dashboard at the issuer; its tokens must name it in aud. */
+      /** `--admin.oidc.client-id`: Client id of the dashboard at the issuer; its tokens must name it in aud, and so must its logout tokens, which end sessions. */
       clientId?: string;
       /** `--admin.oidc.client-secret-file`: File with the client's secret at the issuer. Without it the dashboard is a public client, which PKCE protects. */
       clientSecretFile?: string;

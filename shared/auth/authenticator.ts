@@ -151,11 +151,11 @@ export interface Authenticator {
   revoke?(tokenId: string, comment: string): Promise<number>;
   /**
    * Revokes the tokens of a session that has ended, by a logout token of the issuer. Returns its subject, and how many connections and
-   * tunnels that closes.
+   * tunnels that closes; `undefined` for a token of another issuer or for another audience.
    * @throws {AuthenticationError} if the token is not valid, or cannot be checked now
    * @throws {RevocationError} if that cannot be stored
    */
-  signOut?(logoutToken: string): Promise<SignedOut>;
+  signOut?(logoutToken: string): Promise<SignedOut | undefined>;
   /** Releases its resources. Called by its creator, after the last authentication. */
   close?(): void;
 }

@@ -1,4 +1,5 @@
 // Logout tokens, by which an OpenID Connect issuer says that a session has ended (OpenID Connect Back-Channel Logout 1.0).
+import { decodeJwt } from "jose";
 import { AuthenticationError } from "./authenticator.ts";
 import { type FindKeys, OIDC_LEEWAY_S, verifyIssued } from "./oidc_token.ts";
 import type { SignOut } from "./revocations.ts";
@@ -15,6 +16,19 @@ export interface LogoutExpectation {
   readonly audiences: readonly string[];
   /** Current time, in milliseconds since 1970. */
   readonly now: number;
+}
+
+/**
+ * Whether a logout token says that it is of another issuer, or for other audiences. Nothing is verified: an issuer may have several clients
+ * here, and has a token for each.
+ */
+export function isForOthers(text: string, { issuer, audiences }: Pick<LogoutExpectation, "issuer" | "audiences">): boolean {
+  try {
+    const { iss, aud = [] } = decodeJwt(text);
+    return iss !== issuer || ![aud].flat().some((audience) => audiences.includes(audience));
+  } catch {
+    return false; // verification says what is wrong with it
+  }
 }
 
 /**

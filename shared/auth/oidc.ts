@@ -8,7 +8,7 @@ import type { Fetch } from "./fetch.ts";
 import type { OnExpiry } from "./jwt.ts";
 import { LiveCredentials, watchCredentials } from "./live_credentials.ts";
 import { type FindKeys, OIDC_LEEWAY_S, type OidcToken, verifyOidcToken } from "./oidc_token.ts";
-import { verifyLogoutToken } from "./logout_token.ts";
+import { isForOthers, verifyLogoutToken } from "./logout_token.ts";
 import { agentNamedBy } from "./providers.ts";
 import { RemoteKeys } from "./remote_keys.ts";
 import { RevocationFile } from "./revocation_file.ts";
@@ -121,8 +121,10 @@ export async function createOidcAuth(options: OidcOptions, deps: OidcDeps): Prom
     reload,
     revoke: revocations && ((id, comment) => revocations.revoke(id, comment, { live, reload })),
     signOut: logoutAudience.length === 0 || revocations === undefined ? undefined : async (text) => {
+      const expected = { issuer, audiences: logoutAudience, now: now() };
+      if (isForOthers(text, expected)) return undefined;
       await keys.ready();
-      const signOut = await verifyLogoutToken(text, find, { issuer, audiences: logoutAudience, now: now() });
+      const signOut = await verifyLogoutToken(text, find, expected);
       const affected = await revocations.signOut(signOut, `signed out at ${issuer}`, { live, reload });
       return { target: signOut.subject ?? signOut.session!, affected };
     },

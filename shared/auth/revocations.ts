@@ -28,6 +28,13 @@ export interface SignOut {
   readonly subject?: string;
 }
 
+/** Whether the end of a session is that of the token's session. */
+export function endsWith({ subject, session, issuedAt = Infinity }: Revocable, signOut: SignOut): boolean {
+  if (signOut.session !== undefined && session === signOut.session) return true;
+  const isOfPerson = signOut.subject !== undefined && subject === signOut.subject && issuedAt <= signOut.at;
+  return isOfPerson && (signOut.session === undefined || session === undefined);
+}
+
 /** The ids of revoked tokens, the names and subjects whose tokens are all revoked, and sessions that have ended. */
 export interface Revocations {
   has(id: string): boolean;

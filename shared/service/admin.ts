@@ -107,7 +107,7 @@ export class Admin {
     const api = createApi({ operations: services, hosts, operators });
     const { log } = services;
     this.#logout?.close();
-    const logout = this.#logout = new BackChannelLogout(services);
+    const logout = this.#logout = new BackChannelLogout({ operations: services, operators });
     const login = operators?.login;
     const handle = createAdminHandler({ health, metrics, agents: () => services.agents(), api, login, hosts, logout, log });
     this.tcp?.use(this.tls?.current);

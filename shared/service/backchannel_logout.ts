@@ -1,12 +1,12 @@
 // Sign-out by an identity provider (OpenID Connect Back-Channel Logout 1.0): it posts a logout token, which ends what was opened in the
-// session here and at all other members of the cluster, because the provider knows one address.
+// session here and at all other members of the cluster, because the provider knows one address: tunnels, and sessions at the dashboard.
 import { Gate, GateFull } from "../async/gate.ts";
 import { AuthenticationError, RevocationError } from "../auth/authenticator.ts";
 import { LogLimit } from "../log/limit.ts";
 import { messageOf } from "../log/error_message.ts";
-import { signOutHere } from "./api/actions.ts";
+import { signOutHere, type SignOutParts } from "./api/actions.ts";
 import { ClusterBusyError } from "./cluster/cluster.ts";
-import { ActionRefused, type Operations } from "./api/operations.ts";
+import { ActionRefused } from "./api/operations.ts";
 
 /** Maximum number of logout tokens that are checked concurrently, and of queued ones: anyone can send some. */
 const MAX_CHECKS = 4;
@@ -16,13 +16,13 @@ const ISSUER = { name: "issuer", role: "operator" } as const;
 
 /** Serves the requests of a provider, which are authenticated by their token alone. */
 export class BackChannelLogout {
-  readonly #operations: Operations;
+  readonly #parts: SignOutParts;
   readonly #gate = new Gate(MAX_CHECKS, MAX_WAITING);
   readonly #refusals: LogLimit;
 
-  constructor(operations: Operations) {
-    this.#operations = operations;
-    this.#refusals = new LogLimit({ log: operations.log });
+  constructor(parts: SignOutParts) {
+    this.#parts = parts;
+    this.#refusals = new LogLimit({ log: parts.operations.log });
   }
 
   /**
@@ -30,11 +30,11 @@ export class BackChannelLogout {
    * @param form the body of the request
    */
   async serve(form: string, remote: string): Promise<Response> {
-    const { log } = this.#operations;
+    const { log } = this.#parts.operations;
     const logoutToken = new URLSearchParams(form).get("logout_token") ?? "";
     try {
       if (logoutToken === "") throw new AuthenticationError("denied", "The request has no logout_token");
-      const { affected, target } = await this.#gate.run(() => signOutHere(this.#operations, logoutToken, ISSUER, remote));
+      const { affected, target } = await this.#gate.run(() => signOutHere(this.#parts, logoutToken, ISSUER, remote));
       const silent = await this.#signOutElsewhere(logoutToken);
       if (silent.length === 0) return respond(200, { affected });
       log.error("a session has not ended at all members of the cluster", { subject: target, members: silent.join(", ") });
@@ -51,9 +51,9 @@ export class BackChannelLogout {
     }
   }
 
-  /** Returns the members that have not done it, with the reasons. Those that accept no logout tokens have nothing to do. */
+  /** Returns the members that have not done it, with the reasons. Those for which it is not have nothing to do. */
   async #signOutElsewhere(logoutToken: string): Promise<string[]> {
-    const { cluster } = this.#operations;
+    const { cluster } = this.#parts.operations;
     if (cluster === undefined) return [];
     const to = await cluster.others();
     const answers = await cluster.ask({ operator: ISSUER, method: "POST", path: "sessions/end", body: { logoutToken }, to });

@@ -334,6 +334,12 @@ describe("each member of a cluster", () => {
       assert.deepEqual(await post(one!, logout), [200, { affected: 1 }]);
       for (const tunnel of [here!, elsewhere!]) await assert.rejects(within(tunnel.client.read()), { code: "reset" });
       for (const tunnel of [bobHere!, bobElsewhere!]) await checkTunnel(tunnel);
+      // a client of the issuer that one member alone has
+      const ofOne = await issuer.sign({ aud: "one", sub: "u-2", events: event });
+      assert.deepEqual(await post(one!, `logout_token=${ofOne}`), [200, { affected: 1 }]);
+      await assert.rejects(within(bobHere!.client.read()), { code: "reset" });
+      await checkTunnel(bobElsewhere!);
+      assert.equal((await post(two!, `logout_token=${ofOne}`))[0], 400);
       await two!.log.waitFor("operator action", { by: "issuer", action: "end-session", target: "u-1", through: one!.address });
       await one!.log.waitFor("operator action", { by: "issuer", action: "end-session", target: "u-1" });
       for (const tunnel of tunnels) tunnel.client.reset(1);
@@ -354,7 +360,7 @@ describe("each member of a cluster", () => {
         auth: {
           clients: ["oidc"],
           jwt: { revocationFile },
-          oidc: { issuer: issuer.url, audience: ["proxy"], logoutAudience: ["rht"] },
+          oidc: { issuer: issuer.url, audience: ["proxy"], logoutAudience: i === 0 ? ["rht", "one"] : ["rht"] },
         },
       };
     });

@@ -12,6 +12,7 @@ import { signOperatorToken } from "../../shared/auth/operator_token.ts";
 import { signToken } from "../../shared/auth/token.ts";
 import { type PartialValues, withDefaults } from "../../shared/config/defaults.ts";
 import { values } from "../../shared/http/head.ts";
+import { type LoginError, OidcLogin } from "../../shared/service/operators/oidc_login.ts";
 import { type Answer, ask, LogBook, withNet } from "../../testing/network.ts";
 import { OidcIssuer } from "../../testing/oidc_issuer.ts";
 import { Folder } from "../../testing/programs.ts";
@@ -164,6 +165,91 @@ describe("operators", () => {
       assert.deepEqual([refused.status, /"bob" is in none of the groups/.test(refused.body), cookiesOf(refused).sent], [403, true, ""]);
       issuer.isDown = true;
     }, () => ({ oidc: { issuer: issuer.url, clientId: "dashboard", url: ORIGIN, operators: ["ops"] } }));
+  });
+
+  it("are signed out when their session at the issuer ends, by its logout token", async () => {
+    await using issuer = await OidcIssuer.start();
+    await withProxy(async ({ send, log }) => {
+      const signIn = async (sub: string, sid?: string) => {
+        issuer.person = { sub, sid };
+        const begin = await send("GET", "/login");
+        const { headers } = await fetch(begin.field("Location")!, { redirect: "manual" });
+        const { pathname, search } = new URL(headers.get("location")!);
+        return cookiesOf(await send("GET", `${pathname}${search}`, { Cookie: cookiesOf(begin).sent })).sent;
+      };
+      const isIn = async (cookie: string) => (await send("GET", "/api/v1/status", { Cookie: cookie })).status === 200;
+      const post = async (token: string) => {
+        const { status, body } = await send("POST", "/backchannel-logout", {
+          "Content-Type": "application/x-www-form-urlencoded",
+          "Host": "ops.example",
+        }, `logout_token=${token}`);
+        return [status, JSON.parse(body)];
+      };
+      const events = { "http://schemas.openid.net/event/backchannel-logout": {} };
+      const logout = (claims: object) => issuer.sign({ aud: "dashboard", groups: undefined, events, ...claims });
+      const [one, two, other, bob] = [await signIn("u-1", "s1"), await signIn("u-1", "s2"), await signIn("u-1"), await signIn("u-2", "s3")];
+      for (
+        const [claims, why] of [
+          [{ sid: "s1", aud: "proxy" }, /is of another issuer, or for none of/],
+          [{ sid: "s1", iss: "http://other" }, /is of another issuer, or for none of/],
+          [{ sid: "s1", exp: 1 }, /expired/],
+          [{ sid: "s1", events: {} }, /another event/],
+          [{ sid: "s1", nonce: "n" }, /has a nonce/],
+        ] as const
+      ) {
+        const [status, { error_description: said }] = await post(await logout(claims));
+        assert.equal(status, 400);
+        assert.match(said, why);
+      }
+      const forged = await OidcIssuer.start();
+      assert.equal((await post(await forged.sign({ aud: "dashboard", iss: issuer.url, sid: "s1", events })))[0], 400);
+      await forged[Symbol.asyncDispose]();
+      for (const cookie of [one, two, other, bob]) assert.ok(await isIn(cookie));
+      const token = await logout({ sid: "s1" });
+      assert.deepEqual(await post(token), [200, { affected: 2 }], "that session, and the one without a sid");
+      assert.deepEqual(await Promise.all([one, two, other, bob].map(isIn)), [false, true, false, true]);
+      assert.deepEqual(await post(token), [200, { affected: 0 }]);
+      await log.waitFor("operator action", { by: "issuer", action: "end-session", target: "u-1" });
+      assert.deepEqual(await post(await logout({ iat: Math.floor(Date.now() / 1_000) - 600 })), [200, { affected: 0 }], "it began later");
+      assert.deepEqual(await post(await logout({})), [200, { affected: 1 }]);
+      assert.deepEqual(await Promise.all([two, bob].map(isIn)), [false, true]);
+      assert.ok(await isIn(await signIn("u-1", "s4")), "after a new sign-in");
+    }, () => ({ oidc: { issuer: issuer.url, clientId: "dashboard", url: ORIGIN, operators: ["ops"] } }));
+  });
+
+  it("wait for their turn at the issuer, and are refused if too many do", async () => {
+    let asked = 0;
+    let release = () => {};
+    const released = new Promise<void>((resolve) => release = resolve);
+    const server = createServer(async (request, response) => {
+      response.setHeader("Content-Type", "application/json");
+      if (request.method === "GET") return response.end(JSON.stringify({ issuer: url, authorization_endpoint: url, token_endpoint: url }));
+      asked++;
+      await released;
+      response.writeHead(400).end('{"error":"invalid_grant"}');
+    });
+    await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
+    const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+    const log = new LogBook();
+    const { admin: { oidc } } = withDefaults(proxyOptions, { admin: { oidc: { issuer: url, clientId: "dashboard", url: ORIGIN } } });
+    const login = await OidcLogin.open(oidc, log);
+    const { headers } = await login.begin();
+    const state = new URL(headers.get("Location")!).searchParams.get("state");
+    const cookies = headers.getSetCookie().map((cookie) => cookie.split(";")[0]).join("; ");
+    const statuses: number[] = [];
+    const all = Array.from({ length: 8 + 64 + 5 }, async () => {
+      await assert.rejects(login.finish(`?code=x&state=${state}`, cookies), (error: LoginError) => statuses.push(error.status) > 0);
+    });
+    await until(() => statuses.length === 5, "none is refused", 20_000);
+    await until(() => asked === 8, "the issuer is not asked", 20_000);
+    assert.deepEqual(statuses.splice(0), Array(5).fill(503));
+    release();
+    await Promise.all(all);
+    assert.deepEqual([statuses, asked], [Array(8 + 64).fill(403), 8 + 64]);
+    assert.equal(log.logged("an operator could not sign in").length, 10, "strangers fill no log");
+    login.close();
+    server.closeAllConnections();
+    await new Promise((resolve) => server.close(resolve));
   });
 
   it("do not sign in with an issuer whose responses have no end", async () => {

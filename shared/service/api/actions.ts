@@ -7,6 +7,7 @@ import { LOG_LEVELS } from "../../log/logger.ts";
 import { type ApiEnv, checkWrite, fail } from "./access.ts";
 import { type ActionPart, actOnOthers, ownPart, proxiesOf, scopeOf, type Wide } from "./cluster.ts";
 import { sumActions } from "./cluster_sums.ts";
+import type { Operators } from "../operators/operators.ts";
 import { ActionRefused, type Operations, recordAction } from "./operations.ts";
 import type { Operator } from "./tokens.ts";
 import type { ActionRecord, ActionResult } from "./types.ts";
@@ -20,10 +21,19 @@ const RESPONSE_MS = 100;
 /** Longest time for which an agent is kept away, in seconds. */
 const MAX_AWAY_S = 86_400;
 
-/** @param changed called after an action: lists that were read before are old */
-export function addActions(api: Hono<ApiEnv>, operations: Operations, changed: () => void): void {
+/**
+ * @param operators whose sessions at the dashboard may end. Default: there are none
+ * @param changed called after an action: lists that were read before are old
+ */
+export function addActions(api: Hono<ApiEnv>, operations: Operations, operators: Operators | undefined, changed: () => void): void {
   api.use("*", async (c, next) => c.req.method === "POST" ? await checkWrite()(c, next) : await next());
-  for (const action of ACTIONS) api.post(action.path, (c) => new ActionRequest(c, action, operations, changed).respond());
+  const endSession: Action = {
+    path: "/sessions/end",
+    name: "end-session",
+    of: "tokens",
+    act: (operations, body) => signOut({ operations, operators }, textIn(body, "logoutToken", MAX_TOKEN)),
+  };
+  for (const action of [...ACTIONS, endSession]) api.post(action.path, (c) => new ActionRequest(c, action, operations, changed).respond());
 }
 
 /** The request for an action: acts here, and has other members act if it is for them. */
@@ -121,12 +131,6 @@ const ACTIONS: readonly Action[] = [
   { path: "/tunnels/close", name: "close-tunnel", of: "tunnel", act: closeTunnel },
   { path: "/agents/disconnect", name: "disconnect-agent", of: "agents", act: disconnectAgent },
   { path: "/tokens/revoke", name: "revoke-token", of: "tokens", act: revokeToken },
-  {
-    path: "/sessions/end",
-    name: "end-session",
-    of: "tokens",
-    act: (operations, body) => signOut(operations, textIn(body, "logoutToken", MAX_TOKEN)),
-  },
   { path: "/drain", name: "drain", of: "service", status: 202, act: drain },
   { path: "/reload", name: "reload", of: "service", act: reload },
   { path: "/log-level", name: "log-level", of: "service", act: setLogLevel },
@@ -180,21 +184,41 @@ function setLogLevel({ logLevel }: Operations, body: Body): Acted {
   return { affected: 1, target: level };
 }
 
+/** Whose sessions a logout token may end: clients and agents, and operators at the dashboard. */
+export interface SignOutParts {
+  readonly operations: Operations;
+  readonly operators?: Operators;
+}
+
 /**
  * Ends a session by a logout token of the issuer, and records that.
  * @throws {ActionRefused} if no such tokens are accepted
  * @throws {AuthenticationError | RevocationError}
  */
-export async function signOutHere(operations: Operations, logoutToken: string, { name: by }: Operator, remote: string): Promise<SignedOut> {
-  const signedOut = await signOut(operations, logoutToken);
-  recordAction(operations, { by, action: "end-session", target: signedOut.target }, remote);
+export async function signOutHere(parts: SignOutParts, logoutToken: string, { name: by }: Operator, remote: string): Promise<SignedOut> {
+  const signedOut = await signOut(parts, logoutToken);
+  recordAction(parts.operations, { by, action: "end-session", target: signedOut.target }, remote);
   return signedOut;
 }
 
 /** @throws as {@link signOutHere} */
-async function signOut({ signOut }: Operations, logoutToken: string): Promise<SignedOut> {
-  if (!signOut) throw new ActionRefused("this service accepts no logout tokens: --auth.oidc.logout-audience is not set");
-  return await signOut(logoutToken);
+async function signOut({ operations, operators }: SignOutParts, logoutToken: string): Promise<SignedOut> {
+  // both, whether or not one fails: the issuer may have one client for people at the dashboard and for tunnels
+  const results = await Promise.allSettled([operations.signOut?.(logoutToken), operators?.signOut(logoutToken)]);
+  const done: SignedOut[] = [];
+  for (const result of results) {
+    if (result.status === "rejected") throw result.reason;
+    if (result.value !== undefined) done.push(result.value);
+  }
+  const [first, second] = done;
+  if (first === undefined) {
+    throw new ActionRefused(
+      operations.signOut === undefined && operators?.login === undefined
+        ? "this service accepts no logout tokens: neither --auth.oidc.logout-audience nor --admin.oidc.url is set"
+        : "the logout token is of another issuer, or for none of --auth.oidc.logout-audience and --admin.oidc.client-id",
+    );
+  }
+  return { ...first, affected: first.affected + (second?.affected ?? 0) };
 }
 
 /** @throws {BodyError} */

@@ -42,7 +42,7 @@ export interface Operations extends ServiceOperations {
   /** As {@link Authenticator.revoke}. Missing if the service does not authenticate, or by a scheme without revocation. */
   revoke?(tokenId: string, comment: string): Promise<number>;
   /** As {@link Authenticator.signOut}. Missing if no logout tokens are accepted. */
-  signOut?(logoutToken: string): Promise<SignedOut>;
+  signOut?(logoutToken: string): Promise<SignedOut | undefined>;
   /** Reads certificates, keys, and the files of the authenticator again. */
   reload(): Promise<void>;
 }

@@ -62,7 +62,7 @@ export function createApi({ operations, hosts, operators }: ApiOptions): Hono<Ap
   addLists(api, operations, agents);
   addFailures(api, operations);
   addEvents(api, operations);
-  addActions(api, operations, () => agents.forget());
+  addActions(api, operations, operators, () => agents.forget());
   return api;
 }
 

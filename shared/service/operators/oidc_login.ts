@@ -3,14 +3,18 @@
 import { createHash, randomBytes } from "node:crypto";
 import { EncryptJWT, errors, jwtDecrypt } from "jose";
 import type * as OpenIdClient from "openid-client";
+import { Gate, GateFull } from "../../async/gate.ts";
 import { AuthenticationError } from "../../auth/authenticator.ts";
-import { readBody } from "../../auth/fetch.ts";
+import { boundedFetch, describeFetchError, describeStatus } from "../../auth/fetch.ts";
 import { personOf } from "../../auth/oidc_token.ts";
+import { endsWith, type Revocable, type SignOut } from "../../auth/revocations.ts";
 import { ConfigError } from "../../config/option.ts";
 import { describeFileError, readText } from "../../files/read.ts";
 import { SecretFiles } from "../../files/secret_files.ts";
 import { messageOf } from "../../log/error_message.ts";
+import { LogLimit } from "../../log/limit.ts";
 import type { Logger } from "../../log/logger.ts";
+import { printable } from "../../net/printable.ts";
 import type { Operator } from "../api/tokens.ts";
 import { operatorOf } from "./people.ts";
 import type { OperatorOptions } from "./options.ts";
@@ -24,13 +28,16 @@ const LOGIN_S = 600;
 const TIMEOUT_S = 10;
 const LEEWAY_S = 60;
 const MAX_SECRET = 4_096;
+/** Codes that are exchanged at the issuer at once, and those that wait: anyone can send some. */
+const MAX_EXCHANGES = 8;
+const MAX_WAITING = 64;
 /** Longest response of the issuer in bytes. */
 const MAX_RESPONSE = 512 * 1024;
 
 /** A person cannot sign in. The message says why, for the browser. */
 export class LoginError extends Error {
   override readonly name = "LoginError";
-  constructor(readonly status: 400 | 403 | 502, message: string, options?: ErrorOptions) {
+  constructor(readonly status: 400 | 403 | 502 | 503, message: string, options?: ErrorOptions) {
     super(message, options);
   }
 }
@@ -45,6 +52,8 @@ interface Provider {
 
 interface Session {
   readonly operator: Operator;
+  /** What the issuer's logout tokens name. */
+  readonly issued: Pick<Revocable, "subject" | "session" | "issuedAt">;
   /** Milliseconds of the monotonic clock. */
   readonly endsAt: number;
 }
@@ -56,6 +65,8 @@ export class OidcLogin {
   readonly #options: Options;
   readonly #secret?: string;
   readonly #log: Logger;
+  readonly #failures: LogLimit;
+  readonly #gate = new Gate(MAX_EXCHANGES, MAX_WAITING);
   /** Encrypts the state of a pending sign-in. */
   readonly #key = randomBytes(32);
   /** By the hash of their cookie. The oldest is first. */
@@ -66,6 +77,7 @@ export class OidcLogin {
     this.#options = options;
     this.#secret = secret;
     this.#log = log;
+    this.#failures = new LogLimit({ log });
     this.issuer = options.issuer!;
     this.url = new URL(options.url!.replace(/\/?$/, "/"));
   }
@@ -93,7 +105,7 @@ export class OidcLogin {
       const options = {
         timeout: TIMEOUT_S,
         execute: url.protocol === "http:" ? [oidc.allowInsecureRequests] : [],
-        [oidc.customFetch]: fetchBounded,
+        [oidc.customFetch]: boundedFetch(globalThis.fetch, MAX_RESPONSE) as never, // the types differ in the buffers that a body may be
       };
       const metadata = { [oidc.clockTolerance]: LEEWAY_S };
       const authentication = this.#secret === undefined ? oidc.None() : oidc.ClientSecretBasic(this.#secret);
@@ -105,7 +117,7 @@ export class OidcLogin {
       return await discovery;
     } catch (cause) {
       this.#provider = undefined;
-      this.#log.error("the issuer of operators cannot be asked", { issuer: this.issuer, reason: describe(cause) });
+      this.#failures.warn("the issuer of operators cannot be asked", { issuer: this.issuer, reason: describe(cause) });
       throw new LoginError(502, "The identity provider cannot be asked; the log of the service says why", { cause });
     }
   }
@@ -144,24 +156,32 @@ export class OidcLogin {
   async finish(query: string, cookies: string | undefined): Promise<Response> {
     const { oidc, configuration } = await this.#discover();
     const { verifier, state, nonce } = await this.#begun(cookies);
-    let operator: Operator;
+    let opened: Omit<Session, "endsAt">;
     try {
-      const tokens = await oidc.authorizationCodeGrant(configuration, new URL(`${this.#redirectUri}${query}`), {
-        pkceCodeVerifier: verifier,
-        expectedState: state,
-        expectedNonce: nonce,
-        idTokenExpected: true,
-      });
+      const tokens = await this.#gate.run(() =>
+        oidc.authorizationCodeGrant(configuration, new URL(`${this.#redirectUri}${query}`), {
+          pkceCodeVerifier: verifier,
+          expectedState: state,
+          expectedNonce: nonce,
+          idTokenExpected: true,
+        })
+      );
       const deny = (why: string) => new AuthenticationError("denied", `The id token ${why}`);
-      operator = operatorOf(personOf(tokens.claims()!, this.#options, deny), this.#options);
+      const claims = tokens.claims()!;
+      const { sub: subject, sid, iat } = claims;
+      opened = {
+        operator: operatorOf(personOf(claims, this.#options, deny), this.#options),
+        issued: { subject, session: typeof sid === "string" ? sid : undefined, issuedAt: iat * 1_000 },
+      };
     } catch (cause) {
+      if (cause instanceof GateFull) throw new LoginError(503, "Too many sign-ins wait for the identity provider: try again", { cause });
       const isDenied = cause instanceof AuthenticationError;
-      this.#log.warn("an operator could not sign in", { issuer: this.issuer, reason: describe(cause) });
+      this.#failures.warn("an operator could not sign in", { issuer: this.issuer, reason: describe(cause) });
       throw new LoginError(403, isDenied ? cause.message : "The identity provider's answer is not accepted; the log says why", { cause });
     }
     const id = randomBytes(32).toString("base64url");
-    this.#open(id, operator);
-    const { name, role, subject } = operator;
+    this.#open(id, opened);
+    const { name, role, subject } = opened.operator;
     this.#log.info("operator signed in", { by: name, subject, role });
     return redirect(this.url.href, [
       this.#cookie(SESSION_COOKIE, id, Math.floor(this.#options.session / 1_000), "Strict"),
@@ -179,13 +199,13 @@ export class OidcLogin {
     }
   }
 
-  #open(id: string, operator: Operator): void {
+  #open(id: string, opened: Omit<Session, "endsAt">): void {
     const now = performance.now();
     for (const [key, { endsAt }] of this.#sessions) {
       if (endsAt > now && this.#sessions.size < MAX_SESSIONS) break; // all live as long, so the oldest ends first
       this.#sessions.delete(key);
     }
-    this.#sessions.set(hashOf(id), { operator, endsAt: now + this.#options.session });
+    this.#sessions.set(hashOf(id), { ...opened, endsAt: now + this.#options.session });
   }
 
   /** The operator of the session that the field Cookie names. */
@@ -202,18 +222,21 @@ export class OidcLogin {
     return this.#cookie(SESSION_COOKIE, "", 0, "Strict");
   }
 
+  /** Ends the sessions that began in one of the issuer's that has ended. Returns how many these are. */
+  signOut(signOut: SignOut): number {
+    const ended = [...this.#sessions].filter(([, { issued }]) => endsWith(issued, signOut));
+    for (const [key] of ended) this.#sessions.delete(key);
+    return ended.length;
+  }
+
+  close(): void {
+    this.#failures.close();
+  }
+
   #cookie(name: string, value: string, maxAgeS: number, sameSite: "Strict" | "Lax"): string {
     const secure = this.url.protocol === "https:" ? "; Secure" : "";
     return `${name}=${value}; Path=${this.url.pathname}; Max-Age=${maxAgeS}; HttpOnly; SameSite=${sameSite}${secure}`;
   }
-}
-
-/** The library reads a response whole, however long it is. */
-async function fetchBounded(url: string, init: OpenIdClient.CustomFetchOptions): Promise<Response> {
-  const response = await fetch(url, init as RequestInit); // the types differ in the buffers that a body may be
-  const { status, statusText, headers } = response;
-  const text = await readBody(response, MAX_RESPONSE);
-  return new Response(text === "" ? null : text, { status, statusText, headers });
 }
 
 function redirect(location: string, cookies: readonly string[]): Response {
@@ -230,9 +253,14 @@ function hashOf(id: string): string {
   return createHash("sha256").update(id).digest("hex");
 }
 
-/** The library's errors have the issuer's reason as a property. */
+/** The library's errors have the issuer's reason as a property, and its response as the cause. */
 function describe(error: unknown): string {
   const { error_description: description, error: code, cause } = error as { error_description?: string; error?: string; cause?: unknown };
-  const parts = [messageOf(error), code, description, cause instanceof Error ? cause.message : undefined];
-  return parts.filter((part) => typeof part === "string" && part !== "").join(": ").slice(0, 300);
+  const reason = cause instanceof Response && !cause.ok
+    ? `it responds with ${describeStatus(cause.status)}`
+    : cause instanceof Error
+    ? describeFetchError(cause)
+    : undefined;
+  const parts = [messageOf(error), code, description, reason].filter((part) => typeof part === "string" && part !== "");
+  return printable(parts.join(": "), 300);
 }

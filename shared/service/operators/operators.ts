@@ -1,10 +1,12 @@
 // Who the operators are: by tokens of a file, by tokens of key files, and by an OpenID Connect issuer.
-import { AuthenticationError } from "../../auth/authenticator.ts";
+import { AuthenticationError, type SignedOut } from "../../auth/authenticator.ts";
 import type { Fetch } from "../../auth/fetch.ts";
+import { isForOthers, verifyLogoutToken } from "../../auth/logout_token.ts";
 import { parsePublicKeys, type VerificationKey } from "../../auth/keys.ts";
-import { verifyOidcToken } from "../../auth/oidc_token.ts";
+import { type FindKeys, verifyOidcToken } from "../../auth/oidc_token.ts";
 import { verifyOperatorToken } from "../../auth/operator_token.ts";
 import { RemoteKeys } from "../../auth/remote_keys.ts";
+import type { SignOut } from "../../auth/revocations.ts";
 import { ConfigError } from "../../config/option.ts";
 import { PolledFile } from "../../files/polled_file.ts";
 import { describeFileError, readText } from "../../files/read.ts";
@@ -32,6 +34,7 @@ export class Operators implements OperatorSource {
   /** Sign-in at the dashboard, if the options have it. */
   readonly login?: OidcLogin;
   readonly #sources: OperatorSource[] = [];
+  #issuer?: IssuerTokens;
   readonly #closing: (() => void)[] = [];
 
   private constructor(login: OidcLogin | undefined) {
@@ -47,6 +50,7 @@ export class Operators implements OperatorSource {
     checkOidc(oidc);
     if (file === undefined && publicKey.length === 0 && oidc.issuer === undefined) return undefined;
     const operators = new Operators(oidc.issuer === undefined || oidc.url === undefined ? undefined : await OidcLogin.open(oidc, log));
+    operators.#closing.push(() => operators.login?.close());
     if (file) operators.#sources.push(file);
     if (publicKey.length > 0) operators.#sources.push(await KeyFiles.open(publicKey, log));
     if (oidc.issuer !== undefined) {
@@ -59,7 +63,8 @@ export class Operators implements OperatorSource {
         fetch,
       });
       operators.#closing.push(() => keys.close());
-      operators.#sources.push(new IssuerTokens(oidc, keys, log));
+      operators.#issuer = new IssuerTokens(oidc, keys, log);
+      operators.#sources.push(operators.#issuer);
     }
     return operators;
   }
@@ -70,6 +75,17 @@ export class Operators implements OperatorSource {
       if (found !== undefined) return found;
     }
     return undefined;
+  }
+
+  /**
+   * Ends the sessions at the dashboard of a person who has signed out at the issuer, by its logout token; `undefined` if people do not sign in
+   * here, or the token is for another client.
+   * @throws {AuthenticationError} if it is not valid, or cannot be checked now
+   */
+  async signOut(logoutToken: string): Promise<SignedOut | undefined> {
+    if (this.login === undefined || this.#issuer === undefined) return undefined;
+    const signOut = await this.#issuer.readLogout(logoutToken);
+    return signOut && { target: signOut.subject ?? signOut.session!, affected: this.login.signOut(signOut) };
   }
 
   close(): void {
@@ -130,8 +146,10 @@ class KeyFiles implements OperatorSource {
   }
 }
 
-/** Tokens of the issuer, which programs send. */
+/** Tokens of the issuer, which programs send, and its logout tokens. */
 class IssuerTokens implements OperatorSource {
+  readonly #find: FindKeys = (kid, algorithm, ageMs) => this.keys.find(kid, algorithm, ageMs);
+
   constructor(
     private readonly options: OperatorOptions["oidc"],
     private readonly keys: RemoteKeys,
@@ -145,12 +163,24 @@ class IssuerTokens implements OperatorSource {
     try {
       this.keys.poll();
       return operatorOf(
-        await verifyOidcToken(token, (kid, algorithm, ageMs) => this.keys.find(kid, algorithm, ageMs), expected),
+        await verifyOidcToken(token, this.#find, expected),
         this.options,
       );
     } catch (error) {
       return logDenial(this.log, error);
     }
+  }
+
+  /**
+   * The end of a session that a logout token reports; `undefined` if it is for another client.
+   * @throws {AuthenticationError}
+   */
+  async readLogout(text: string): Promise<SignOut | undefined> {
+    const { issuer, clientId } = this.options;
+    const expected = { issuer: issuer!, audiences: [clientId!], now: Date.now() };
+    if (isForOthers(text, expected)) return undefined;
+    this.keys.poll();
+    return await verifyLogoutToken(text, this.#find, expected);
   }
 }
 

@@ -23,7 +23,8 @@ export const operatorOptions = defineOptions({
   "admin.oidc.client-id": {
     reload: "at once",
     kind: "string",
-    description: "Client id of the dashboard at the issuer; its tokens must name it in aud.",
+    description:
+      "Client id of the dashboard at the issuer; its tokens must name it in aud, and so must its logout tokens, which end sessions.",
   },
   "admin.oidc.client-secret-file": {
     reload: "at once",
