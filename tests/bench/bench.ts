@@ -159,8 +159,10 @@ function buildLoad(): string {
 
 /** Whether the scenario can be measured with this subject. */
 function applies({ sizes }: Plan, { relayDelayMs }: Network, { name, others = [], topology }: Scenario, subject: Subject): boolean {
+  const { udp = false, neighbour } = topology ?? {};
   // the Go version does not have the options
-  if (subject.kind === "pair") return topology?.neighbour?.proxyOptions === undefined || subject.name !== GO;
+  if (subject.kind === "pair") return subject.name !== GO || (neighbour?.proxyOptions === undefined && !udp);
+  if (udp && !(subject.kind === "tool" && TOOLS[subject.tool].hasUdp)) return false;
   if (sizes === SMOKE && !SMOKE_OTHERS.includes(name)) return false;
   // the relay relays UDP only
   if (relayDelayMs > 0 && subject.kind !== "hops") return false;

@@ -1,7 +1,7 @@
 // The scenarios by name.
 import type { Scenario } from "./scenario.ts";
 import { agents, idle, memory, tunnels } from "./state.ts";
-import { bulk, coldRate, isolation, lossy, rate, rateBeside, rtt } from "./traffic.ts";
+import { bulk, coldRate, isolation, lossy, rate, rateBeside, rtt, udp } from "./traffic.ts";
 
 const MEMORY = { unit: "MiB", digits: 1 };
 
@@ -40,6 +40,7 @@ export const SCENARIOS: readonly Scenario[] = [
   ...[4, 8, 16, 64].map((downloads) => rateBeside(downloads)),
   rtt("rtt", "round trip in an open tunnel"),
   rtt("rtt-beside", "round trip beside a download in another tunnel", { beside: true }),
+  ...[5_000, 10_000, 30_000].map((perSecond) => udp(perSecond)),
   {
     name: "tunnels",
     title: "idle tunnels",

@@ -37,6 +37,8 @@ export type LimitKind = "tcp" | "hops" | "bare";
 export interface Topology {
   /** Clients reach the proxy through lb and a store. */
   readonly lb?: boolean;
+  /** Clients send datagrams to a published UDP port. */
+  readonly udp?: boolean;
   /** Delay of each datagram, each way, and the share of them that is lost. */
   readonly link?: { readonly delayMs: number; readonly loss: number };
   /** A second agent of the same proxy. */
@@ -102,7 +104,7 @@ export class Setups {
       case "pair":
         return await this.#makePair(subject, topology);
       case "tool":
-        return await this.#makeTool(subject);
+        return await this.#makeTool(subject, topology);
       case "tcp":
         return this.#setup(["--target", this.origin], []);
       case "hops":
@@ -153,14 +155,15 @@ export class Setups {
     return this.#setup(["--target", String(proxy.said.clients)], [agent.program, proxy.program], { pair, link: path.held });
   }
 
-  async #makeTool({ tool, path }: ToolSubject): Promise<Setup> {
+  async #makeTool({ tool, path }: ToolSubject, { udp = false }: Topology): Promise<Setup> {
     const { launcher, origin, network: { near, far } } = this;
     const [server, entrance] = await freeAddresses(near, 2) as [string, string];
-    const commands = TOOLS[tool].ends({ path, server, entrance, origin, write: (name, text) => launcher.write(name, text) });
+    const commands = TOOLS[tool].ends({ path, server, entrance, origin, udp, write: (name, text) => launcher.write(name, text) });
     const proxy = launcher.start(`${tool}-server`, commands.server, { prefix: near.prefix, anyExitCode: true });
     await proxy.until(5, () => acceptsConnections(server));
     const agent = launcher.start(`${tool}-client`, commands.client, { prefix: far.prefix, anyExitCode: true });
-    await agent.until(5, () => acceptsConnections(entrance));
+    // the load waits for a UDP port
+    if (!udp) await agent.until(5, () => acceptsConnections(entrance));
     return this.#setup(["--target", entrance], [agent, proxy], { pair: { proxy, agent } });
   }
 
@@ -176,8 +179,9 @@ export class Setups {
 
   async #makePair(subject: PairSubject, topology: Topology): Promise<Setup> {
     const { launcher, files, origin, network: { near, far } } = this;
-    const { neighbour } = topology;
-    const [agents, clients, lbClients, store] = await freeAddresses(near, 4) as [string, string, string, string];
+    const { neighbour, udp = false } = topology;
+    const addresses = await freeAddresses(near, 5) as [string, string, string, string, string];
+    const [agents, clients, lbClients, store, published] = addresses;
     const front = topology.lb ? await this.#startStore(store, clients, lbClients) : undefined;
     const proxyStarted = performance.now();
     const proxyOptions = [
@@ -187,6 +191,7 @@ export class Setups {
       `--agent-server.tls.file.key=${files.key}`,
       ...(front?.proxyOptions ?? []),
       ...(neighbour?.proxyOptions ?? []),
+      ...(udp ? ["--forward", `listen=${published},network=udp,agent=${AGENT_ID},to=${origin},allow=all`] : []),
     ];
     const prefix = [...near.prefix, ...exempt(near, far)];
     const proxy = launcher.start("proxy", [...subject.proxy, ...proxyOptions], { prefix });
@@ -214,6 +219,7 @@ export class Setups {
     const programs = [lb, agent, proxy, front?.store].filter((program) => program !== undefined);
     const routeOf = (id: string, target: string) => ["--target", target, "--proxy", entrance, "--user", `${id}:x`];
     const more = { pair: { proxy, agent, lb, listeningMs, connectedMs }, agents, link: path.held };
+    if (udp) return this.#setup(["--target", published], programs, more);
     if (neighbour === undefined) return this.#setup(routeOf(AGENT_ID, origin), programs, more);
     const priority = neighbour.yields ? LEAST_PRIORITY : [];
     const other = await startAgent(NEIGHBOUR_ID, priority);

@@ -30,6 +30,8 @@ export interface ToolAddresses {
 
 interface Context extends ToolAddresses {
   readonly path: string;
+  /** The port is one of UDP. */
+  readonly udp: boolean;
   /** Writes a file and returns its path. */
   readonly write: (name: string, text: string) => string;
 }
@@ -40,6 +42,8 @@ interface Tool {
   /** Prints the version. */
   readonly version: (path: string) => readonly string[];
   readonly ends: (context: Context) => Ends;
+  /** Whether it forwards UDP. Default `false`. */
+  readonly hasUdp?: boolean;
 }
 
 const CIPHER = "aes128-gcm@openssh.com";
@@ -83,12 +87,13 @@ export const TOOLS: Readonly<Record<ToolName, Tool>> = {
   frp: {
     title: "frp",
     version: (path) => [join(path, "frps"), "--version"],
-    ends: ({ path, server, entrance, origin, write }) => {
+    hasUdp: true,
+    ends: ({ path, server, entrance, origin, udp, write }) => {
       const [[host, port], [, remotePort], [originHost, originPort]] = [split(server), split(entrance), split(origin)];
       const frps = write("frps.toml", `bindAddr = "${host}"\nproxyBindAddr = "${host}"\nbindPort = ${port}\n`);
       const frpc = write(
         "frpc.toml",
-        `serverAddr = "${host}"\nserverPort = ${port}\n[[proxies]]\nname = "origin"\ntype = "tcp"\n` +
+        `serverAddr = "${host}"\nserverPort = ${port}\n[[proxies]]\nname = "origin"\ntype = "${udp ? "udp" : "tcp"}"\n` +
           `localIP = "${originHost}"\nlocalPort = ${originPort}\nremotePort = ${remotePort}\n`,
       );
       return { server: [join(path, "frps"), "-c", frps], client: [join(path, "frpc"), "-c", frpc] };

@@ -213,6 +213,39 @@ export function rtt(name: string, title: string, { beside = false, lb }: Topolog
   };
 }
 
+/** Datagrams of 1,200 bytes to a published UDP port, which the origin sends back. */
+export function udp(perSecond: number): Scenario {
+  const micros = { unit: "µs" };
+  return {
+    name: `udp${perSecond}`,
+    title: `${perSecond.toLocaleString("en")} datagrams of 1,200 bytes a second to a published UDP port, and back`,
+    topology: { udp: true },
+    others: ["tool"],
+    metrics: {
+      lostPercent: { title: "lost", unit: "%", digits: 2 },
+      p50: { title: "round trip p50", ...micros },
+      p99: { title: "round trip p99", ...micros },
+      cpuPer1000: { title: "CPU of both ends for 1,000 datagrams", unit: "s", digits: 4 },
+    },
+    run: async ({ sizes, pair, load }) => {
+      const options = ["--per-second", perSecond, "--size", 1_200];
+      await load("udp", ...options, "--seconds", sizes.warmUpSeconds / 5);
+      const { result, cpu } = await costOf(pair, () => load("udp", ...options, "--seconds", sizes.rateSeconds));
+      const { p50, p99 } = percentiles(result.rttMs);
+      const inMicros = (ms: number | undefined) => ms === undefined ? undefined : ms * 1000;
+      return {
+        values: {
+          lostPercent: toNumber(result.lostPercent),
+          p50: inMicros(p50),
+          p99: inMicros(p99),
+          cpuPer1000: cpu && (cpu.proxy + cpu.agent) / toNumber(result.sent)! * 1000,
+        },
+        errors: errorsOf(result),
+      };
+    },
+  };
+}
+
 export function lossy(name: string, title: string, link: NonNullable<Topology["link"]>): Scenario {
   return {
     name,

@@ -15,13 +15,25 @@ describe("another tool of the bench", () => {
         files.push(text);
         return name;
       };
-      const { server, client } = TOOLS[tool].ends({ ...ADDRESSES, path: "/opt", write });
+      const { server, client } = TOOLS[tool].ends({ ...ADDRESSES, path: "/opt", udp: false, write });
       const [serverText, clientText] = files.length === 2 ? files : [server.join(" "), client.join(" ")];
       assert.match(serverText!, /198\.18\.0\.1/);
       assert.match(serverText!, /1001/);
       for (const port of ["1001", "1002", "1003"]) assert.ok(clientText!.includes(port), `${port} in ${clientText}`);
     });
   }
+
+  it("forwards a UDP port if it can", () => {
+    const files: string[] = [];
+    const write = (name: string, text: string) => {
+      files.push(text);
+      return name;
+    };
+    const able = Object.values(TOOLS).filter(({ hasUdp }) => hasUdp);
+    assert.deepEqual(able.map(({ title }) => title), ["frp"]);
+    for (const { ends } of able) ends({ ...ADDRESSES, path: "/opt", udp: true, write });
+    assert.match(files.at(-1)!, /type = "udp"/);
+  });
 
   it("is refused if its executable is missing", () => {
     assert.equal(problemOf({ kind: "tool", name: "frp", tool: "frp", path: "/nowhere" }), "Cannot use --frp: there is no /nowhere/frps");

@@ -12,6 +12,7 @@ mod quic;
 mod rate;
 mod rtt;
 mod stats;
+mod udp;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -31,6 +32,7 @@ const USAGE: &str = "usage:
   load rate --target HOST:PORT [--clients 1] [--seconds 5 | --tunnels N]     for a time, or until N were opened
   load rtt  --target HOST:PORT [--seconds 5] [--size 64] [--beside]          --beside: a download in another tunnel
   load flow --target HOST:PORT [--head-start 2] [--seconds 10]               a download as it goes, then cut off
+  load udp  --target HOST:PORT [--per-second 10000] [--size 1200] [--seconds 5]  datagrams to a published port, and back
   load idle --target HOST:PORT [--tunnels 100]                               holds them until standard input ends
 clients reach the target through a proxy with: --proxy HOST:PORT --user ID:PASSWORD
   load swarm --quic HOST:PORT --ca FILE [--agents 100]                       idle agents of a proxy, until standard input ends
@@ -131,6 +133,13 @@ fn run_beside(mode: String, mut args: Args) -> Result<(), String> {
             let (via, head_start, time) = (args.via()?, args.seconds("head-start", 2.0)?, args.seconds("seconds", 10.0)?);
             args.finish()?;
             print(mode, rtt::flow(&via, head_start, time)?);
+            Ok(())
+        }
+        "udp" => {
+            let (target, per_second, size) = (args.need("target")?, args.take("per-second", 10_000)?, args.take("size", 1_200)?);
+            let time = args.seconds("seconds", 5.0)?;
+            args.finish()?;
+            print(mode, udp::run(&target, per_second, size, time)?);
             Ok(())
         }
         "swarm" => {

@@ -1,6 +1,7 @@
 //! The server behind the agent. The first line that a client sends says what it wants:
 //! `send N` gives N bytes and ends; `sink N` takes N bytes, answers how many there were and ends; `both N` does both at once;
 //! `stream` gives bytes until the client sends one, then ends; `echo` gives back what it gets.
+//! Datagrams to the same port come back.
 //! No command needs a client that finishes its direction first: some proxies end both directions then.
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -24,7 +25,9 @@ pub async fn serve(listen: &str) -> Result<(), String> {
     socket.set_reuseaddr(true).map_err(text)?;
     socket.bind(listen.parse().map_err(text)?).map_err(text)?;
     let listener = socket.listen(4096).map_err(text)?;
-    println!("{}", json!({ "listening": listener.local_addr().map_err(text)?.to_string() }));
+    let address = listener.local_addr().map_err(text)?;
+    crate::udp::serve(address)?;
+    println!("{}", json!({ "listening": address.to_string() }));
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
