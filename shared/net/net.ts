@@ -15,6 +15,16 @@ import type { ConnectTcpOptions, Http2Connection, ListenTcpOptions, ResolveOptio
 import type { ClientTls, ServerTls } from "./tls.ts";
 import type { ConnectedFlow, FlowOptions, ListenUdpOptions, ProbeUdpOptions, UdpListener } from "./udp.ts";
 
+/** Options of {@link Net.shareAddresses}. */
+export interface ShareAddressesOptions {
+  /** A directory that only this user can enter, where the processes relay datagrams of QUIC to each other. */
+  readonly directory: string;
+  /** 0 to 255; no other process that shares the addresses has it. */
+  readonly generation: number;
+  /** Whether this process is the first: it fails if any other one has an address. */
+  readonly isFirst: boolean;
+}
+
 /** The network as the rest of the program sees it: listeners, connections, and the relay between two streams. */
 export interface Net {
   /**
@@ -138,6 +148,11 @@ export interface Net {
    * it regularly.
    */
   stalledMs(): number;
+  /**
+   * Shares the addresses of listeners that are opened from now on with other processes of this user (SO_REUSEPORT); the first call counts.
+   * Missing where the system cannot distribute connections and datagrams over them.
+   */
+  readonly shareAddresses?: (options: ShareAddressesOptions) => void;
   /** Passes its listening sockets to another process. Missing if they are not the system's. */
   readonly handover?: SocketHandover;
   /** Closes all its listeners, connections and streams. All pending calls settle. */

@@ -2,12 +2,13 @@
 use std::future::Future;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::channel::{Channel, MAX_DESCRIPTORS};
+use crate::net::sharing::Sharing;
 use crate::sync::lock;
 
 /// Maximum number of sockets that are taken over.
@@ -109,6 +110,7 @@ pub struct Sockets {
     accepting: watch::Sender<bool>,
     offered: Mutex<Vec<Offered>>,
     inherited: Mutex<Vec<Inherited>>,
+    sharing: OnceLock<Sharing>,
 }
 
 impl Sockets {
@@ -118,7 +120,17 @@ impl Sockets {
             accepting: watch::Sender::new(true),
             offered: Mutex::default(),
             inherited: Mutex::default(),
+            sharing: OnceLock::new(),
         }
+    }
+
+    /// Listeners that are opened from now on share their addresses with other processes. Only the first call counts.
+    pub fn share(&self, sharing: Sharing) {
+        let _ = self.sharing.set(sharing);
+    }
+
+    pub fn sharing(&self) -> Option<&Sharing> {
+        self.sharing.get()
     }
 
     pub fn gate(&self) -> Gate {

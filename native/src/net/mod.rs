@@ -4,6 +4,7 @@ pub mod dns;
 pub mod happy_eyeballs;
 pub mod proxy_protocol;
 pub mod resolver;
+pub mod sharing;
 pub mod socks_datagram;
 pub mod tcp;
 pub mod tls;

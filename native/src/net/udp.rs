@@ -9,6 +9,7 @@ use crate::error::{NetError, Warn};
 use crate::net::address::bind_first;
 use crate::net::happy_eyeballs::{self, DialTarget};
 use crate::net::resolver::{Purpose, Resolver};
+use crate::net::sharing::{self, Sharing};
 use crate::net::tcp::dial::connect_error;
 
 /// Requested buffer size; the kernel may grant less.
@@ -17,9 +18,12 @@ const UDP_BUFFER: usize = 8 << 20;
 const MIN_UDP_BUFFER: usize = 2_500_000;
 
 /// Opens a socket for many peers. Warns if its buffers are smaller than [`MIN_UDP_BUFFER`].
-pub fn open(address: SocketAddr, warn: &Warn) -> std::io::Result<std::net::UdpSocket> {
-    let socket = unbound(address)?;
-    raise_buffers(&socket);
+pub fn open(address: SocketAddr, sharing: Option<&Sharing>, warn: &Warn) -> std::io::Result<std::net::UdpSocket> {
+    let socket = sharing::bind(sharing, address, || {
+        let socket = unbound(address)?;
+        raise_buffers(&socket);
+        Ok(socket)
+    })?;
     let got = socket.recv_buffer_size()?.min(socket.send_buffer_size()?);
     // Linux doubles the value for its own overhead
     let got = if cfg!(target_os = "linux") { got / 2 } else { got };
@@ -33,7 +37,6 @@ pub fn open(address: SocketAddr, warn: &Warn) -> std::io::Result<std::net::UdpSo
             "The system limits UDP buffers to {got} bytes, which makes large transfers slow; raise it with: {remedy}"
         ));
     }
-    socket.bind(&address.into())?;
     Ok(socket.into())
 }
 
@@ -108,6 +111,6 @@ async fn connect(address: SocketAddr) -> std::io::Result<tokio::net::UdpSocket> 
     Ok(socket)
 }
 
-pub fn bind(address: &str, warn: &Warn) -> Result<std::net::UdpSocket, NetError> {
-    bind_first(address, |candidate| open(candidate, warn))
+pub fn bind(address: &str, sharing: Option<&Sharing>, warn: &Warn) -> Result<std::net::UdpSocket, NetError> {
+    bind_first(address, |candidate| open(candidate, sharing, warn))
 }

@@ -35,7 +35,7 @@ pub async fn dial(resolver: &Arc<Resolver>, options: ConnectSession, warn: Arc<W
             } else {
                 ([0u16; 8], 0).into()
             };
-            let socket = udp::open(local, &*warn)
+            let socket = udp::open(local, None, &*warn)
                 .and_then(Socket::open)
                 .map_err(|e| NetError::connect(&e, &what))?;
             let held = Arc::downgrade(&socket);

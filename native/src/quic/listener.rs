@@ -14,6 +14,7 @@ use tokio::time::timeout;
 
 use super::connection::{close_notified, CLOSE_NOTIFY_TIMEOUT};
 use super::handshake_limits::{Admission, HandshakeLimits, PendingHandshakes, SuppressedErrors};
+use super::siblings::Siblings;
 use super::signals;
 use super::socket::Socket;
 use super::succession::Succession;
@@ -70,11 +71,16 @@ impl Listener {
         let failed = |e: std::io::Error| NetError::bind(&e, address);
         let (socket, relays) = match sockets.take(Kind::Udp, address) {
             Some(passed) => (passed.socket.into(), passed.relays),
-            None => (udp::bind(address, warn)?, Vec::new()),
+            None => (udp::bind(address, sockets.sharing(), warn)?, Vec::new()),
         };
-        let succession = Succession::new(key_of_ids(tls)?, relays, sockets.gate().is_open());
-        let endpoint_config = transport.server_endpoint(tls, succession.generation)?;
         let _guard = sockets.runtime.enter();
+        let key = key_of_ids(tls)?;
+        let siblings = sockets.sharing().map(|sharing| Siblings::open(sharing, socket.local_addr()?));
+        let succession = match siblings.transpose().map_err(failed)? {
+            Some(siblings) => Succession::of_siblings(key, siblings),
+            None => Succession::new(key, relays, sockets.gate().is_open()),
+        };
+        let endpoint_config = transport.server_endpoint(tls, succession.generation)?;
         let socket = Socket::listen(socket, succession).map_err(failed)?;
         sockets.offer(Kind::Udp, address, &socket);
         let held = Arc::downgrade(&socket);

@@ -13,6 +13,7 @@ pub mod listener;
 mod losses;
 pub mod probe;
 pub mod relayed_packet;
+mod siblings;
 pub mod signals;
 pub mod socket;
 mod succession;

@@ -14,6 +14,7 @@ use tokio::net::UnixDatagram;
 
 use super::generations::generation_of;
 use super::relayed_packet::{decode, encode};
+use super::siblings::Siblings;
 use crate::handover::channel::{duplicate, MAX_DESCRIPTORS};
 use crate::relay::datagram_queue::with_buffer;
 use crate::sync::lock;
@@ -55,6 +56,8 @@ pub struct Succession {
     reading: Mutex<Reading>,
     earlier: Mutex<Vec<Relay>>,
     has_earlier: AtomicBool,
+    /// Other processes that listen at the same address. Then there are no earlier ones.
+    siblings: Option<Siblings>,
 }
 
 impl Succession {
@@ -82,6 +85,16 @@ impl Succession {
             }),
             has_earlier: AtomicBool::new(!relays.is_empty()),
             earlier: Mutex::new(relays),
+            siblings: None,
+        }
+    }
+
+    /// Of a process that shares the address with others.
+    pub fn of_siblings(key: u64, siblings: Siblings) -> Self {
+        Self {
+            generation: siblings.generation,
+            siblings: Some(siblings),
+            ..Self::new(key, Vec::new(), true)
         }
     }
 
@@ -131,6 +144,9 @@ impl Succession {
         meta: &mut [RecvMeta],
         receive: impl Fn(&mut Context, &mut [IoSliceMut<'_>], &mut [RecvMeta]) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
+        if let Some(siblings) = &self.siblings {
+            return siblings.poll_recv(cx, bufs, meta, self.key, receive);
+        }
         {
             let mut reading = lock(&self.reading);
             if reading.waker.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
@@ -152,30 +168,9 @@ impl Succession {
     /// Forwards packets of earlier processes to these, and compacts the rest. Returns the number of remaining packets.
     fn relay_to_earlier(&self, bufs: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta], received: usize) -> usize {
         let mut earlier = lock(&self.earlier);
-        let mut kept = 0;
-        for at in 0..received {
-            let mut rest = 0;
-            for start in (0..meta[at].len).step_by(meta[at].stride.max(1)) {
-                let end = meta[at].len.min(start + meta[at].stride);
-                let packet = &bufs[at][start..end];
-                if self.send_to_earlier(&mut earlier, packet, &meta[at]) {
-                    continue;
-                }
-                if rest != start {
-                    bufs[at].copy_within(start..end, rest);
-                }
-                rest += end - start;
-            }
-            if rest == 0 {
-                continue;
-            }
-            meta[at].len = rest;
-            if kept != at {
-                bufs.swap(kept, at);
-                meta.swap(kept, at);
-            }
-            kept += 1;
-        }
+        let kept = relay_packets(bufs, meta, received, |packet, meta| {
+            self.send_to_earlier(&mut earlier, packet, meta)
+        });
         self.has_earlier.store(!earlier.is_empty(), Ordering::Relaxed);
         kept
     }
@@ -200,7 +195,40 @@ impl Succession {
     }
 }
 
-trait IsOkOrFull {
+/// Relays packets by `relay`, which returns whether it has done so, and moves the rest together. Returns how much is left.
+pub fn relay_packets(
+    bufs: &mut [IoSliceMut<'_>],
+    meta: &mut [RecvMeta],
+    received: usize,
+    mut relay: impl FnMut(&[u8], &RecvMeta) -> bool,
+) -> usize {
+    let mut kept = 0;
+    for at in 0..received {
+        let mut rest = 0;
+        for start in (0..meta[at].len).step_by(meta[at].stride.max(1)) {
+            let end = meta[at].len.min(start + meta[at].stride);
+            if relay(&bufs[at][start..end], &meta[at]) {
+                continue;
+            }
+            if rest != start {
+                bufs[at].copy_within(start..end, rest);
+            }
+            rest += end - start;
+        }
+        if rest == 0 {
+            continue;
+        }
+        meta[at].len = rest;
+        if kept != at {
+            bufs.swap(kept, at);
+            meta.swap(kept, at);
+        }
+        kept += 1;
+    }
+    kept
+}
+
+pub trait IsOkOrFull {
     /// Whether a relay still has a reader.
     fn is_ok_or_full(&self) -> bool;
 }
@@ -215,7 +243,7 @@ impl IsOkOrFull for io::Result<usize> {
 }
 
 /// Receives as many packets as there are, and room for.
-fn poll_relay(relay: &UnixDatagram, cx: &mut Context, bufs: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> Poll<io::Result<usize>> {
+pub fn poll_relay(relay: &UnixDatagram, cx: &mut Context, bufs: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> Poll<io::Result<usize>> {
     with_buffer(|buffer| {
         let mut received = 0;
         while received < bufs.len().min(meta.len()) {

@@ -1,7 +1,7 @@
 // Implements the network contract with the native engine.
-import { availableParallelism } from "node:os";
+import { availableParallelism, platform } from "node:os";
 import { NetError } from "../errors.ts";
-import type { Net } from "../net.ts";
+import type { Net, ShareAddressesOptions } from "../net.ts";
 import type { ConnectedTunnel, Rate, RateOptions, Relayed, SpliceOptions, SpliceResult } from "../relay.ts";
 import type {
   AgentSession,
@@ -104,11 +104,16 @@ class NativeNet implements Net {
   readonly #calls: Calls;
   readonly #clientTls = new ClientSettings();
   readonly handover: NativeHandover;
+  readonly shareAddresses?: (options: ShareAddressesOptions) => void;
 
   constructor(engine: EngineConstructor, options: NativeNetOptions) {
     const { warn = () => {}, threads = 0, ownsProcess = false } = options;
     this.#calls = new Calls(engine, { warn, threads: threads || defaultThreads(), ownsProcess });
     this.handover = new NativeHandover(this.#calls);
+    // elsewhere one of the processes gets everything
+    if (platform() === "linux") {
+      this.shareAddresses = ({ directory, generation, isFirst }) => this.#calls.engine.shareAddresses(directory, generation, isFirst);
+    }
   }
 
   checkServerTls(tls: ServerTls): void {

@@ -101,6 +101,7 @@ export interface Engine {
   closeChannel(channel: number): void;
   sendSockets(op: number, channel: number): void;
   receiveSockets(op: number, channel: number): void;
+  shareAddresses(directory: string, generation: number, isFirst: boolean): void;
   setAccepting(accepting: boolean): void;
   releaseSockets(): void;
   dropUnusedSockets(): void;

@@ -10,6 +10,7 @@ use crate::addon::completion_queue::Value;
 use crate::addon::handles::EngineState;
 use crate::error::{NetError, NetErrorCode};
 use crate::handover::channel::{is_nothing_there, Channel, ChannelListener};
+use crate::net::sharing::Sharing;
 use crate::sync::lock;
 
 /// The error of a channel.
@@ -122,6 +123,16 @@ impl Engine {
             let received = sockets.receive(&channel).await;
             let count = received.map_err(|e| failed("Cannot take the sockets over", &e))?;
             Ok(Value::Number(count as f64))
+        });
+    }
+
+    /// Shares the addresses of listeners that are opened from now on with other processes; see [`Sharing`].
+    #[napi]
+    pub fn share_addresses(&self, directory: String, generation: u32, is_first: bool) {
+        self.state.sockets.share(Sharing {
+            directory: directory.into(),
+            generation: generation as u8,
+            is_first,
         });
     }
 

@@ -24,6 +24,7 @@ use crate::http::head::Incoming;
 use crate::http::pending_heads::PendingHeads;
 use crate::http2::connection::ListenerState;
 use crate::net::address::{bind_first, canonical};
+use crate::net::sharing::{self, Sharing};
 use crate::net::tls::ServerTls;
 use crate::stream::tcp_socket::Tcp;
 use crate::sync::lock;
@@ -151,25 +152,27 @@ impl Listener {
 pub fn listen(sockets: &Sockets, address: &str) -> Result<(TcpListener, SocketAddr), NetError> {
     let socket = match sockets.take(Kind::Tcp, address) {
         Some(passed) => passed.socket.into(),
-        None => bind(address)?.into(),
+        None => bind(address, sockets.sharing())?.into(),
     };
     let socket = TcpListener::from_std(socket).map_err(|e| NetError::bind(&e, address))?;
     let bound = socket.local_addr().map_err(|e| NetError::bind(&e, address))?;
     Ok((socket, bound))
 }
 
-fn bind(address: &str) -> Result<Socket, NetError> {
+fn bind(address: &str, sharing: Option<&Sharing>) -> Result<Socket, NetError> {
     bind_first(address, |candidate| {
-        let socket = Socket::new(Domain::for_address(candidate), Type::STREAM, Some(Protocol::TCP))?;
-        if candidate.is_ipv6() {
-            socket.set_only_v6(!candidate.ip().is_unspecified())?;
-        }
-        socket.set_reuse_address(true)?; // a restart does not wait for TIME_WAIT
-        socket.set_nonblocking(true)?;
-        // accepted connections inherit these on Linux and macOS
-        socket.set_tcp_nodelay(true)?;
-        socket.set_tcp_keepalive(&keepalive())?;
-        socket.bind(&candidate.into())?;
+        let socket = sharing::bind(sharing, candidate, || {
+            let socket = Socket::new(Domain::for_address(candidate), Type::STREAM, Some(Protocol::TCP))?;
+            if candidate.is_ipv6() {
+                socket.set_only_v6(!candidate.ip().is_unspecified())?;
+            }
+            socket.set_reuse_address(true)?; // a restart does not wait for TIME_WAIT
+            socket.set_nonblocking(true)?;
+            // accepted connections inherit these on Linux and macOS
+            socket.set_tcp_nodelay(true)?;
+            socket.set_tcp_keepalive(&keepalive())?;
+            Ok(socket)
+        })?;
         socket.listen(BACKLOG)?;
         Ok(socket)
     })
