@@ -5,7 +5,7 @@ import { AuthenticationError, RevocationError } from "../auth/authenticator.ts";
 import { LogLimit } from "../log/limit.ts";
 import { messageOf } from "../log/error_message.ts";
 import { signOutHere, type SignOutParts } from "./api/actions.ts";
-import { ClusterBusyError } from "./cluster/cluster.ts";
+import { ClusterBusyError } from "./cluster/members.ts";
 import { ActionRefused } from "./api/operations.ts";
 
 /** Maximum number of logout tokens that are checked concurrently, and of queued ones: anyone can send some. */

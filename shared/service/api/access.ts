@@ -2,8 +2,9 @@
 import { isIP } from "node:net";
 import type { Context, MiddlewareHandler } from "hono";
 import { splitHostPort } from "../../address/host_port.ts";
-import { type Cluster, CLUSTER_SCHEME } from "../cluster/cluster.ts";
+import { Cluster, CLUSTER_SCHEME } from "../cluster/cluster.ts";
 import { MemberRequestError } from "../cluster/key.ts";
+import type { Members } from "../cluster/members.ts";
 import type { RequestOrigin } from "../http_server.ts";
 import type { Operators } from "../operators/operators.ts";
 import type { Operator } from "./tokens.ts";
@@ -34,7 +35,7 @@ export interface AccessOptions {
   readonly hosts: readonly string[];
   /** Missing: only the unix socket and members of the cluster are served. */
   readonly operators?: Operators;
-  readonly cluster?: Cluster;
+  readonly cluster?: Members;
 }
 
 export function checkAccess({ hosts, operators, cluster }: AccessOptions): MiddlewareHandler<ApiEnv> {
@@ -89,8 +90,8 @@ export function checkAccess({ hosts, operators, cluster }: AccessOptions): Middl
 }
 
 /** Reads on whose behalf a member asks. Returns why it is refused, or `undefined`. */
-async function identifyMember(c: Context<ApiEnv>, cluster: Cluster | undefined, token: string): Promise<string | undefined> {
-  if (cluster === undefined) return "this service has no --admin.cluster.key-file";
+async function identifyMember(c: Context<ApiEnv>, cluster: Members | undefined, token: string): Promise<string | undefined> {
+  if (!(cluster instanceof Cluster)) return "this service has no --admin.cluster.key-file";
   const { method, url } = c.req;
   const { pathname, search } = new URL(url);
   try {

@@ -1,8 +1,8 @@
 // Requests for the whole cluster: selects the members and collects their answers. cluster_sums.ts merges these.
 import type { Context } from "hono";
 import { errorIn } from "../cluster/ask.ts";
-import type { Answer, Cluster } from "../cluster/cluster.ts";
 import type { Member } from "../cluster/member.ts";
+import type { Answer, Members } from "../cluster/members.ts";
 import type { ApiEnv } from "./access.ts";
 import { checkOneOf, type Key, QueryError, rangeOf, sortBy } from "./query.ts";
 import { type ActionResult, type MemberAnswer, type Page, SCOPES } from "./types.ts";
@@ -20,7 +20,7 @@ export class ScopeError extends Error {
 
 /** The members that a request is for. */
 export interface Wide {
-  readonly cluster: Cluster;
+  readonly cluster: Members;
   readonly includesSelf: boolean;
   readonly others: readonly Member[];
   /** Whether the request names its members. */
@@ -36,9 +36,10 @@ export interface Scope {
 }
 
 /** @throws {QueryError | ScopeError} */
-export async function scopeOf(c: Context<ApiEnv>, cluster: Cluster | undefined): Promise<Scope> {
+export async function scopeOf(c: Context<ApiEnv>, cluster: Members | undefined): Promise<Scope> {
   const query = new URL(c.req.url).searchParams;
-  const [scope, named] = [query.get("scope") ?? "local", query.getAll("member")];
+  const usual = cluster?.isOneService && c.get("through") === undefined ? "cluster" : "local";
+  const [scope, named] = [query.get("scope") ?? usual, query.getAll("member")];
   checkOneOf("scope", scope, SCOPES);
   query.delete("scope");
   query.delete("member");

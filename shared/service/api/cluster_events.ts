@@ -1,7 +1,7 @@
 // The events of all members of a cluster as one stream. It runs while there are watchers, and says whose events are missing.
 import { setTimeout as sleep } from "node:timers/promises";
-import type { Cluster } from "../cluster/cluster.ts";
 import type { Member } from "../cluster/member.ts";
+import type { Members } from "../cluster/members.ts";
 import { differs } from "../change.ts";
 import { EventHub, MAX_BATCH } from "../live/events.ts";
 import { describe } from "./cluster.ts";
@@ -17,7 +17,7 @@ const topicsOf = ({ service }: Pick<Member, "service">) => service === "lb" ? OF
 
 export class ClusterEvents {
   readonly hub = new EventHub((isWatched) => isWatched ? this.#start() : this.#stop());
-  readonly #cluster: Pick<Cluster, "self" | "others" | "follow">;
+  readonly #cluster: Pick<Members, "self" | "others" | "follow">;
   readonly #own: EventHub;
   /** The other members, by address. */
   readonly #others = new Map<string, { readonly member: Member; answer: MemberAnswer; readonly stop: AbortController }>();
@@ -25,7 +25,7 @@ export class ClusterEvents {
   #unwatchOwn?: () => void;
 
   /** @param own the events of this service; when they end, so do these */
-  constructor(cluster: Pick<Cluster, "self" | "others" | "follow">, own: EventHub) {
+  constructor(cluster: Pick<Members, "self" | "others" | "follow">, own: EventHub) {
     this.#cluster = cluster;
     this.#own = own;
   }

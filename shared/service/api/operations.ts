@@ -4,7 +4,7 @@ import type { Logger, LogLevelControl } from "../../log/logger.ts";
 import type { AuditLog } from "../audit.ts";
 import type { ConfigurationState } from "../configuration.ts";
 import type { Health } from "../health.ts";
-import type { Cluster } from "../cluster/cluster.ts";
+import type { Members } from "../cluster/members.ts";
 import type { Activity, Population } from "../live/activity.ts";
 import type { ActionRecord, AgentState, DisconnectRequest, ServiceName } from "./types.ts";
 
@@ -36,7 +36,7 @@ export interface Operations extends ServiceOperations {
   /** Missing if the embedding program has set the options. */
   readonly configuration?: ConfigurationState;
   /** The other members. Missing if the service answers for itself alone. */
-  readonly cluster?: Cluster;
+  readonly cluster?: Members;
   /** Records actions. Default: only the log does. */
   readonly audit?: Pick<AuditLog, "action">;
   /** As {@link Authenticator.revoke}. Missing if the service does not authenticate, or by a scheme without revocation. */

@@ -30,7 +30,7 @@ import type {
 } from "./types.ts";
 import type { Operators } from "../operators/operators.ts";
 import { type Topic, TOPICS } from "./types.ts";
-import { ClusterBusyError } from "../cluster/cluster.ts";
+import { ClusterBusyError } from "../cluster/members.ts";
 
 export interface ApiOptions {
   readonly operations: Operations;
