@@ -435,6 +435,8 @@ export interface ProxyOptions {
     /** `--audit.strict`: Refuse tunnels while the audit log cannot be written; otherwise records are lost and counted. Default: `false`. */
     strict?: boolean;
   };
+  /** `--workers`: Processes that serve at the same addresses, each with its own thread for new tunnels: one for every two processors at most. 1: this process alone. More need Linux and the executable. Default: `1`. */
+  workers?: number;
   /** `--threads`: Threads that encrypt and move the bytes of tunnels, up to 64; 0: one for every two processors, 16 at most. Default: `0`. */
   threads?: number;
   /** `--log.*` */

@@ -185,6 +185,15 @@ export const proxyOptions = defineOptions({
   ...tracingOptions,
   ...clusterOptions,
   ...auditOptions,
+  "workers": {
+    restart: "the processes are started once",
+    kind: "integer",
+    default: "1",
+    description:
+      "Processes that serve at the same addresses, each with its own thread for new tunnels: one for every two processors at most. 1: this " +
+      "process alone. More need Linux and the executable.",
+    check: (workers) => workers >= 1 && workers <= 64 ? undefined : `${workers} is not 1 to 64`,
+  },
   ...threadOptions,
   ...logOptions,
 });

@@ -1,6 +1,7 @@
 // Assembles the proxy: agents on one side, clients on the other, and tunnels between them.
 import type { Authenticator } from "../shared/auth/authenticator.ts";
 import { bindToCertificate } from "../shared/auth/certificate_names.ts";
+import { ConfigError } from "../shared/config/option.ts";
 import { checkOrdered, ForwardListeners, type ForwardTls } from "../shared/frontend/forward_listeners.ts";
 import { createHttpProxy, type Endpoints } from "../shared/frontend/http_proxy.ts";
 import { autoConfigOf } from "../shared/frontend/proxy_auto_config.ts";
@@ -13,6 +14,7 @@ import { ConnectionLimiter } from "../shared/limits/connection_limiter.ts";
 import type { LimitReporter } from "../shared/limits/limit.ts";
 import type { Hello } from "../shared/link/message.ts";
 import { quantity } from "../shared/log/quantity.ts";
+import type { Incoming } from "../shared/net/listener.ts";
 import type { SessionListener } from "../shared/net/session.ts";
 import type { Acme } from "../shared/service/acme.ts";
 import { Change, differs } from "../shared/service/change.ts";
@@ -34,6 +36,8 @@ import type { ProxyOptions } from "./options.ts";
 import { ProxyPresence } from "./presence.ts";
 import { agentAddresses } from "./public_address.ts";
 import { checkProxyTls, hasOtherTls, logPin, openProxyAcme, openProxyTls, type ProxyTls } from "./tls.ts";
+import { checkWorkers } from "./workers/options.ts";
+import { ProxyWorkers } from "./workers/workers.ts";
 
 /** The proxy's dependencies and hooks. */
 export interface ProxyDeps extends ServiceDeps, AgentEvents {
@@ -114,6 +118,9 @@ const TRAITS = { isAuthenticatedAgain: false };
  * @throws {NetError} when an address cannot be listened on
  */
 export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promise<UpdatableProxy> {
+  if (options.workers > 1 && deps.worker === undefined) {
+    throw new ConfigError(`Cannot use workers ${options.workers}: start the executable`);
+  }
   return await startService<UpdatableProxy>("proxy", deps, async (runtime) => {
     const proxy = new RunningProxy(runtime, options, deps, await openAll(runtime, options, deps));
     await proxy.start();
@@ -125,6 +132,8 @@ export async function startProxy(options: ProxyOptions, deps: ProxyDeps): Promis
 interface Opened {
   /** Missing if nothing needs a certificate. */
   readonly acme?: Acme;
+  /** Missing if this process is the only one. */
+  readonly workers?: ProxyWorkers;
   readonly tls: ProxyTls;
   readonly parts: ServiceParts;
   readonly listeners: AgentListeners;
@@ -140,6 +149,7 @@ interface Opened {
 async function openAll(runtime: ServiceRuntime, options: ProxyOptions, deps: ProxyDeps): Promise<Opened> {
   const { log, metrics } = runtime;
   const hasOwnAuthenticator = deps.authenticator !== undefined;
+  const workers = deps.worker && runtime.adopt(await ProxyWorkers.open(deps.worker, runtime.net, log), (own) => own.close());
   const acme = await openProxyAcme(options, deps, log);
   const tls = await openProxyTls(options, { ...deps, log, acme });
   const certificates = await openCertificateDirectory(options, { net: deps.net, log });
@@ -160,7 +170,7 @@ async function openAll(runtime: ServiceRuntime, options: ProxyOptions, deps: Pro
     ((configured: readonly string[], published: readonly string[]) => acme.want(configured, options.acme.published ? published : []));
   const forwards = new ForwardListeners(clients, { log, tls: tls.forwards, name: NAME, onHosts });
   await forwards.open(options.forward);
-  return { acme, tls, parts, listeners, countAgents, clients, endpoints, protocols, forwards };
+  return { acme, workers, tls, parts, listeners, countAgents, clients, endpoints, protocols, forwards };
 }
 
 /** A proxy that serves agents and clients. */
@@ -176,7 +186,7 @@ class RunningProxy implements UpdatableProxy {
   readonly #dialing: DialContext;
   readonly #frontend: Frontend;
   /** Tells agents this process from others. */
-  readonly #instance = crypto.randomUUID();
+  readonly #instance: string;
   /** The store that certificates are ordered with; missing without one at the start. */
   readonly #shared?: { store: Store; ttlMs: number };
   #options: ProxyOptions;
@@ -185,9 +195,10 @@ class RunningProxy implements UpdatableProxy {
 
   constructor(runtime: ServiceRuntime, options: ProxyOptions, deps: ProxyDeps, opened: Opened) {
     const { log, metrics, certificates } = runtime;
-    const { tls, parts: { store, ...rules }, listeners, clients, forwards } = opened;
+    const { workers, tls, parts: { store, ...rules }, listeners, clients, forwards } = opened;
     this.#runtime = runtime;
     this.#deps = deps;
+    this.#instance = deps.worker?.instance ?? crypto.randomUUID();
     this.#opened = opened;
     this.#options = options;
     this.#store = store;
@@ -211,7 +222,7 @@ class RunningProxy implements UpdatableProxy {
     this.#frontend = clients.serve({
       ...rules,
       labelsOf: (agentId) => agents.labelsOf(agentId),
-      whenExpected: arrivals && ((agentId) => arrivals.whenExpected(agentId)),
+      whenExpected: workers ? () => workers.whenStarted : arrivals && ((agentId) => arrivals.whenExpected(agentId)),
       dial: (request) => dialAgent(this.#dialing, request, runtime.isDraining),
     });
   }
@@ -229,13 +240,14 @@ class RunningProxy implements UpdatableProxy {
   #createServer(arrivals: Arrivals | undefined): AgentServer {
     const { log, metrics, activity } = this.#runtime;
     const { onAgentConnected, onAgentDisconnected } = this.#deps;
-    const { parts: { authenticator }, listeners, countAgents } = this.#opened;
+    const { workers, parts: { authenticator }, listeners, countAgents } = this.#opened;
     const { multiple, onConflict } = this.#options.agentServer.agent;
     return new AgentServer({
       log,
       onAgentConnected,
       onAgentDisconnected,
       onArrival: (agentId) => arrivals?.connected(agentId),
+      workers,
       presence: () => this.#presence.current,
       published: this.#published,
       listeners: listeners.all,
@@ -256,15 +268,23 @@ class RunningProxy implements UpdatableProxy {
     return createHello(this.#options, this.clientAddress, this.#opened.tls, this.#instance);
   }
 
-  /** Orders certificates, lets operators in, and says where it listens. */
+  /** Joins other workers, orders certificates, lets operators in, and says where it listens. */
   async start(): Promise<void> {
     const runtime = this.#runtime;
-    const { acme, tls, listeners, clients } = this.#opened;
-    await acme?.start(runtime, {
-      useChallenges: (challenges) => clients.setChallenges(challenges),
-      useHosts: (hosts) => clients.setHosts(hosts),
-      shared: this.#shared,
-    });
+    const { worker } = this.#deps;
+    const { acme, workers, tls, listeners, clients } = this.#opened;
+    if (workers) {
+      const serveOperators = (incoming: Incoming) => void runtime.admin.serveWorker(incoming); // never rejects
+      runtime.admin.useWorkers(() => workers.links);
+      await workers.start({ server: this.#server, monitor: this.#dialing.monitor, serveOperators });
+    }
+    if ((worker?.index ?? 0) === 0) {
+      await acme?.start(runtime, {
+        useChallenges: (challenges) => clients.setChallenges(challenges),
+        useHosts: (hosts) => clients.setHosts(hosts),
+        shared: this.#shared,
+      });
+    }
     runtime.describe = () =>
       `${runtime.isDraining ? "Draining" : "Serving"}: ${quantity(this.agents, "agent")}, ${quantity(this.#frontend.open, "client")}`;
     if (tls.selfSigned) logPin(tls.selfSigned, agentAddresses(this.#options, { bound: listeners.quic.address }), runtime.log);
@@ -274,7 +294,7 @@ class RunningProxy implements UpdatableProxy {
       agents: () => operations.list(),
       population: () => ({ agents: this.agents }),
       disconnect: (request, by) => operations.disconnect(request, by),
-      drain: () => this.drain(),
+      drain: worker ? () => Promise.resolve(worker.ask("stop")) : () => this.drain(),
     });
     runtime.log.info("listening", {
       agents: this.agentAddress,
@@ -348,7 +368,9 @@ class RunningProxy implements UpdatableProxy {
     // clients are still served: some agents are moving, and some find no other proxy
     await server.migrate(timeoutMs);
     if (server.agents.hasAvailable) this.#runtime.log.info("no other proxy for the agents", { advice: "clients are served to the end" });
-    await frontend.drain(Math.max(1, timeoutMs - (performance.now() - start)), server.abandoned()); // 0 would cut the newest clients
+    const leftMs = () => Math.max(1, timeoutMs - (performance.now() - start)); // 0 would cut the newest clients
+    await frontend.drain(leftMs(), server.abandoned());
+    await this.#opened.workers?.idle(leftMs());
   }
 
   /** Serves open tunnels until they end, after another process has taken over. */
@@ -458,6 +480,7 @@ function rulesOf({ auth, forward, httpProxy: { hostWhitelist, agentSuffix }, age
  * @throws {ConfigError}
  */
 export async function checkProxyOptions(options: ProxyOptions, deps: { net: TlsCheck; stateDirectory?: string }): Promise<void> {
+  checkWorkers(options);
   await checkParts(options, deps.net, TRAITS);
   await checkProxyTls(options, { ...deps, acme: await openProxyAcme(options, deps) });
 }

@@ -17,7 +17,7 @@ import {
   type ServerTlsOptions,
   type TlsCheck,
 } from "../shared/tls/reloadable_tls.ts";
-import { type StateDirectoryDefault, stateDirectoryOf } from "../shared/files/state_directory.ts";
+import { type StateDirectory, type StateDirectoryDefault, stateDirectoryOf } from "../shared/files/state_directory.ts";
 import { openCertificateDirectory } from "../shared/tls/certificate_directory.ts";
 import { AGENT_CERTIFICATE, checkSelfSigned, openSelfSigned, type SelfSigned } from "../shared/tls/self_signed.ts";
 import { keyPinOfChain } from "../shared/tls/trust.ts";
@@ -56,7 +56,7 @@ export async function openProxyAcme(
 ): Promise<Acme | undefined> {
   const { acme, forward, store } = options;
   return await openAcme(acme, {
-    directory: stateDirectoryOf(options, deps),
+    directory: directoryOf(options, deps),
     hosts: acmeHosts(forward),
     publishedNames: acme.published ? acme.publishedNames : 0,
     hasStore: deps.store !== undefined || store.type !== "none",
@@ -69,9 +69,7 @@ export async function openProxyAcme(
  * @throws {ConfigError}
  */
 export async function openProxyTls(options: ProxyOptions, deps: ProxyTlsDeps): Promise<ProxyTls> {
-  const selfSigned = needsSelfSigned(options)
-    ? await openSelfSigned(AGENT_CERTIFICATE, stateDirectoryOf(options, deps), deps.log)
-    : undefined;
+  const selfSigned = needsSelfSigned(options) ? await openSelfSigned(AGENT_CERTIFICATE, directoryOf(options, deps), deps.log) : undefined;
   const isForGood = hasNoFiles(options.agentServer.tls) && deps.acme?.certificateFile === undefined;
   return { ...await openAll(options, deps, selfSigned), selfSigned: isForGood ? selfSigned : undefined };
 }
@@ -81,9 +79,15 @@ export async function openProxyTls(options: ProxyOptions, deps: ProxyTlsDeps): P
  * @throws {ConfigError}
  */
 export async function checkProxyTls(options: ProxyOptions, deps: Omit<ProxyTlsDeps, "log">): Promise<void> {
-  const selfSigned = needsSelfSigned(options) ? await checkSelfSigned(AGENT_CERTIFICATE, stateDirectoryOf(options, deps)) : undefined;
+  const selfSigned = needsSelfSigned(options) ? await checkSelfSigned(AGENT_CERTIFICATE, directoryOf(options, deps)) : undefined;
   await openAll(options, { ...deps, log: silentLogger }, selfSigned);
   await openCertificateDirectory(options, { net: deps.net, log: silentLogger });
+}
+
+/** Several workers cannot do without a directory: all have the same certificate. */
+function directoryOf(options: ProxyOptions, deps: StateDirectoryDefault): StateDirectory {
+  const directory = stateDirectoryOf(options, deps);
+  return options.workers > 1 ? { ...directory, required: true } : directory;
 }
 
 /** Whether the certificates of `next` may be others. */

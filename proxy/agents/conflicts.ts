@@ -52,9 +52,9 @@ export class Conflicts {
     this.#rule = rule;
   }
 
-  /** Number of ids for which one agent is kept and others are refused. */
+  /** Number of ids for which an agent is kept here and others are refused. */
   get size(): number {
-    return [...this.#conflicts.values()].filter(({ kept }) => kept !== undefined).length;
+    return [...this.#conflicts.values()].filter(({ kept }) => kept !== undefined && !kept.isRemote).length;
   }
 
   /**

@@ -178,6 +178,18 @@ export class PublishedForwards {
   }
 }
 
+/** What of an agent's requests its credentials permit. */
+export function permittedRequests({ identity: { agentId, publish }, hello }: ConnectedAgent): PublishRequest[] {
+  return (hello?.publish ?? []).filter((request) => {
+    try {
+      return publish?.allows(...claimOf(publishedForward(request, agentId)));
+    } catch (error) {
+      if (error instanceof ValueError || error instanceof RangeError || error instanceof ConfigError) return false;
+      throw error;
+    }
+  });
+}
+
 function isSame(a: Forward, b: Forward): boolean {
   return JSON.stringify(a) === JSON.stringify(b);
 }

@@ -33,6 +33,8 @@ export interface ConnectedAgent {
   isDraining: boolean;
   /** It has connected to another proxy because this one shuts down. */
   hasMigrated: boolean;
+  /** Another worker of this proxy holds it. Tunnels pass through that one, and only {@link AgentRegistry.pick} and rules for ids know it. */
+  readonly isRemote?: true;
 }
 
 /** Maximum number of connections per agent id; the oldest is closed for another one. */
@@ -46,6 +48,8 @@ export class AgentRegistry {
   #multiple: boolean;
   /** The newest connection is last; a list is never empty. */
   readonly #agents = new Map<string, ConnectedAgent[]>();
+  /** Number of connections at other workers. */
+  #remote = 0;
 
   /** @param multiple whether several agents may share one id; otherwise the newest replaces the others */
   constructor(multiple: boolean) {
@@ -57,19 +61,22 @@ export class AgentRegistry {
     this.#multiple = multiple;
   }
 
-  /** Number of agent ids. */
+  /** Number of agent ids held here. */
   get size(): number {
-    return this.#agents.size;
+    if (this.#remote === 0) return this.#agents.size;
+    let size = 0;
+    for (const connections of this.#agents.values()) if (connections.some(isHeld)) size++;
+    return size;
   }
 
-  /** All connections. */
+  /** All connections held here. */
   *[Symbol.iterator](): Iterator<ConnectedAgent> {
-    for (const connections of this.#agents.values()) yield* connections;
+    for (const connections of this.#agents.values()) yield* this.#remote === 0 ? connections : connections.filter(isHeld);
   }
 
   /** Whether lb should route clients of the agent here: a connection of it stays. */
   isAvailable(agentId: string): boolean {
-    return (this.#agents.get(agentId) ?? []).some(isStaying);
+    return (this.#agents.get(agentId) ?? []).some((agent) => isHeld(agent) && isStaying(agent));
   }
 
   /** The ids for which {@link isAvailable} holds. */
@@ -77,7 +84,7 @@ export class AgentRegistry {
     return [...this.#agents.keys()].filter((agentId) => this.isAvailable(agentId));
   }
 
-  /** Whether the agent has a connection. */
+  /** Whether the agent has a connection, here or at another worker. */
   isConnected(agentId: string): boolean {
     return this.#agents.has(agentId);
   }
@@ -97,27 +104,35 @@ export class AgentRegistry {
 
   /**
    * Adds a connection and returns those it replaces, for the caller to close. An older connection of the same process is kept, and so is a
-   * draining one, whose tunnels may finish.
+   * draining one, whose tunnels may finish. What another worker has told late, and is older than the others, replaces none.
    */
   add(agent: ConnectedAgent): ConnectedAgent[] {
     const { agentId } = agent.identity;
     const before = this.#agents.get(agentId) ?? [];
     const replaced = before.filter((old) => this.replaces(agent, old));
-    const kept = [...before.filter((old) => !replaced.includes(old)), agent];
+    const kept = before.filter((old) => !replaced.includes(old));
+    const newer = kept.findIndex((other) => isToldLate(agent, other));
+    kept.splice(newer < 0 ? kept.length : newer, 0, agent);
     replaced.push(...kept.splice(0, Math.max(0, kept.length - MAX_CONNECTIONS)));
-    this.#agents.set(agentId, kept);
+    this.#set(agentId, before, kept);
     return replaced;
   }
 
   /** Whether `agent` replaces `old`, the connection of another process. Other connections that {@link add} returns exceed the maximum. */
   replaces(agent: ConnectedAgent, old: ConnectedAgent): boolean {
-    return !this.#multiple && !old.isDraining && !isSameProcess(old, agent);
+    return !this.#multiple && !old.isDraining && !isSameProcess(old, agent) && !isToldLate(agent, old);
   }
 
   remove(agent: ConnectedAgent): void {
     const { agentId } = agent.identity;
-    const kept = this.#agents.get(agentId)?.filter((connection) => connection !== agent) ?? [];
-    if (kept.length > 0) this.#agents.set(agentId, kept);
+    const before = this.#agents.get(agentId) ?? [];
+    this.#set(agentId, before, before.filter((connection) => connection !== agent));
+  }
+
+  #set(agentId: string, before: readonly ConnectedAgent[], after: ConnectedAgent[]): void {
+    const remoteOf = (connections: readonly ConnectedAgent[]) => connections.filter(({ isRemote }) => isRemote).length;
+    this.#remote += remoteOf(after) - remoteOf(before);
+    if (after.length > 0) this.#agents.set(agentId, after);
     else this.#agents.delete(agentId);
   }
 
@@ -157,6 +172,17 @@ export class AgentRegistry {
 /** Whether it is neither draining nor connected to another proxy. */
 function isStaying({ isDraining, hasMigrated }: ConnectedAgent): boolean {
   return !isDraining && !hasMigrated;
+}
+
+function isHeld({ isRemote }: ConnectedAgent): boolean {
+  return !isRemote;
+}
+
+/** Whether `agent` is at another worker, and is older than `other`. Both workers decide the same, also for those of one moment. */
+function isToldLate(agent: ConnectedAgent, other: ConnectedAgent): boolean {
+  if (!agent.isRemote) return false;
+  const [at, otherAt] = [agent.since.getTime(), other.since.getTime()];
+  return at < otherAt || (at === otherAt && agent.id < other.id);
 }
 
 function isSameProcess(a: ConnectedAgent, b: ConnectedAgent): boolean {

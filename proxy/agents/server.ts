@@ -31,6 +31,14 @@ export interface AgentEvents {
   onAgentDisconnected?: (agent: { id: string; remote: string; reason: string }) => void;
 }
 
+/** Tells others which agents are connected here. */
+export interface AgentAnnouncer {
+  added(agent: ConnectedAgent): void;
+  /** Whether it is draining, or has migrated, has changed. */
+  changed(agent: ConnectedAgent): void;
+  removed(agent: ConnectedAgent): void;
+}
+
 export interface AgentServerOptions extends AgentEvents {
   /** One for each transport. */
   listeners: readonly SessionListener[];
@@ -45,6 +53,8 @@ export interface AgentServerOptions extends AgentEvents {
   published?: PublishedForwards;
   /** Which of two agents is kept that replace each other again and again. */
   onConflict: ConflictRule;
+  /** Tells the other workers of this proxy which agents are connected here. Default: there are none. */
+  workers?: AgentAnnouncer;
   /** Publishes which agents are connected here, at the moment. Agents do not wait for it. Default: nothing does. */
   presence?: () => PresencePublisher | undefined;
   /** Returns the proxy's description of itself for each agent. Default: none is sent. */
@@ -179,16 +189,35 @@ export class AgentServer {
   }
 
   #replaceOthers(agent: ConnectedAgent): void {
-    const { agents } = this;
     const { agentId } = agent.identity;
-    const removed = agents.add(agent);
+    this.#add(agent);
+    this.#options.workers?.added(agent);
     this.#options.presence?.()?.add(agentId);
     this.#options.onArrival?.(agentId);
+  }
+
+  /** Those that it replaces at other workers are closed there, by the same rules. */
+  #add(agent: ConnectedAgent): void {
+    const { agents } = this;
+    const removed = agents.add(agent);
     const replaced = removed.filter((old) => agents.replaces(agent, old));
-    for (const old of replaced) this.#replacementLog.replaced(old, agent);
+    for (const old of replaced) if (!old.isRemote) this.#replacementLog.replaced(old, agent);
     if (replaced.length > 0) this.#conflicts.replaced(replaced, agent);
-    for (const old of removed) old.connection.close(CloseCode.replaced, REPLACED_REASON);
+    for (const old of removed) if (!old.isRemote) old.connection.close(CloseCode.replaced, REPLACED_REASON);
     for (const other of agents.others(agent)) void closeIfUnresponsive(other); // never rejects
+  }
+
+  /** Another worker of this proxy holds an agent. */
+  addRemote(agent: ConnectedAgent): void {
+    this.#add(agent);
+    this.#options.published?.connected(agent);
+  }
+
+  /** The other worker does not hold it any more. */
+  removeRemote(agent: ConnectedAgent): void {
+    this.agents.remove(agent);
+    this.#options.published?.disconnected(agent);
+    this.#conflicts.removed(agent, this.agents.others(agent).at(-1));
   }
 
   async #serveAgent({ agent, frames }: Admitted): Promise<void> {
@@ -210,6 +239,7 @@ export class AgentServer {
       [why] = await ended;
     } finally {
       this.agents.remove(agent);
+      this.#options.workers?.removed(agent);
       this.operations.disconnected(agent, why);
       published?.disconnected(agent);
       this.#conflicts.removed(agent, this.agents.others(agent).at(-1));
@@ -251,6 +281,7 @@ export class AgentServer {
     if (agent.isDraining) return;
     this.#log.info("agent is draining", { agent: agent.identity.agentId, remote: agent.connection.remote });
     agent.isDraining = true;
+    this.#options.workers?.changed(agent);
     this.#withdraw(agent);
     this.#migration.settle(agent, "gone");
   }
@@ -258,6 +289,7 @@ export class AgentServer {
   #onMoved(agent: ConnectedAgent, found: boolean): void {
     if (found) {
       agent.hasMigrated = true;
+      this.#options.workers?.changed(agent);
       this.#withdraw(agent);
     }
     this.#migration.settle(agent, found ? "moved" : "found nothing");

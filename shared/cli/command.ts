@@ -6,6 +6,7 @@ import { describeFileError, readBytesSync } from "../files/read.ts";
 import type { LogControl, LogFields, Logger } from "../log/logger.ts";
 import type { ConfigurationState } from "../service/configuration.ts";
 import type { Notify, Supervisor } from "../service/supervisor.ts";
+import type { BoundAddresses, Worker } from "../service/worker.ts";
 import { readConfig } from "../config/file.ts";
 import { profileFile, refuseExposed } from "./profile.ts";
 import { secretsOnCommandLine } from "./restart.ts";
@@ -58,6 +59,8 @@ export interface StartContext {
   readonly configuration: ConfigurationState;
   /** Starts a new process that takes over. Resolves with the reason if it has ended without that. Default: it is not known how. */
   readonly startSuccessor?: () => Promise<string>;
+  /** Given if the process is one of several that are the service. */
+  readonly worker?: Worker;
 }
 
 /** Looks for what keeps a service from working, and ends. */
@@ -76,6 +79,8 @@ export interface Diagnosis<Values = object> {
 export interface Running<Values = object> {
   /** Approximate upper bound of the duration of {@link close}, in milliseconds. */
   readonly closesWithinMs: number;
+  /** Of a worker, for the others. */
+  readonly addresses?: BoundAddresses;
   /** Resolves when it has closed, by {@link close} or by an operator. Default: no operator can close it. */
   readonly closed?: Promise<void>;
   /** Resolves when another process has taken over, and this one serves only open tunnels. Default: no process can. */

@@ -20,6 +20,9 @@ import { watchFile } from "../files/version.ts";
 import { Gate } from "../async/gate.ts";
 import { Reloader, reportOfReload } from "./reload.ts";
 import { createSuccessorStarter } from "./successor.ts";
+import { WORKER_VARIABLE } from "./worker_messages.ts";
+import { WorkerProcess } from "./worker_process.ts";
+import { spawnWorker, withWorkerDirectory, Workers } from "./workers.ts";
 import { messageOf } from "../log/error_message.ts";
 
 /** Exit codes: 0 for a clean stop, 1 for a failure at run time, 2 for an invalid configuration. */
@@ -39,6 +42,8 @@ type RunTask = Extract<Task, { do: "run" }>;
 interface CommonValues {
   log: { format: LogFormat; level: LogLevel };
   handover?: { socket?: string };
+  /** Missing for services that are one process. */
+  workers?: number;
 }
 
 /** Runs until a stop signal, the end of a subcommand, or a failure. Sets the exit code; never rejects. */
@@ -116,21 +121,82 @@ async function perform(task: Task, process: Process, executable: Executable): Pr
   const color = process.stderr.isTTY === true && !process.env.NO_COLOR;
   const early = createLogger({ ...options, color, write: (line) => void writeSync(process.stderr.fd, line) });
   restartWhereSafer(task.service.options, task.resolved, process, (message, fields) => early.warn(message, fields));
-  const lines = createLineWriter(process.stderr.fd, { onLoss: (count) => log.warn("log lines dropped", { count }) });
-  const log = createLogger({ ...options, color, write: lines.write });
+  const worker = process.env[WORKER_VARIABLE] === undefined ? undefined : await startWorker(process);
+  const onLoss = (count: number) => log.warn("log lines dropped", { count });
+  const lines = createLineWriter(process.stderr.fd, { onLoss, isShared: worker !== undefined });
+  const log = createLogger({ ...options, color, write: lines.write, fields: worker && { worker: worker.worker.index } });
   exitOnUncaughtErrors(process, log, lines);
-  const signals = handleSignals(process, log);
+  const signals = worker ? signalsOfWorker(process, worker) : handleSignals(process, log);
   const { file, ignored } = task.files;
   if (file !== undefined) log.debug("configuration file", { file });
   if (ignored.length > 0) log.warn("configuration files ignored", { files: ignored.join(","), read: file });
+  let exitCode = 0;
   try {
-    await checkConfigFileMode(task, log);
+    if (worker === undefined || worker.worker.isFirst) await checkConfigFileMode(task, log);
     await task.service.check(values);
-    await runUntilSignalled(task, process, log, signals, executable);
+    const { workers = 1 } = values as unknown as CommonValues;
+    if (workers > 1 && worker === undefined) exitCode = await supervise(workers, process, log, signals, executable);
+    else await runUntilSignalled(task, process, log, signals, executable, worker);
   } finally {
+    worker?.close();
     await lines.flush(FLUSH_MS);
   }
-  process.exit(0);
+  process.exit(exitCode);
+}
+
+/**
+ * Starts processes that are the service, and supervises them until they have ended. Resolves with the exit code.
+ * @throws {ConfigError} if there can be none
+ */
+async function supervise(
+  count: number,
+  process: Process,
+  log: Logger,
+  signals: Signals,
+  { notify }: Executable,
+): Promise<number> {
+  if (!canRestart()) throw new ConfigError(`Cannot use --workers ${count}: they are processes of the executable, which this is not`);
+  const monotonicUs = () => process.hrtime.bigint() / 1_000n;
+  const supervisor = notify && createSupervisor({ env: process.env, pid: process.pid, notify, log, monotonicUs });
+  const start = { args: process.argv.slice(2), env: process.env };
+  return await withWorkerDirectory(process.env.RUNTIME_DIRECTORY, async (directory) => {
+    const workers = new Workers({
+      count,
+      directory,
+      log,
+      supervisor,
+      spawn: (events) => spawnWorker(process.execPath, start, events),
+    });
+    signals.onReload(() => Promise.resolve(workers.reload()));
+    void signals.stop.then(() => {
+      workers.stop();
+      for (const name of ["SIGINT", "SIGTERM"] as const) process.on(name, () => workers.stop());
+    });
+    return await workers.ended;
+  });
+}
+
+/** Reads what the supervising process says first. The worker ends with it. */
+async function startWorker(process: Process): Promise<WorkerProcess> {
+  return await WorkerProcess.start({
+    input: process.stdin,
+    write: (text) => void process.stdout.write(text),
+    onOrphaned: () => {
+      process.stderr.write("worker ends: the supervising process has ended\n");
+      process.exit(FAILED);
+    },
+  });
+}
+
+/** The supervising process says what to do: signals may come to all processes of the service, or to it alone. */
+function signalsOfWorker(process: Process, worker: WorkerProcess): Signals {
+  for (const name of ["SIGHUP", "SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"] as const) process.on(name, () => {});
+  void worker.stoppedAgain.then(() => process.exit(FAILED));
+  return {
+    stop: worker.stopped.then(() => "stop"),
+    onReload: (reload) => worker.onReload(() => void reload()), // never rejects
+    onHandover: () => {},
+  };
 }
 
 /** Warns if other users can read a configuration file that contains a secret. */
@@ -270,11 +336,13 @@ async function runUntilSignalled(
   log: Logger & LogControl,
   signals: Signals,
   executable: Executable,
+  worker: WorkerProcess | undefined,
 ): Promise<void> {
   const { notify } = executable;
   const { values, settings } = resolved;
   const monotonicUs = () => process.hrtime.bigint() / 1_000n;
-  const supervisor = notify && createSupervisor({ env: process.env, pid: process.pid, notify, log, monotonicUs });
+  const supervisor = worker?.supervisor ??
+    (notify && createSupervisor({ env: process.env, pid: process.pid, notify, log, monotonicUs }));
   const configuration: ConfigurationState = {
     hash: hashOf(service.options, resolved),
     changed: changedOptions(service.options, resolved),
@@ -287,10 +355,12 @@ async function runUntilSignalled(
     ? await createSuccessorStarter(process.execPath, { args: process.argv.slice(2), env: process.env }, log)
     : undefined;
   const startSuccessor = successor && (() => successor.start());
-  const running = await service.start(values, log, { supervisor, configuration, startSuccessor }).catch((error) => {
+  const context = { supervisor, configuration, startSuccessor, worker: worker?.worker };
+  const running = await service.start(values, log, context).catch((error) => {
     throw withAdvice(error, settings);
   });
-  supervisor?.ready();
+  if (worker) worker.ready(running.addresses, running.closesWithinMs);
+  else supervisor?.ready();
   const reloader = new Reloader({
     options: service.options,
     running: resolved,
@@ -319,7 +389,7 @@ async function runUntilSignalled(
   const handOver = () => void successor?.start().then(() => supervisor?.ready());
   signals.onReload(reload);
   if (successor) signals.onHandover(handOver);
-  configuration.reload = reload;
+  configuration.reload = worker ? () => Promise.resolve(worker.worker.ask("reload")) : reload;
   const watching = isWatched && file !== undefined ? await watchFile(file, WATCH_MS, reload) : undefined;
   void running.handedOver?.then(async () => {
     const ignore = () => log.info("signal ignored: another process has taken over");
@@ -331,7 +401,7 @@ async function runUntilSignalled(
   if (signal !== undefined) log.info("stopping", { signal });
   await watching?.close();
   supervisor?.stopping(running.closesWithinMs);
-  exitWhenStopped(process);
+  if (!worker) exitWhenStopped(process);
   await running.close();
 }
 

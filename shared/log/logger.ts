@@ -42,6 +42,8 @@ export interface LoggerOptions {
   write: (line: string) => void;
   /** Colour for terminals, with the format `text`. Default `false`. */
   color?: boolean;
+  /** Fields of every line, before those of the message. Default none. */
+  fields?: LogFields;
 }
 
 /**
@@ -68,7 +70,7 @@ class LineLogger implements Logger, LogControl {
   #format: LogFormat;
   #formatRecord: (record: LogRecord) => string;
 
-  constructor({ format, level, write, color = false }: LoggerOptions) {
+  constructor({ format, level, write, color = false, fields: common = {} }: LoggerOptions) {
     this.#color = color;
     this.#lowest = LOG_LEVELS.indexOf(level);
     this.#format = format;
@@ -76,7 +78,7 @@ class LineLogger implements Logger, LogControl {
     const method = (name: LogLevel) => {
       const recordLevel: RecordLevel = name === "warn" ? "warning" : name;
       return (message: string, fields: LogFields = {}) => {
-        const properties: Record<string, unknown> = {};
+        const properties: Record<string, unknown> = { ...common };
         for (const key in fields) if (fields[key] !== undefined) properties[key] = fields[key];
         const record: LogRecord = {
           category: [],

@@ -2,6 +2,7 @@
 // buffers without limit.
 //
 // The runtimes' streams cannot do that: on a pipe that is not read, one blocks the program in `write`, another buffers every line.
+import { Buffer } from "node:buffer";
 import { write } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 
@@ -12,6 +13,8 @@ const PAUSE_MS = 20;
 /** Delay in milliseconds before a retry on a non-blocking descriptor that is full. */
 const RETRY_MS = 10;
 const NEWLINE = 10;
+/** Bytes that are written to a pipe at once, without those of other processes in between (write(2)): that of Linux, not less than POSIX has. */
+const PIPE_BUF = 4096;
 
 export interface LineWriter {
   /** Queues a line, which ends with a newline. Never blocks or throws: with a full buffer it drops the line and reports the loss later. */
@@ -27,10 +30,12 @@ export interface LineWriterOptions {
   onLoss?: (lines: number) => void;
   /** Limit on buffered characters. Default 1 Mi. */
   maxBuffered?: number;
+  /** Other processes write lines there, too: lines that fit into {@link PIPE_BUF} are not mixed with theirs. Default `false`. */
+  isShared?: boolean;
 }
 
 export function createLineWriter(fd: number, options: LineWriterOptions = {}): LineWriter {
-  const { writeTo = write, onLoss, maxBuffered = MAX_BUFFERED } = options;
+  const { writeTo = write, onLoss, maxBuffered = MAX_BUFFERED, isShared = false } = options;
   const encoder = new TextEncoder();
   let buffer: string[] = [];
   let bufferedLength = 0;
@@ -51,14 +56,17 @@ export function createLineWriter(fd: number, options: LineWriterOptions = {}): L
 
   const drain = async (): Promise<void> => {
     while (buffer.length > 0) {
-      const batch = encoder.encode((torn ? "\n" : "") + buffer.join(""));
+      const texts = isShared ? joinUpTo(PIPE_BUF, buffer) : [buffer.join("")];
       [buffer, bufferedLength] = [[], 0];
       reportLoss();
-      const unwritten = await writeAll(fd, batch, writeTo);
-      dropped += unwritten.filter((byte) => byte === NEWLINE).length;
-      if (unwritten.length < batch.length) torn = batch[batch.length - unwritten.length - 1] !== NEWLINE;
-      else if (torn) dropped--; // the newline before the first line
-      works = unwritten.length === 0;
+      for (const text of texts) {
+        const batch = encoder.encode((torn ? "\n" : "") + text);
+        const unwritten = await writeAll(fd, batch, writeTo);
+        dropped += unwritten.filter((byte) => byte === NEWLINE).length;
+        if (unwritten.length < batch.length) torn = batch[batch.length - unwritten.length - 1] !== NEWLINE;
+        else if (torn) dropped--; // the newline before the first line
+        works = unwritten.length === 0;
+      }
       if (buffer.length === 0) reportLoss();
       await sleep(PAUSE_MS, undefined, { signal: flushing.signal }).catch(() => {}); // flushing
     }
@@ -84,6 +92,23 @@ export function createLineWriter(fd: number, options: LineWriterOptions = {}): L
       written.abort();
     },
   };
+}
+
+/** Joins lines to texts of up to `max` bytes; a longer line is a text of its own. */
+function joinUpTo(max: number, lines: readonly string[]): string[] {
+  const texts: string[] = [];
+  let [text, length] = ["", 0];
+  for (const line of lines) {
+    const bytes = Buffer.byteLength(line);
+    if (length > 0 && length + bytes > max) {
+      texts.push(text);
+      [text, length] = ["", 0];
+    }
+    text += line;
+    length += bytes;
+  }
+  if (text !== "") texts.push(text);
+  return texts;
 }
 
 /** Returns the bytes that could not be written, because the reader is gone or the disk is full. Never rejects. */

@@ -1,5 +1,6 @@
 // The admin server for operators, on an address and a unix socket of its own. On the address it uses the network's listener, which bounds
 // connections, time and header sections on every runtime. node:http would add 4 MiB of memory, and bypass a given network.
+import { Hono } from "hono";
 import type { AdminOptions } from "../config/common_options.ts";
 import { ConfigError } from "../config/option.ts";
 import { isLoopback } from "../address/host_port.ts";
@@ -9,8 +10,10 @@ import type { ServerTls } from "../net/tls.ts";
 import { openServerTls, type ReloadableTls, type TlsCheck } from "../tls/reloadable_tls.ts";
 import { keyPinOfChain } from "../tls/trust.ts";
 import { createAdminHandler } from "./admin_routes.ts";
+import type { ApiEnv } from "./api/access.ts";
 import type { Operations } from "./api/operations.ts";
 import { createApi } from "./api/routes.ts";
+import { readAskingWorker } from "./cluster/workers.ts";
 import { TokenFile } from "./api/tokens.ts";
 import { Operators } from "./operators/operators.ts";
 import type { OperatorOptions } from "./operators/options.ts";
@@ -109,7 +112,17 @@ export class Admin {
     this.#logout?.close();
     const logout = this.#logout = new BackChannelLogout({ operations: services, operators });
     const login = operators?.login;
-    const handle = createAdminHandler({ health, metrics, agents: () => services.agents(), api, login, hosts, logout, log });
+    const handle = createAdminHandler({
+      health,
+      metrics,
+      agents: () => services.agents(),
+      workers: services.cluster,
+      api,
+      login,
+      hosts,
+      logout,
+      log,
+    });
     this.tcp?.use(this.tls?.current);
     for (const socket of [this.tcp, this.unix]) socket?.serve(handle);
   }
@@ -121,6 +134,16 @@ export class Admin {
     if (this.tcp !== next?.tcp) await this.tcp?.close();
     if (this.unix !== next?.unix) await this.unix?.close();
   }
+}
+
+/** What a worker answers others: its part of the API, and its metrics as JSON. */
+export function createWorkerHandler(services: AdminServices): Handler {
+  const { activity, metrics } = services;
+  activity.start(() => services.population());
+  const app = new Hono<ApiEnv>();
+  app.get("/metrics", async (c) => c.body(await metrics.toJson(), 200, { "Content-Type": "application/json" }));
+  app.route("/api/v1", createApi({ operations: services, hosts: [] }));
+  return (request, origin) => app.fetch(request, { ...origin, worker: readAskingWorker(request.headers.get("authorization")) });
 }
 
 /** A socket that requests arrive at. They wait until it is served. */

@@ -1,14 +1,18 @@
 // What the admin server serves: liveness, readiness, metrics, agents and the dashboard's files to everyone, and the API to operators.
 import { type Context, Hono } from "hono";
 import { type ApiEnv, isExpectedHost, isSameOrigin } from "./api/access.ts";
-import type { AgentState } from "./api/types.ts";
+import { MAX_MERGED } from "./api/cluster.ts";
+import type { Operator } from "./api/tokens.ts";
+import type { AgentState, Page } from "./api/types.ts";
+import type { Member } from "./cluster/member.ts";
+import type { Members } from "./cluster/members.ts";
 import { serveDashboard } from "./dashboard/dashboard.ts";
 import type { BackChannelLogout } from "./backchannel_logout.ts";
 import type { Health } from "./health.ts";
 import type { Handler, RequestOrigin } from "./http_server.ts";
 import type { Logger } from "../log/logger.ts";
 import type { Metrics } from "./metrics.ts";
-import { OPEN_METRICS_TYPE, prefersOpenMetrics } from "./open_metrics.ts";
+import { type Metric, OPEN_METRICS_TYPE, prefersOpenMetrics } from "./open_metrics.ts";
 import { LoginError, type OidcLogin } from "./operators/oidc_login.ts";
 
 export interface AdminRoutesOptions {
@@ -16,6 +20,8 @@ export interface AdminRoutesOptions {
   readonly metrics: Metrics;
   /** Those that are connected are listed. */
   readonly agents: () => Iterable<AgentState>;
+  /** The other workers of the service, whose metrics and agents are shown, too. Default: there are none. */
+  readonly workers?: Members;
   /** Served below {@link API_PATH}. */
   readonly api: Hono<ApiEnv>;
   /** Sign-in of people. Default: there is none. */
@@ -31,7 +37,9 @@ const API_PATH = "/api/v1";
 /** Where an identity provider says that a session has ended. Its token says who it is, so any Host will do. */
 const LOGOUT_PATH = "/backchannel-logout";
 
-export function createAdminHandler({ health, metrics, agents, api, login, hosts, logout, log }: AdminRoutesOptions): Handler {
+export function createAdminHandler(
+  { health, metrics, agents, workers, api, login, hosts, logout, log }: AdminRoutesOptions,
+): Handler {
   const app = new Hono<{ Bindings: RequestOrigin }>();
   app.use(async (c, next) => {
     if (c.req.method !== "GET" && c.req.path !== "/logout" && c.req.path !== LOGOUT_PATH && !isOfApi(c.req.path)) {
@@ -50,10 +58,16 @@ export function createAdminHandler({ health, metrics, agents, api, login, hosts,
   app.get("/metrics", async (c) => {
     const isOpen = prefersOpenMetrics(c.req.header("Accept"));
     const [type, version] = isOpen ? [OPEN_METRICS_TYPE, "1.0.0"] : ["text/plain", "0.0.4"];
-    const text = await (isOpen ? metrics.formatOpen() : metrics.format());
+    const others = workers?.isOneService ? await askWorkers<readonly Metric[]>(workers, "/metrics") : undefined;
+    const text =
+      await (others ? metrics.formatWith(indexOf(workers!.self), others, isOpen) : isOpen ? metrics.formatOpen() : metrics.format());
     return new Response(text, { headers: { "Content-Type": `${type}; version=${version}; charset=utf-8`, "Vary": "Accept" } });
   });
-  app.get("/agents", () => json(Array.from(agents()).filter(({ state }) => state !== "gone").map(reportOf)));
+  app.get("/agents", async () => {
+    const others = workers?.isOneService ? await askWorkers<Page<AgentState>>(workers, `agents?limit=${MAX_MERGED}`) : undefined;
+    const all = [...agents(), ...[...others?.values() ?? []].flatMap(({ items }) => items)];
+    return json(all.filter(({ state }) => state !== "gone").map(reportOf));
+  });
   // without a token: how one gets in, for the page
   app.get("/login/methods", (c) => json({ issuer: login?.issuer, isSession: login?.find(c.req.header("cookie")) !== undefined }));
   if (login !== undefined) addLogin(app, login, hosts);
@@ -94,6 +108,21 @@ function addLogin(app: Hono<{ Bindings: RequestOrigin }>, login: OidcLogin, host
       const headers = { "Set-Cookie": login.end(c.req.header("cookie")) };
       return Promise.resolve(new Response("{}", { headers: { ...headers, "Content-Type": "application/json" } }));
     }));
+}
+
+/** Whom workers ask for what everyone may see. */
+const EVERYONE: Operator = { name: "everyone", role: "viewer" };
+
+/** What the other workers answer, by their index. Those that do not answer are left out. */
+async function askWorkers<T>(workers: Members, path: string): Promise<Map<string, T>> {
+  const answers = await workers.ask({ operator: EVERYONE, method: "GET", path, to: await workers.others() });
+  return new Map(
+    answers.flatMap(({ member, response }) => response?.status === 200 ? [[indexOf(member), response.value as T] as const] : []),
+  );
+}
+
+function indexOf({ address }: Member): string {
+  return address.replace(/^.*:/, "");
 }
 
 function isOfApi(path: string): boolean {

@@ -5,11 +5,14 @@ import type { ServiceName } from "./api/types.ts";
 import type { Health } from "./health.ts";
 import type { Activity } from "./live/activity.ts";
 import type { Metrics } from "./metrics.ts";
+import type { Worker } from "./worker.ts";
 
 /** A running service, for its parts. */
 export interface ServiceContext {
   readonly name: ServiceName;
   readonly net: Net;
+  /** This process among several that are the service. Default: it is the only one. */
+  readonly worker?: Worker;
   /** Never throws. */
   readonly log: Logger;
   readonly metrics: Metrics;

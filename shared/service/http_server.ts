@@ -5,6 +5,7 @@ import { reasonOf } from "../http/status.ts";
 import type { NetError } from "../net/errors.ts";
 import type { Duplex } from "../net/stream.ts";
 import type { TcpListener } from "../net/tcp.ts";
+import type { AskingWorker } from "./cluster/workers.ts";
 
 /** Where a request comes from, and the fields that decide whether it may. */
 export interface RequestOrigin {
@@ -15,6 +16,8 @@ export interface RequestOrigin {
   readonly remote: string;
   readonly host?: string;
   readonly origin?: string;
+  /** The worker that asks on behalf of an operator, over the link between them. */
+  readonly worker?: AskingWorker;
 }
 
 /** Type of a response that continues until one side ends it. */

@@ -9,7 +9,15 @@ import type { DatagramCounts } from "../net/udp.ts";
 import type { TunnelErrorType } from "../tunnel/errors.ts";
 import type { StoreEvents } from "../store/circuit_breaker.ts";
 import { VERSION } from "../version.ts";
-import { type Exemplar, formatOpenMetrics, RequestExemplars } from "./open_metrics.ts";
+import {
+  type FindExemplar,
+  formatOpenMetrics,
+  formatText,
+  joinMetrics,
+  type Metric,
+  RequestExemplars,
+  WORKER_LABEL,
+} from "./open_metrics.ts";
 import type { StallReport } from "./watchdog.ts";
 
 /** The metrics of one service. */
@@ -57,8 +65,28 @@ export class Metrics {
 
   /** All metrics in the format OpenMetrics, with exemplars. */
   async formatOpen(): Promise<string> {
-    const exemplarOf = (metric: string, bound: number): Exemplar | undefined => this.#exemplars.get(metric)?.of(bound);
-    return formatOpenMetrics(await this.registry.getMetricsAsJSON(), exemplarOf);
+    return formatOpenMetrics(await this.registry.getMetricsAsJSON(), (metric, bound) => this.#exemplars.get(metric)?.of(bound));
+  }
+
+  /** The metrics for another worker, as JSON. */
+  async toJson(): Promise<string> {
+    return JSON.stringify(
+      await this.registry.getMetricsAsJSON(),
+      (_key, value: unknown) => Number.isFinite(value) || typeof value !== "number" ? value : String(value),
+    );
+  }
+
+  /**
+   * All metrics and those of other workers, each with the label `worker`.
+   * @param others by their label
+   */
+  async formatWith(own: string, others: ReadonlyMap<string, readonly Metric[]>, isOpen: boolean): Promise<string> {
+    const parts = [{ worker: own, metrics: await this.registry.getMetricsAsJSON() as readonly Metric[] }];
+    for (const [worker, metrics] of others) parts.push({ worker, metrics });
+    const joined = joinMetrics(parts);
+    const exemplarOf: FindExemplar = (metric, bound, labels) =>
+      labels[WORKER_LABEL] === own ? this.#exemplars.get(metric)?.of(bound) : undefined;
+    return isOpen ? formatOpenMetrics(joined, exemplarOf) : formatText(joined);
   }
 
   /** Counts a limit that was reached; `limit` is one of a few fixed words. */

@@ -25,10 +25,12 @@ export interface Exemplar {
   readonly at: number;
 }
 
-type Metric = MetricObjectWithValues<MetricValue<string> & { readonly metricName?: string }>;
+export type Metric = MetricObjectWithValues<MetricValue<string> & { readonly metricName?: string }>;
+
+export type FindExemplar = (metric: string, bound: number, labels: Metric["values"][number]["labels"]) => Exemplar | undefined;
 
 /** @param exemplarOf the exemplar of a histogram's bucket, by its upper bound */
-export function formatOpenMetrics(metrics: readonly Metric[], exemplarOf: (metric: string, bound: number) => Exemplar | undefined): string {
+export function formatOpenMetrics(metrics: readonly Metric[], exemplarOf: FindExemplar): string {
   let text = "";
   for (const { name, help, type, values } of metrics) {
     const isCounter = String(type) === "counter";
@@ -36,11 +38,37 @@ export function formatOpenMetrics(metrics: readonly Metric[], exemplarOf: (metri
     text += `# TYPE ${family} ${type}\n# HELP ${family} ${escape(help)}\n`;
     for (const { metricName = isCounter ? `${family}_total` : family, labels, value } of values) {
       const { le } = labels;
-      const exemplar = le === undefined ? undefined : exemplarOf(name, Number(le === "+Inf" ? Infinity : le));
+      const exemplar = le === undefined ? undefined : exemplarOf(name, Number(le === "+Inf" ? Infinity : le), labels);
       text += `${metricName}${formatLabels(labels)} ${formatNumber(value)}${exemplar ? formatExemplar(exemplar) : ""}\n`;
     }
   }
   return `${text}# EOF\n`;
+}
+
+/** The text format of Prometheus, for metrics of several processes. */
+export function formatText(metrics: readonly Metric[]): string {
+  let text = "";
+  for (const { name, help, type, values } of metrics) {
+    text += `# HELP ${name} ${help.replaceAll("\\", "\\\\").replaceAll("\n", "\\n")}\n# TYPE ${name} ${type}\n`;
+    for (const { metricName = name, labels, value } of values) text += `${metricName}${formatLabels(labels)} ${formatNumber(value)}\n`;
+    text += "\n";
+  }
+  return text;
+}
+
+/** The label by which metrics of several workers differ. */
+export const WORKER_LABEL = "worker";
+
+/** The metrics of several workers as those of one service. */
+export function joinMetrics(parts: readonly { readonly worker: string; readonly metrics: readonly Metric[] }[]): Metric[] {
+  const joined = new Map<string, Metric>();
+  for (const { worker, metrics } of parts) {
+    for (const metric of metrics) {
+      const values = metric.values.map((value) => ({ ...value, labels: { ...value.labels, [WORKER_LABEL]: worker } }));
+      joined.set(metric.name, { ...metric, values: [...joined.get(metric.name)?.values ?? [], ...values] });
+    }
+  }
+  return [...joined.values()];
 }
 
 function formatExemplar({ labels, value, at }: Exemplar): string {
@@ -57,7 +85,8 @@ function formatBound(bound: string | number | undefined): string {
   return Number.isInteger(Number(bound)) ? Number(bound).toFixed(1) : String(bound);
 }
 
-function formatNumber(value: number): string {
+function formatNumber(given: number | string): string {
+  const value = Number(given); // of another process in JSON, where infinity has no number
   return Number.isFinite(value) ? String(value) : Number.isNaN(value) ? "NaN" : value > 0 ? "+Inf" : "-Inf";
 }
 

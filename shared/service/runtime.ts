@@ -25,6 +25,7 @@ import { ServiceHandover } from "./service_handover.ts";
 import { ServiceStore } from "./service_store.ts";
 import type { Supervisor } from "./supervisor.ts";
 import { startWatchdog } from "./watchdog.ts";
+import type { Worker } from "./worker.ts";
 
 /** What a service needs besides its options. */
 export interface ServiceDeps {
@@ -40,6 +41,8 @@ export interface ServiceDeps {
   readonly configuration?: ConfigurationState;
   /** Starts a new process that takes over. Resolves with the reason if it has ended without that. Default: it is not known how. */
   readonly startSuccessor?: () => Promise<string>;
+  /** This process among several that are the service. Default: it is the only one. */
+  readonly worker?: Worker;
 }
 
 /** What a drain does after readiness has failed. */
@@ -82,6 +85,7 @@ export async function startService<T>(
 export class ServiceRuntime implements ServiceContext {
   readonly name: ServiceName;
   readonly net: Net;
+  readonly worker?: Worker;
   readonly log: Logger;
   readonly metrics: Metrics;
   readonly health = new Health();
@@ -112,7 +116,7 @@ export class ServiceRuntime implements ServiceContext {
 
   constructor(
     name: ServiceName,
-    { net, ownsNet = false, log, logLevel, supervisor, configuration, startSuccessor }: ServiceDeps,
+    { net, ownsNet = false, log, logLevel, supervisor, configuration, startSuccessor, worker }: ServiceDeps,
     resources: ResourceStack,
   ) {
     this.#resources = resources;
@@ -122,6 +126,7 @@ export class ServiceRuntime implements ServiceContext {
     this.closed = new Promise((resolve) => this.#resolveClosed = resolve);
     if (ownsNet) this.defer(() => net.close());
     this.net = net;
+    this.worker = worker;
     this.log = isolateLogger(log);
     this.metrics = new Metrics(name);
     if (configuration) reportConfiguration(this.metrics, configuration);

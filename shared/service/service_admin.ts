@@ -4,10 +4,13 @@ import type { AdminOptions } from "../config/common_options.ts";
 import { ConfigError } from "../config/option.ts";
 import { messageOf } from "../log/error_message.ts";
 import type { Store } from "../store/store.ts";
-import { Admin, type AdminServices } from "./admin.ts";
+import { Admin, type AdminServices, createWorkerHandler } from "./admin.ts";
 import type { Change } from "./change.ts";
 import { type Cluster, openCluster } from "./cluster/cluster.ts";
+import { WorkerMembers, type WorkerRoute } from "./cluster/workers.ts";
+import type { Members } from "./cluster/members.ts";
 import type { ServiceContext } from "./context.ts";
+import { type Connection, type Handler, serveRequest } from "./http_server.ts";
 import type { OperatorOptions } from "./operators/options.ts";
 import type { ServiceCertificates } from "./service_certificates.ts";
 import type { ServiceHandover } from "./service_handover.ts";
@@ -21,6 +24,8 @@ export class ServiceAdmin {
   #stopRenewal?: () => void;
   #cluster?: Cluster;
   #services?: AdminServices;
+  #workers?: WorkerMembers;
+  readonly #workerHandler = Promise.withResolvers<Handler>();
 
   constructor(service: ServiceContext, handover: ServiceHandover, certificates: ServiceCertificates) {
     this.#service = service;
@@ -44,6 +49,7 @@ export class ServiceAdmin {
       activity.close(); // ends streams of events
       await this.#admin?.close();
     });
+    if (!this.#servesOperators) return;
     this.#admin = await Admin.open(options, net, log, { hasPredecessor: this.#handover.predecessor !== undefined });
     this.#renewCertificate();
   }
@@ -73,6 +79,7 @@ export class ServiceAdmin {
    * @throws {NetError} as {@link listen}
    */
   async prepare(change: Change, options: AdminOptions & OperatorOptions): Promise<void> {
+    if (!this.#servesOperators) return;
     const { net, log } = this.#service;
     const previous = this.#admin;
     if (previous && !previous.listensAt(options.listenAddress)) this.refuseInCluster("--admin.listen-address");
@@ -99,15 +106,33 @@ export class ServiceAdmin {
     if (cluster) this.#cluster = this.#service.adopt(cluster, (own) => own.close());
   }
 
+  /** One of several workers serves operators, and asks the others. */
+  get #servesOperators(): boolean {
+    return (this.#service.worker?.index ?? 0) === 0;
+  }
+
+  /** Asks the other workers of the service, each by its link. */
+  useWorkers(routes: () => Iterable<WorkerRoute>): void {
+    const { worker } = this.#service;
+    if (worker) this.#workers = new WorkerMembers(worker.index, routes);
+  }
+
+  /** Serves a request of another worker on behalf of an operator. Never rejects. */
+  async serveWorker(connection: Connection): Promise<void> {
+    const handle = await this.#workerHandler.promise;
+    await serveRequest(connection, { isLocal: false, listening: "worker" }, handle);
+  }
+
   /** The other members. */
-  get cluster(): Cluster | undefined {
-    return this.#cluster;
+  get cluster(): Members | undefined {
+    return this.#workers ?? this.#cluster;
   }
 
   /** Serves operators, if {@link listen} has opened something. */
   serve(services: AdminServices): void {
     this.#services = services;
     this.#admin?.serve(services);
+    if (!this.#servesOperators) this.#workerHandler.resolve(createWorkerHandler(services));
     this.#cluster?.start();
   }
 

@@ -65,10 +65,12 @@ export class ServiceAudit {
       if (strict) throw new ConfigError("Cannot use --audit.strict without --audit.file: there is nothing to write to");
       return undefined;
     }
-    const { name: service, log } = this.#service;
-    const hasPredecessor = this.#handover.predecessor !== undefined;
+    const { name: service, log, worker } = this.#service;
+    const hasPredecessor = this.#handover.predecessor !== undefined || worker?.isFirst === false;
     try {
-      return await AuditLog.open({ file, strict, service, log, count, hasPredecessor });
+      const opened = await AuditLog.open({ file, strict, service, log, count, hasPredecessor });
+      if (worker) opened.share();
+      return opened;
     } catch (error) {
       throw new ConfigError(`Cannot use --audit.file ${file}: ${describeWriteError(error)}`, { cause: error });
     }

@@ -25,6 +25,8 @@ export interface SelfSigned extends CertifiedKey {
   readonly file?: string;
 }
 
+const NO_DIRECTORY = "Cannot keep the self-signed certificate, which all workers have: there is no state directory; set --state-dir";
+
 /**
  * Opens the certificate `name`.pem in the state directory, and creates it if it is missing, readable by this user only. If the directory is
  * unusable and not required, logs a warning and returns a certificate for this process.
@@ -32,6 +34,7 @@ export interface SelfSigned extends CertifiedKey {
  */
 export async function openSelfSigned(name: string, directory: StateDirectory, log: Logger): Promise<SelfSigned> {
   const { path } = directory;
+  if (path === undefined && directory.required) throw new ConfigError(NO_DIRECTORY);
   if (path === undefined) return await createEphemeral("there is no state directory", log);
   const file = join(path, `${name}.pem`);
   let text;
@@ -51,6 +54,7 @@ export async function openSelfSigned(name: string, directory: StateDirectory, lo
  * @throws {ConfigError} as {@link openSelfSigned}
  */
 export async function checkSelfSigned(name: string, { path, required }: StateDirectory): Promise<CertifiedKey> {
+  if (path === undefined && required) throw new ConfigError(NO_DIRECTORY);
   if (path === undefined) return await makeSelfSigned();
   const file = join(path, `${name}.pem`);
   try {
@@ -73,6 +77,11 @@ function parse(file: string, text: string): SelfSigned {
 
 async function createEphemeral(why: string, log: Logger): Promise<SelfSigned> {
   log.warn("self-signed certificate cannot be stored, so its pin changes with every start; set --state-dir", { reason: why });
+  return await createTemporary();
+}
+
+/** Creates a certificate that is not stored. */
+export async function createTemporary(): Promise<SelfSigned> {
   const { cert, key } = await makeSelfSigned();
   return { cert, key, pin: pinOf(new X509Certificate(cert)) };
 }

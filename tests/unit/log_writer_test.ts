@@ -57,6 +57,19 @@ describe("line writer", () => {
     assert.equal(fake.pending, 0);
   });
 
+  it("writes whole lines at once, so that those of other processes do not come in between", async () => {
+    const writes: string[] = [];
+    const writeTo = ((_: number, bytes: Uint8Array, callback: Callback) => {
+      writes.push(new TextDecoder().decode(bytes));
+      callback(null, bytes.length);
+    }) as unknown as typeof write;
+    const lines = createLineWriter(2, { writeTo, isShared: true });
+    const expected = ["first", "\u20ac".repeat(700), "x".repeat(1_900), "y".repeat(5_000), "last"].map((text) => `${text}\n`);
+    for (const line of expected) lines.write(line);
+    await lines.flush(30_000);
+    assert.deepEqual(writes, [expected[0], expected[1]! + expected[2]!, expected[3], expected[4]]);
+  });
+
   it("continues after a partial write and after EAGAIN", async () => {
     const fake = new FakeDescriptor();
     const lines = createLineWriter(2, { writeTo: fake.writeTo });

@@ -84,10 +84,13 @@ class ActionRequest {
 
   async #actWide(body: Body, wide: Wide): Promise<Response> {
     const { of, path } = this.#action;
-    if (of === "service" && !wide.isNamed) {
+    const { isOneService } = wide.cluster;
+    if (of === "service" && !wide.isNamed && !isOneService) {
       return fail(this.#c, 400, "with scope=cluster this needs member: the address of the one that is meant");
     }
-    const members = of === "agents" ? proxiesOf(wide) : wide;
+    // the supervising process passes these on to all workers
+    const isPassedOn = isOneService && (path === "/drain" || path === "/reload");
+    const members = isPassedOn ? { ...wide, includesSelf: true, others: [] } : of === "agents" ? proxiesOf(wide) : wide;
     const parts: ActionPart[] = members.includesSelf ? [ownPart(wide, await this.#tryHere(body))] : [];
     // only one has it
     const isDone = of === "tunnel" && parts.some(({ affected = 0 }) => affected > 0);
