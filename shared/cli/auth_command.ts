@@ -196,7 +196,9 @@ const renewCommand: Subcommand<ValuesOf<typeof renewOptions>> = {
     const [before, { jti, exp }] = [decodeJwt(text), decodeJwt(token)];
     if (out === "-") return;
     const isValid = before.exp! * 1_000 > Date.now();
-    const advice = isValid ? `the old one stays valid until ${timeOf(before.exp!)}, unless its jti ${before.jti} is revoked\n` : "";
+    // operators' tokens have no revocation list
+    const unless = isOfOperator(before.role) ? "" : `, unless its jti ${before.jti} is revoked`;
+    const advice = isValid ? `the old one stays valid until ${timeOf(before.exp!)}${unless}\n` : "";
     terminal.write(`jti ${jti}, expires ${timeOf(exp!)}\n${advice}`);
   },
 };

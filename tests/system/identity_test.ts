@@ -169,6 +169,7 @@ it("auth jwt show and renew say and extend what a token permits", async () => {
     await run("jwt", "show", "operator.jwt"),
     /^verified: yes\nrole: {5}operator\nsubject: {2}anna\njti: .*\nfrom: .*\nuntil: .*$/,
   );
+  assert.match(await run("jwt", "renew", "--token=operator.jwt", "--out=operator2.jwt"), /\nthe old one stays valid until \S+Z$/);
   await run("ticket", "--agent-id=hq");
   assert.match(await run("jwt", "show", "ticket.txt"), /^verified: no: a ticket has no agent id; .*\njti: {6}[\w-]{36}\nuntil: {4}\S+Z$/);
   const other = await runToEnd(REVERSE_HTTP, ["auth", "key", "private", "--out=other.pem"], { cwd: site.folder.path });
