@@ -102,7 +102,10 @@ impl Flush {
             false => Poll::Ready(()),
         });
         let is_sent = match cut.is_empty() {
-            true => Ok(sent.await),
+            true => {
+                sent.await;
+                Ok(())
+            }
             false => timeout_at(self.until, sent).await, // the peer may never read
         };
         cut.drain(..).for_each(|stream| stream.reset(&self.streams));
