@@ -1,6 +1,6 @@
 // Assembles the agent: one reconnector per connection to a proxy, and the tunnels served through them.
 import { hostname } from "node:os";
-import { publishRequest } from "../shared/frontend/published.ts";
+import { publishRequest } from "../shared/frontend/forwards/published.ts";
 import { createRequestIds } from "../shared/frontend/access_log.ts";
 import { Change, differs } from "../shared/service/change.ts";
 import { checkAdminOptions } from "../shared/service/admin.ts";

@@ -20,7 +20,7 @@ import { ConfigError, defineOptions, type ValuesOf } from "../shared/config/opti
 import { checkRemote, isWildcard } from "../shared/address/host_port.ts";
 import { agentTunnelLimitOptions } from "../shared/limits/options.ts";
 import { checkLabels } from "../shared/link/message.ts";
-import { publishOptions } from "../shared/frontend/published.ts";
+import { publishOptions } from "../shared/frontend/forwards/published.ts";
 import { checkOutboundProxy } from "./outbound_proxy.ts";
 import { parseWebSocketUrl } from "./transport/web_socket_url.ts";
 import { tracingOptions } from "../shared/tracing/options.ts";

@@ -5,7 +5,7 @@ import { type ClientCredentials, usernameOf } from "../shared/auth/authenticator
 import { MAX_TOKEN } from "../shared/auth/token.ts";
 import { ConfigError } from "../shared/config/option.ts";
 import { describeFileError, readText } from "../shared/files/read.ts";
-import { formatProxyAuthorization } from "../shared/frontend/http_credentials.ts";
+import { formatProxyAuthorization } from "../shared/frontend/http/credentials.ts";
 import { encodeUdpRequest, isUdpEstablished, isWithoutUdp } from "../shared/http/connect_udp.ts";
 import { encodeHead, type Fields, HeadError, type ResponseHead, values } from "../shared/http/head.ts";
 import { parseProxyStatus } from "../shared/http/proxy_status.ts";

@@ -1,6 +1,6 @@
 // The command `lb`. The network is an argument.
 import type { Service } from "../shared/cli/command.ts";
-import { routeDiagnosis } from "../shared/frontend/check_route.ts";
+import { routeDiagnosis } from "../shared/frontend/forwards/check_route.ts";
 import { checkWithNet, type CreateNet } from "../shared/cli/network.ts";
 import { checkLoadBalancerOptions, startLoadBalancer } from "./lb.ts";
 import { lbOptions, type LoadBalancerOptions } from "./options.ts";

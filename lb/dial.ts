@@ -1,7 +1,7 @@
 // Opens a tunnel through the proxy that holds the agent, with the client's own credentials or certificate. Plain HTTP requests use such a tunnel too, so
 // that they work with any proxy.
 import { type Authority, formatAuthority, parseAuthority } from "../shared/address/authority.ts";
-import { formatProxyAuthorization } from "../shared/frontend/http_credentials.ts";
+import { formatProxyAuthorization } from "../shared/frontend/http/credentials.ts";
 import { clientCertField } from "../shared/http/client_cert.ts";
 import { encodeUdpRequest, isUdpEstablished, isWithoutUdp } from "../shared/http/connect_udp.ts";
 import { formatForwarded } from "../shared/http/forwarded.ts";

@@ -1,15 +1,15 @@
 // Assembles the load balancer: clients on one side, the store and the proxies on the other.
 import type { Authenticator } from "../shared/auth/authenticator.ts";
 import { ConfigError } from "../shared/config/option.ts";
-import { readToken } from "../shared/frontend/forward_credentials.ts";
-import { checkOrdered, ForwardListeners, type ForwardTls } from "../shared/frontend/forward_listeners.ts";
-import { createHttpProxy, type Endpoints } from "../shared/frontend/http_proxy.ts";
-import { createHostProtocol } from "../shared/frontend/http_virtual_host.ts";
-import { autoConfigOf } from "../shared/frontend/proxy_auto_config.ts";
+import { readToken } from "../shared/frontend/forwards/credentials.ts";
+import { checkOrdered, ForwardListeners, type ForwardTls } from "../shared/frontend/forwards/listeners.ts";
+import { createHttpProxy, type Endpoints } from "../shared/frontend/http/proxy.ts";
+import { createHostProtocol } from "../shared/frontend/http/virtual_host.ts";
+import { autoConfigOf } from "../shared/frontend/http/proxy_auto_config.ts";
 import type { Frontend } from "../shared/frontend/server.ts";
 import { type ListenAllOptions, ServiceFrontend } from "../shared/frontend/service_frontend.ts";
 import { checkCombinations, checkParts, openParts, prepareParts, type ServiceParts } from "../shared/frontend/service_parts.ts";
-import { createForwardProtocol } from "../shared/frontend/static_forward.ts";
+import { createForwardProtocol } from "../shared/frontend/forwards/static_forward.ts";
 import { type Logger, silentLogger } from "../shared/log/logger.ts";
 import { quantity } from "../shared/log/quantity.ts";
 import type { ServerTls } from "../shared/net/tls.ts";
@@ -97,7 +97,7 @@ export async function startLoadBalancer(options: LoadBalancerOptions, deps: Load
   }, options.handover);
 }
 
-/** What a load balancer opens before it serves. */
+/** Resources that a load balancer opens before it serves. */
 interface Opened {
   /** Missing if nothing needs a certificate. */
   readonly acme?: Acme;
@@ -105,7 +105,7 @@ interface Opened {
   readonly parts: ServiceParts;
   readonly store: Store;
   readonly clients: ServiceFrontend;
-  /** Served to clients besides proxy requests; it changes with the options. */
+  /** Services for clients besides proxy requests; they change with the options. */
   readonly endpoints: Endpoints;
   readonly protocols: Pick<ListenAllOptions, "http" | "http2">;
   readonly forwards: ForwardListeners;
@@ -311,7 +311,7 @@ class RunningLoadBalancer implements UpdatableLoadBalancer {
   }
 }
 
-/** The options whose change may forbid what is open. */
+/** The options whose change may forbid open tunnels. */
 function rulesOf({ auth, forward, httpProxy: { hostWhitelist, agentSuffix } }: LoadBalancerOptions): unknown {
   return [auth, forward, hostWhitelist, agentSuffix];
 }

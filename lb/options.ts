@@ -20,7 +20,7 @@ import { defineOptions, type ValuesOf } from "../shared/config/option.ts";
 import { formatHostPort, splitHostPort } from "../shared/address/host_port.ts";
 import { agentNameOptions } from "../shared/frontend/agent_names.ts";
 import { trustedProxyOptions } from "../shared/frontend/client_address.ts";
-import { forwardOptions } from "../shared/frontend/forwards.ts";
+import { forwardOptions } from "../shared/frontend/forwards/forwards.ts";
 import { addressLimitOptions, clientLimitOptions } from "../shared/limits/options.ts";
 import { storeServerOptions } from "../shared/store/options.ts";
 import { acmeOptions } from "../shared/tls/acme/options.ts";

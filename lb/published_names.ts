@@ -1,8 +1,8 @@
 // Looks up published names in the store, for the listeners of lb. Caches results for a second, and uses old ones while the store fails.
-import { type Forward, ForwardGroup } from "../shared/frontend/forwards.ts";
-import { claimKey, decodeClaim } from "../shared/frontend/published_claims.ts";
-import { patternsOf } from "../shared/frontend/server_names.ts";
-import { VirtualHosts } from "../shared/frontend/virtual_hosts.ts";
+import { type Forward, ForwardGroup } from "../shared/frontend/forwards/forwards.ts";
+import { claimKey, decodeClaim } from "../shared/frontend/forwards/claims.ts";
+import { patternsOf } from "../shared/frontend/forwards/server_names.ts";
+import { VirtualHosts } from "../shared/frontend/forwards/virtual_hosts.ts";
 import type { Store } from "../shared/store/store.ts";
 import { StoreError } from "../shared/store/store.ts";
 import { TunnelError } from "../shared/tunnel/errors.ts";

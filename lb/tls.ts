@@ -1,8 +1,8 @@
 // The load balancer's TLS: for clients and to proxies, if enabled.
 import { ConfigError } from "../shared/config/option.ts";
 import { type StateDirectoryDefault, stateDirectoryOf } from "../shared/files/state_directory.ts";
-import { certificateOptionsOf, type ForwardTls, openForwardTls } from "../shared/frontend/forward_listeners.ts";
-import { acmeHosts } from "../shared/frontend/forwards.ts";
+import { certificateOptionsOf, type ForwardTls, openForwardTls } from "../shared/frontend/forwards/listeners.ts";
+import { acmeHosts } from "../shared/frontend/forwards/forwards.ts";
 import type { Logger } from "../shared/log/logger.ts";
 import type { ClientTls, ServerTls } from "../shared/net/tls.ts";
 import { type Acme, openAcme } from "../shared/service/acme.ts";

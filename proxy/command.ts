@@ -1,6 +1,6 @@
 // The command `proxy`. The network is an argument.
 import type { Service } from "../shared/cli/command.ts";
-import { routeDiagnosis } from "../shared/frontend/check_route.ts";
+import { routeDiagnosis } from "../shared/frontend/forwards/check_route.ts";
 import { checkWithNet, type CreateNet } from "../shared/cli/network.ts";
 import { checkProxyOptions, startProxy } from "./proxy.ts";
 import { optionsOfWorker } from "./workers/options.ts";

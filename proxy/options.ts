@@ -23,7 +23,7 @@ import { clusterOptions } from "../shared/config/cluster_options.ts";
 import { checkListenAddress, defineOptions, ValueError, type ValuesOf } from "../shared/config/option.ts";
 import { agentNameOptions } from "../shared/frontend/agent_names.ts";
 import { trustedProxyOptions } from "../shared/frontend/client_address.ts";
-import { forwardOptions } from "../shared/frontend/forwards.ts";
+import { forwardOptions } from "../shared/frontend/forwards/forwards.ts";
 import { checkRemote, isWildcard } from "../shared/address/host_port.ts";
 import { addressLimitOptions, agentLimitOptions, clientLimitOptions } from "../shared/limits/options.ts";
 import { CONFLICT_RULES } from "./agents/conflicts.ts";

@@ -1,9 +1,9 @@
 // The proxy's TLS: always for agents, with a self-signed certificate by default, and for clients if enabled.
 import { ConfigError } from "../shared/config/option.ts";
-import { certificateOptionsOf, type ForwardTls, openForwardTls } from "../shared/frontend/forward_listeners.ts";
+import { certificateOptionsOf, type ForwardTls, openForwardTls } from "../shared/frontend/forwards/listeners.ts";
 import { type Logger, silentLogger } from "../shared/log/logger.ts";
 import type { ServerTls } from "../shared/net/tls.ts";
-import { acmeHosts } from "../shared/frontend/forwards.ts";
+import { acmeHosts } from "../shared/frontend/forwards/forwards.ts";
 import { type Acme, openAcme } from "../shared/service/acme.ts";
 import { differs } from "../shared/service/change.ts";
 import type { Store } from "../shared/store/store.ts";

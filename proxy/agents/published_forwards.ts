@@ -1,9 +1,9 @@
 // Forwards that agents ask for: opened while an agent is connected whose token allows them, and withdrawn when it leaves.
 import { ConfigError, ValueError } from "../../shared/config/option.ts";
-import type { ForwardListeners } from "../../shared/frontend/forward_listeners.ts";
-import type { Forward } from "../../shared/frontend/forwards.ts";
-import { ClaimedError, type ForwardClaims } from "../../shared/frontend/published_claims.ts";
-import { claimOf, publishedForward } from "../../shared/frontend/published.ts";
+import type { ForwardListeners } from "../../shared/frontend/forwards/listeners.ts";
+import type { Forward } from "../../shared/frontend/forwards/forwards.ts";
+import { ClaimedError, type ForwardClaims } from "../../shared/frontend/forwards/claims.ts";
+import { claimOf, publishedForward } from "../../shared/frontend/forwards/published.ts";
 import { messageOf } from "../../shared/log/error_message.ts";
 import type { Logger } from "../../shared/log/logger.ts";
 import type { PublishRequest } from "../../shared/link/message.ts";

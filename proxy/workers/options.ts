@@ -2,7 +2,7 @@
 import { availableParallelism, platform } from "node:os";
 import { splitHostPort } from "../../shared/address/host_port.ts";
 import { ConfigError } from "../../shared/config/option.ts";
-import { acmeHosts } from "../../shared/frontend/forwards.ts";
+import { acmeHosts } from "../../shared/frontend/forwards/forwards.ts";
 import type { BoundAddresses, Worker } from "../../shared/service/worker.ts";
 import type { ProxyOptions } from "../options.ts";
 

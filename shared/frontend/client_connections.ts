@@ -10,7 +10,7 @@ import type { TunnelEnd } from "../service/metrics.ts";
 import { auditEnd, createRequestIds, logAccess, type RequestRecord } from "./access_log.ts";
 import { MissingClientWarnings } from "./client_address.ts";
 import type { ClientHandler, ClientProtocol, ServeStreams } from "./client_protocol.ts";
-import { linger } from "./linger.ts";
+import { linger } from "./http/linger.ts";
 import { ClientSession, type PipelineContext, type PipelineRules } from "./pipeline.ts";
 import { type ConnectionEnd, logInternalError, refuse, refuseAccepted } from "./refusal.ts";
 

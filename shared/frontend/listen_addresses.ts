@@ -1,7 +1,7 @@
 // The addresses of a service's listeners, which must differ.
 import { formatHostPort, splitHostPort } from "../address/host_port.ts";
 import { ConfigError } from "../config/option.ts";
-import type { Forward } from "./forwards.ts";
+import type { Forward } from "./forwards/forwards.ts";
 
 /** The options with addresses that proxy and load balancer share. */
 export interface ListenAddressOptions {

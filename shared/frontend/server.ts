@@ -5,7 +5,7 @@ import type { UdpListener } from "../net/udp.ts";
 import { ClientConnections, type ClientConnectionsOptions } from "./client_connections.ts";
 import type { ClientProtocol } from "./client_protocol.ts";
 import type { PipelineRules } from "./pipeline.ts";
-import { isSocks5 } from "./socks5.ts";
+import { isSocks5 } from "./socks5/socks5.ts";
 
 /** A listener, and what its clients speak. */
 export interface ProtocolListener {

@@ -16,10 +16,10 @@ import type { Reloadable } from "../tls/reloadable_tls.ts";
 import { TrustedProxies } from "./client_address.ts";
 import type { ClientProtocol } from "./client_protocol.ts";
 import { warnOfExposure } from "./exposure.ts";
-import { tlsOfHost } from "./host_certificates.ts";
+import { tlsOfHost } from "./forwards/host_certificates.ts";
 import { Frontend, type FrontendOptions, type ProtocolListener } from "./server.ts";
-import { createSocks5Proxy } from "./socks5.ts";
-import { Associations, type SocksUdpOptions } from "./socks5_udp.ts";
+import { createSocks5Proxy } from "./socks5/socks5.ts";
+import { Associations, type SocksUdpOptions } from "./socks5/udp.ts";
 
 /** The options that proxy and load balancer share. */
 export interface ServiceFrontendOptions {

@@ -19,8 +19,8 @@ import type { TlsCheck } from "../tls/reloadable_tls.ts";
 import type { TracingOptions } from "../tracing/options.ts";
 import { checkTracingOptions } from "../tracing/otlp.ts";
 import type { Tracer } from "../tracing/span.ts";
-import { checkForwards } from "./forward_listeners.ts";
-import type { Forward } from "./forwards.ts";
+import { checkForwards } from "./forwards/listeners.ts";
+import type { Forward } from "./forwards/forwards.ts";
 import { checkListenAddresses, type ListenAddressOptions } from "./listen_addresses.ts";
 import type { Frontend } from "./server.ts";
 

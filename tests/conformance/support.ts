@@ -18,7 +18,7 @@ import type { Duplex } from "../../shared/net/stream.ts";
 import type { ListenTcpOptions, TcpListener } from "../../shared/net/tcp.ts";
 import type { ServerTls } from "../../shared/net/tls.ts";
 import { type Authority, type Issued, makeAuthority } from "../../testing/certificates.ts";
-import { acceptUpgrade } from "../../shared/frontend/web_socket.ts";
+import { acceptUpgrade } from "../../shared/frontend/http/web_socket.ts";
 import { parseRequestHead } from "../../shared/http/head.ts";
 
 /** An implementation of the contract. */

@@ -4,7 +4,7 @@ import type fc from "fast-check";
 import { Buffer } from "node:buffer";
 import { createAllowList } from "../../shared/address/allow_list.ts";
 import { createNoAuth } from "../../shared/auth/authenticator.ts";
-import { createHttpProxy } from "../../shared/frontend/http_proxy.ts";
+import { createHttpProxy } from "../../shared/frontend/http/proxy.ts";
 import { Frontend } from "../../shared/frontend/server.ts";
 import type { LogFields } from "../../shared/log/logger.ts";
 import type { Incoming } from "../../shared/net/listener.ts";

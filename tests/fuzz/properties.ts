@@ -21,7 +21,7 @@ import {
   parseRequest,
   requestEnd,
   UnsupportedRequestError,
-} from "../../shared/frontend/socks5_messages.ts";
+} from "../../shared/frontend/socks5/messages.ts";
 import { createAddressKeys } from "../../shared/limits/addresses.ts";
 import { PemError, type PemKind, readPem } from "../../shared/net/pem.ts";
 import { encodeFrame, FrameError, FrameReader } from "../../shared/link/frame.ts";

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import fc from "fast-check";
 import { describe, it } from "node:test";
 import { agentIdOf, AuthenticationError, createNoAuth, identifyClient } from "../../shared/auth/authenticator.ts";
-import { parseProxyAuthorization } from "../../shared/frontend/http_credentials.ts";
+import { parseProxyAuthorization } from "../../shared/frontend/http/credentials.ts";
 import { silentLogger } from "../../shared/log/logger.ts";
 
 const PEER = { address: "192.0.2.1", requestId: "r-1" };

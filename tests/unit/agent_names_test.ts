@@ -5,7 +5,7 @@ import { describe, it } from "node:test";
 import { runInNewContext } from "node:vm";
 import { createAgentList } from "../../shared/auth/agent_list.ts";
 import { agentNameOptions, splitAgentName } from "../../shared/frontend/agent_names.ts";
-import { autoConfigOf, encodeAutoConfig, type ProxyAutoConfig } from "../../shared/frontend/proxy_auto_config.ts";
+import { autoConfigOf, encodeAutoConfig, type ProxyAutoConfig } from "../../shared/frontend/http/proxy_auto_config.ts";
 import { HeadError, parseRequestHead } from "../../shared/http/head.ts";
 import { ProxyError } from "../../shared/http/status.ts";
 import { MalformedRequestError } from "../../shared/tunnel/errors.ts";

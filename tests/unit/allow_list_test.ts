@@ -6,7 +6,7 @@ import { serveTunnel } from "../../agent/tunnel.ts";
 import { createAllowList, createDenyList, networksOf } from "../../shared/address/allow_list.ts";
 import { createNoAuth } from "../../shared/auth/authenticator.ts";
 import { checkNetworks, checkPatterns } from "../../shared/config/common_options.ts";
-import { createHttpProxy } from "../../shared/frontend/http_proxy.ts";
+import { createHttpProxy } from "../../shared/frontend/http/proxy.ts";
 import { Frontend, type FrontendOptions } from "../../shared/frontend/server.ts";
 import { parseAuthority } from "../../shared/address/authority.ts";
 import { silentLogger } from "../../shared/log/logger.ts";

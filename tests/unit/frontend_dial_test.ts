@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { createAllowList } from "../../shared/address/allow_list.ts";
 import { createNoAuth } from "../../shared/auth/authenticator.ts";
-import { createHttpProxy } from "../../shared/frontend/http_proxy.ts";
+import { createHttpProxy } from "../../shared/frontend/http/proxy.ts";
 import { Frontend } from "../../shared/frontend/server.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import type { TunnelRequest, Upstream } from "../../shared/tunnel/request.ts";

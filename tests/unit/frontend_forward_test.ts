@@ -2,8 +2,8 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import type { RequestRecord } from "../../shared/frontend/access_log.ts";
-import { forward } from "../../shared/frontend/http_forward.ts";
-import { parseAbsoluteTarget } from "../../shared/frontend/http_rewrite.ts";
+import { forward } from "../../shared/frontend/http/plain_request.ts";
+import { parseAbsoluteTarget } from "../../shared/frontend/http/rewrite.ts";
 import { parseRequestHead } from "../../shared/http/head.ts";
 import type { Duplex } from "../../shared/net/stream.ts";
 import { TunnelError } from "../../shared/tunnel/errors.ts";

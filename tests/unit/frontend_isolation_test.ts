@@ -4,7 +4,7 @@ import { describe, it } from "node:test";
 import { AgentServer } from "../../proxy/agents/server.ts";
 import { createAllowList } from "../../shared/address/allow_list.ts";
 import { createNoAuth } from "../../shared/auth/authenticator.ts";
-import { createHttpProxy } from "../../shared/frontend/http_proxy.ts";
+import { createHttpProxy } from "../../shared/frontend/http/proxy.ts";
 import { Frontend, type FrontendOptions } from "../../shared/frontend/server.ts";
 import { ALPN, authenticate } from "../../shared/link/link.ts";
 import { NetError } from "../../shared/net/errors.ts";

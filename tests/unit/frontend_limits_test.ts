@@ -4,7 +4,7 @@ import { describe, it } from "node:test";
 import { createAllowList } from "../../shared/address/allow_list.ts";
 import { createNoAuth } from "../../shared/auth/authenticator.ts";
 import { withDefaults } from "../../shared/config/defaults.ts";
-import { createHttpProxy } from "../../shared/frontend/http_proxy.ts";
+import { createHttpProxy } from "../../shared/frontend/http/proxy.ts";
 import { Frontend } from "../../shared/frontend/server.ts";
 import { ClientLimits } from "../../shared/limits/client_limits.ts";
 import { LimitReporter } from "../../shared/limits/limit.ts";

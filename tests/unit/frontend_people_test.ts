@@ -4,7 +4,7 @@ import { describe, it } from "node:test";
 import { ALL_AGENTS } from "../../shared/auth/agent_list.ts";
 import { AuthenticationError, type ClientPeer, type Identity, type TunnelTarget } from "../../shared/auth/authenticator.ts";
 import { TrustedProxies } from "../../shared/frontend/client_address.ts";
-import { createHttpProxy } from "../../shared/frontend/http_proxy.ts";
+import { createHttpProxy } from "../../shared/frontend/http/proxy.ts";
 import { Frontend, type FrontendOptions } from "../../shared/frontend/server.ts";
 import { createAllowList } from "../../shared/address/allow_list.ts";
 import { TunnelError } from "../../shared/tunnel/errors.ts";

@@ -5,7 +5,7 @@ import { createAllowList } from "../../shared/address/allow_list.ts";
 import { parseAuthority } from "../../shared/address/authority.ts";
 import { AuthenticationError, createNoAuth } from "../../shared/auth/authenticator.ts";
 import type { ClientProtocol } from "../../shared/frontend/client_protocol.ts";
-import { createHttpProxy } from "../../shared/frontend/http_proxy.ts";
+import { createHttpProxy } from "../../shared/frontend/http/proxy.ts";
 import { Frontend, type FrontendOptions } from "../../shared/frontend/server.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import type { Net } from "../../shared/net/net.ts";

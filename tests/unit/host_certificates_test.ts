@@ -2,9 +2,9 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { withDefaults } from "../../shared/config/defaults.ts";
-import { openForwardTls } from "../../shared/frontend/forward_listeners.ts";
-import { forwardOptions } from "../../shared/frontend/forwards.ts";
-import { HostCertificates } from "../../shared/frontend/host_certificates.ts";
+import { openForwardTls } from "../../shared/frontend/forwards/listeners.ts";
+import { forwardOptions } from "../../shared/frontend/forwards/forwards.ts";
+import { HostCertificates } from "../../shared/frontend/forwards/host_certificates.ts";
 import { silentLogger } from "../../shared/log/logger.ts";
 import type { ServerTls } from "../../shared/net/tls.ts";
 import { NamedTls } from "../../shared/tls/named_tls.ts";

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import fc from "fast-check";
 import { describe, it } from "node:test";
 import { AuthenticationError } from "../../shared/auth/authenticator.ts";
-import { formatProxyAuthorization, parseProxyAuthorization, readCredentials } from "../../shared/frontend/http_credentials.ts";
+import { formatProxyAuthorization, parseProxyAuthorization, readCredentials } from "../../shared/frontend/http/credentials.ts";
 import { CredentialsError } from "../../shared/tunnel/errors.ts";
 
 const field = (value: string) => ["Proxy-Authorization", value] as const;

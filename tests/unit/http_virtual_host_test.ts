@@ -8,10 +8,10 @@ import { AuthenticationError, type Authenticator, createNoAuth } from "../../sha
 import { CertificateIdentities } from "../../shared/auth/certificate_identity.ts";
 import { withDefaults } from "../../shared/config/defaults.ts";
 import { TrustedProxies } from "../../shared/frontend/client_address.ts";
-import { forwardOptions } from "../../shared/frontend/forwards.ts";
-import { createVirtualHosts } from "../../shared/frontend/http_virtual_host.ts";
+import { forwardOptions } from "../../shared/frontend/forwards/forwards.ts";
+import { createVirtualHosts } from "../../shared/frontend/http/virtual_host.ts";
 import type { FrontendOptions } from "../../shared/frontend/server.ts";
-import { VirtualHosts } from "../../shared/frontend/virtual_hosts.ts";
+import { VirtualHosts } from "../../shared/frontend/forwards/virtual_hosts.ts";
 import { clientCertField } from "../../shared/http/client_cert.ts";
 import { NetError } from "../../shared/net/errors.ts";
 import { CredentialsError, TunnelError } from "../../shared/tunnel/errors.ts";

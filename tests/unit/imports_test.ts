@@ -68,7 +68,7 @@ function problem(file: string, target: string): string | undefined {
   if (target === "shared/net/native/addon.ts" && file !== "shared/net/native/binding.ts") {
     return "only shared/net/native/binding.ts loads the addon";
   }
-  if (WITHOUT_HTTP.test(file) && /^shared\/(http\/|frontend\/http_)/.test(target)) return "all client protocols use it, not HTTP alone";
+  if (WITHOUT_HTTP.test(file) && /^shared\/(http\/|frontend\/http\/)/.test(target)) return "all client protocols use it, not HTTP alone";
   const isNative = target.startsWith("shared/net/native/") && !file.startsWith("shared/net/native/");
   if (isNative && levelOf(file) < LEVELS.length - 1) return "a network is an argument";
   if (levelOf(file) < levelOf(target)) return `${LEVELS[levelOf(file)]} is below ${LEVELS[levelOf(target)]}`;
@@ -107,7 +107,7 @@ describe("imports", () => {
       ["agent/agent.ts", "agent/main.ts"],
       ["shared/cli/run.ts", "testing/sockets.ts"],
       ["shared/tunnel/request.ts", "shared/http/head.ts"],
-      ["shared/frontend/pipeline.ts", "shared/frontend/http_proxy.ts"],
+      ["shared/frontend/pipeline.ts", "shared/frontend/http/proxy.ts"],
       ["proxy/proxy.ts", "mod.ts"],
     ];
     for (const [file, target] of wrong) assert.ok(problem(file, target), `${file} may import ${target}`);
@@ -115,7 +115,7 @@ describe("imports", () => {
       ["proxy/main.ts", "shared/net/native/binding.ts"],
       ["mod.ts", "agent/agent.ts"],
       ["agent/agent.ts", "shared/link/link.ts"],
-      ["shared/frontend/http_proxy.ts", "shared/http/head.ts"],
+      ["shared/frontend/http/proxy.ts", "shared/http/head.ts"],
       ["shared/frontend/server.ts", "shared/net/net.ts"],
       ["shared/net/native/binding.ts", "shared/net/native/addon.ts"],
     ];

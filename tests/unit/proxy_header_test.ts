@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { Buffer } from "node:buffer";
 import { describe, it } from "node:test";
-import { encodeProxyHeader } from "../../shared/frontend/proxy_header.ts";
+import { encodeProxyHeader } from "../../shared/frontend/forwards/proxy_header.ts";
 
 const SIGNATURE = "0d0a0d0a000d0a515549540a";
 

@@ -6,7 +6,7 @@ import { lbOptions } from "../../lb/options.ts";
 import { createNoAuth } from "../../shared/auth/authenticator.ts";
 import { withDefaults } from "../../shared/config/defaults.ts";
 import { ServiceFrontend } from "../../shared/frontend/service_frontend.ts";
-import { createHttpProxy } from "../../shared/frontend/http_proxy.ts";
+import { createHttpProxy } from "../../shared/frontend/http/proxy.ts";
 import type { ServerTls } from "../../shared/net/tls.ts";
 import { startService } from "../../shared/service/runtime.ts";
 import { ReloadableTls } from "../../shared/tls/reloadable_tls.ts";

@@ -2,9 +2,9 @@
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { withDefaults } from "../../shared/config/defaults.ts";
-import { checkRoute } from "../../shared/frontend/check_route.ts";
-import { type Forward, forwardOptions } from "../../shared/frontend/forwards.ts";
-import { normalizePath, VirtualHosts } from "../../shared/frontend/virtual_hosts.ts";
+import { checkRoute } from "../../shared/frontend/forwards/check_route.ts";
+import { type Forward, forwardOptions } from "../../shared/frontend/forwards/forwards.ts";
+import { normalizePath, VirtualHosts } from "../../shared/frontend/forwards/virtual_hosts.ts";
 import { refusal } from "../../testing/refusal.ts";
 
 type Record = { host?: string[]; path?: string[]; [key: string]: unknown };

@@ -3,16 +3,16 @@
 //
 // The bytes are copied and counted here and not by `splice`, which would let the client send a second request behind the first.
 import { Buffer } from "node:buffer";
-import { type BodyEnd, LengthEnd } from "../http/body.ts";
-import { endOfHead, HeadError, parseResponseHead, type RequestHead, type ResponseHead, values } from "../http/head.ts";
-import type { Intermediary } from "../http/proxy_status.ts";
-import { ProxyError } from "../http/status.ts";
-import { NetError } from "../net/errors.ts";
-import type { Duplex } from "../net/stream.ts";
-import { clientDisconnected } from "../tunnel/errors.ts";
-import type { RequestRecord } from "./access_log.ts";
+import { type BodyEnd, LengthEnd } from "../../http/body.ts";
+import { endOfHead, HeadError, parseResponseHead, type RequestHead, type ResponseHead, values } from "../../http/head.ts";
+import type { Intermediary } from "../../http/proxy_status.ts";
+import { ProxyError } from "../../http/status.ts";
+import { NetError } from "../../net/errors.ts";
+import type { Duplex } from "../../net/stream.ts";
+import { clientDisconnected } from "../../tunnel/errors.ts";
+import type { RequestRecord } from "../access_log.ts";
 import { ClientInput } from "./client_input.ts";
-import { endOfRequest, endOfResponse, type ForwardTarget, framingOf, rewriteRequest, rewriteResponse, upgradeOf } from "./http_rewrite.ts";
+import { endOfRequest, endOfResponse, type ForwardTarget, framingOf, rewriteRequest, rewriteResponse, upgradeOf } from "./rewrite.ts";
 import { linger } from "./linger.ts";
 
 /** Maximum size of a response head in bytes. */

@@ -1,7 +1,7 @@
 // Properties that only requests of HTTP/2 have, which the engine translates to HTTP/1.1.
 import { randomBytes } from "node:crypto";
-import { hasToken, type RequestHead, values } from "../http/head.ts";
-import { ProxyError } from "../http/status.ts";
+import { hasToken, type RequestHead, values } from "../../http/head.ts";
+import { ProxyError } from "../../http/status.ts";
 
 /** A request that was translated from HTTP/2. A WebSocket has no key there (RFC 8441 §5), which its server needs. */
 export function asHttp2(request: RequestHead): RequestHead {

@@ -1,14 +1,20 @@
 // Clients that speak SOCKS 5 (RFC 1928): user name and password (RFC 1929), and one request on each connection. The user name is the agent id
 // and the password what HTTP has as password. The listener reads everything up to the credentials.
-import { formatAuthority } from "../address/authority.ts";
-import type { ClientCredentials } from "../auth/authenticator.ts";
-import { NetError } from "../net/errors.ts";
-import type { Incoming } from "../net/listener.ts";
-import type { Duplex } from "../net/stream.ts";
-import { clientDisconnected, CredentialsError, MalformedRequestError, type TunnelError, type TunnelErrorType } from "../tunnel/errors.ts";
-import type { ClientProtocol } from "./client_protocol.ts";
-import { claimedAgent } from "./http_credentials.ts";
-import type { ClientSession, PipelineContext } from "./pipeline.ts";
+import { formatAuthority } from "../../address/authority.ts";
+import type { ClientCredentials } from "../../auth/authenticator.ts";
+import { NetError } from "../../net/errors.ts";
+import type { Incoming } from "../../net/listener.ts";
+import type { Duplex } from "../../net/stream.ts";
+import {
+  clientDisconnected,
+  CredentialsError,
+  MalformedRequestError,
+  type TunnelError,
+  type TunnelErrorType,
+} from "../../tunnel/errors.ts";
+import type { ClientProtocol } from "../client_protocol.ts";
+import { claimedAgent } from "../http/credentials.ts";
+import type { ClientSession, PipelineContext } from "../pipeline.ts";
 import {
   CONNECT,
   CREDENTIALS_ACCEPTED,
@@ -28,8 +34,8 @@ import {
   type SocksRequest,
   UDP_ASSOCIATE,
   UnsupportedRequestError,
-} from "./socks5_messages.ts";
-import { Associations } from "./socks5_udp.ts";
+} from "./messages.ts";
+import { Associations } from "./udp.ts";
 
 /** Whether the connection is a SOCKS client's, where the listener accepts HTTP too: no head begins with its first byte. */
 export function isSocks5({ head }: Incoming): boolean {

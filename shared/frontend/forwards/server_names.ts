@@ -1,6 +1,6 @@
 // Names of servers in forwards: exact ones and zones, and the order in which patterns fit a name.
 import { domainToASCII } from "node:url";
-import { isAddress } from "../address/canonical.ts";
+import { isAddress } from "../../address/canonical.ts";
 
 /** Names are the same in upper and lower case, in Unicode and Punycode, and with a dot at the end (RFC 4343, RFC 5891). */
 export function normalizeName(name: string): string {

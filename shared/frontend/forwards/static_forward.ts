@@ -1,16 +1,16 @@
 // Clients of forwards: each connection, or UDP peer, is relayed to the destination that the operator has configured for its listener, or for
 // the server name in its ClientHello. Without names the tunnel does not wait for the client's first byte: many servers speak first.
-import type { AllowList } from "../address/allow_list.ts";
-import { parseAuthority } from "../address/authority.ts";
-import { hostOf } from "../limits/addresses.ts";
-import type { NetError } from "../net/errors.ts";
-import { printable } from "../net/printable.ts";
-import { MalformedRequestError, TunnelError } from "../tunnel/errors.ts";
-import type { ClientProtocol } from "./client_protocol.ts";
-import { identifyForward } from "./forward_credentials.ts";
+import type { AllowList } from "../../address/allow_list.ts";
+import { parseAuthority } from "../../address/authority.ts";
+import { hostOf } from "../../limits/addresses.ts";
+import type { NetError } from "../../net/errors.ts";
+import { printable } from "../../net/printable.ts";
+import { MalformedRequestError, TunnelError } from "../../tunnel/errors.ts";
+import type { ClientProtocol } from "../client_protocol.ts";
+import { identifyForward } from "./credentials.ts";
 import type { Forward, ForwardGroup } from "./forwards.ts";
 import { encodeProxyHeader } from "./proxy_header.ts";
-import type { ClientSession } from "./pipeline.ts";
+import type { ClientSession } from "../pipeline.ts";
 
 /**
  * The protocol of a listener of forwards. Who is refused gets a reset, as there is no response that its client would understand; or an alert,

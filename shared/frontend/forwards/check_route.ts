@@ -1,7 +1,7 @@
 // What `--check-route` prints: which forward a client with this URL would use, and why. Opens nothing.
-import { isAddress } from "../address/canonical.ts";
-import { quoteAddress, splitHostPort } from "../address/host_port.ts";
-import { ConfigError } from "../config/option.ts";
+import { isAddress } from "../../address/canonical.ts";
+import { quoteAddress, splitHostPort } from "../../address/host_port.ts";
+import { ConfigError } from "../../config/option.ts";
 import { type Forward, type ForwardGroup, groupForwards, type Match } from "./forwards.ts";
 import { type HostMatch, normalizePath, VirtualHosts } from "./virtual_hosts.ts";
 

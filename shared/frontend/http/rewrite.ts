@@ -1,10 +1,10 @@
 // The heads of plain HTTP requests and their responses, as they are forwarded: the target, hop-by-hop fields (RFC 9110 §7.6.1), and how their
 // bodies are framed.
-import { type Authority, formatAuthority, parseAuthority } from "../address/authority.ts";
-import { type BodyEnd, ChunkedEnd, LengthEnd } from "../http/body.ts";
-import { encodeHead, type Fields, HeadError, type RequestHead, type ResponseHead, values } from "../http/head.ts";
-import { formatProxyStatus, type Intermediary, parseProxyStatus } from "../http/proxy_status.ts";
-import { ProxyError } from "../http/status.ts";
+import { type Authority, formatAuthority, parseAuthority } from "../../address/authority.ts";
+import { type BodyEnd, ChunkedEnd, LengthEnd } from "../../http/body.ts";
+import { encodeHead, type Fields, HeadError, type RequestHead, type ResponseHead, values } from "../../http/head.ts";
+import { formatProxyStatus, type Intermediary, parseProxyStatus } from "../../http/proxy_status.ts";
+import { ProxyError } from "../../http/status.ts";
 
 /** The request for the origin. */
 export interface ForwardTarget {

@@ -2,8 +2,8 @@
 import ipaddr from "ipaddr.js";
 import { Buffer } from "node:buffer";
 import { isIP } from "node:net";
-import { type Authority, parseAuthority } from "../address/authority.ts";
-import { MalformedRequestError, TunnelError } from "../tunnel/errors.ts";
+import { type Authority, parseAuthority } from "../../address/authority.ts";
+import { MalformedRequestError, TunnelError } from "../../tunnel/errors.ts";
 
 /** The first byte of every message but the credentials. */
 export const SOCKS_VERSION = 5;

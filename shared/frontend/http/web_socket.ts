@@ -1,8 +1,8 @@
 // The server's part in opening a WebSocket (RFC 6455 §4.2) for a path. The endpoint handles its content.
 import { createHash } from "node:crypto";
-import { encodeHead, hasToken, type RequestHead, values } from "../http/head.ts";
-import { ProxyError } from "../http/status.ts";
-import type { Duplex } from "../net/stream.ts";
+import { encodeHead, hasToken, type RequestHead, values } from "../../http/head.ts";
+import { ProxyError } from "../../http/status.ts";
+import type { Duplex } from "../../net/stream.ts";
 
 /** A path for WebSockets. */
 export interface WebSocketEndpoint {

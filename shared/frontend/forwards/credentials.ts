@@ -1,12 +1,12 @@
 // For whom a forward opens its tunnels: an identity for which the operator vouches, that of the token in its file, or the client's own.
-import { type ClientCredentials, type Identity, usernameOf } from "../auth/authenticator.ts";
-import { usernameFor } from "../auth/providers.ts";
-import { MAX_TOKEN } from "../auth/token.ts";
-import { describeFileError, readText } from "../files/read.ts";
-import { CredentialsError, TunnelError } from "../tunnel/errors.ts";
-import { readCertificate } from "./authentication.ts";
+import { type ClientCredentials, type Identity, usernameOf } from "../../auth/authenticator.ts";
+import { usernameFor } from "../../auth/providers.ts";
+import { MAX_TOKEN } from "../../auth/token.ts";
+import { describeFileError, readText } from "../../files/read.ts";
+import { CredentialsError, TunnelError } from "../../tunnel/errors.ts";
+import { readCertificate } from "../authentication.ts";
 import type { Forward } from "./forwards.ts";
-import type { ClientSession } from "./pipeline.ts";
+import type { ClientSession } from "../pipeline.ts";
 
 /** The identity of the client of a forward, and the credentials for the next hop. */
 export interface ForwardIdentity {

@@ -1,17 +1,17 @@
 // UDP for SOCKS 5 clients (RFC 1928 §7). An association has a UDP socket, as long as the client's TCP connection is open. Each destination is a
 // flow that passes the pipeline as a tunnel does. The network reads and writes the datagrams.
-import { parsePorts } from "../address/allow_list.ts";
-import { formatAuthority } from "../address/authority.ts";
-import { type ClientCredentials, endReason, type Identity } from "../auth/authenticator.ts";
-import { hostOf } from "../limits/addresses.ts";
-import { NetError } from "../net/errors.ts";
-import type { Net } from "../net/net.ts";
-import type { Duplex } from "../net/stream.ts";
-import type { SocksClient, UdpListener } from "../net/udp.ts";
-import { clientDisconnected, connectError, TunnelError } from "../tunnel/errors.ts";
-import type { ClientProtocol, ServeStreams } from "./client_protocol.ts";
-import type { ClientSession } from "./pipeline.ts";
-import { destinationOf, encodeReply, parseDatagramHeader, REPLY, type SocksRequest } from "./socks5_messages.ts";
+import { parsePorts } from "../../address/allow_list.ts";
+import { formatAuthority } from "../../address/authority.ts";
+import { type ClientCredentials, endReason, type Identity } from "../../auth/authenticator.ts";
+import { hostOf } from "../../limits/addresses.ts";
+import { NetError } from "../../net/errors.ts";
+import type { Net } from "../../net/net.ts";
+import type { Duplex } from "../../net/stream.ts";
+import type { SocksClient, UdpListener } from "../../net/udp.ts";
+import { clientDisconnected, connectError, TunnelError } from "../../tunnel/errors.ts";
+import type { ClientProtocol, ServeStreams } from "../client_protocol.ts";
+import type { ClientSession } from "../pipeline.ts";
+import { destinationOf, encodeReply, parseDatagramHeader, REPLY, type SocksRequest } from "./messages.ts";
 
 /** Where the UDP sockets of associations are. */
 export interface SocksUdpOptions {

@@ -1,22 +1,22 @@
 // Clients that use the service as an HTTP proxy: one CONNECT (RFC 9110 §9.3.6), one UDP flow (RFC 9298) or one plain request on each
 // connection, or stream of HTTP/2.
-import { formatAuthority, parseAuthority } from "../address/authority.ts";
-import { parseUdpRequest, UDP_ESTABLISHED_HEAD } from "../http/connect_udp.ts";
-import { HeadError, parseRequestHead, type RequestHead, requestIdOf, values } from "../http/head.ts";
-import type { Intermediary } from "../http/proxy_status.ts";
-import { CONNECTION_ESTABLISHED_HEAD, encodeErrorResponse, ProxyError, TLS_NEEDED } from "../http/status.ts";
-import type { NetError } from "../net/errors.ts";
-import type { Incoming } from "../net/listener.ts";
-import { parseTraceContext, withTrace } from "../tracing/context.ts";
-import { CredentialsError, type TunnelError } from "../tunnel/errors.ts";
-import { logRequest } from "./access_log.ts";
-import type { ClientProtocol } from "./client_protocol.ts";
+import { formatAuthority, parseAuthority } from "../../address/authority.ts";
+import { parseUdpRequest, UDP_ESTABLISHED_HEAD } from "../../http/connect_udp.ts";
+import { HeadError, parseRequestHead, type RequestHead, requestIdOf, values } from "../../http/head.ts";
+import type { Intermediary } from "../../http/proxy_status.ts";
+import { CONNECTION_ESTABLISHED_HEAD, encodeErrorResponse, ProxyError, TLS_NEEDED } from "../../http/status.ts";
+import type { NetError } from "../../net/errors.ts";
+import type { Incoming } from "../../net/listener.ts";
+import { parseTraceContext, withTrace } from "../../tracing/context.ts";
+import { CredentialsError, type TunnelError } from "../../tunnel/errors.ts";
+import { logRequest } from "../access_log.ts";
+import type { ClientProtocol } from "../client_protocol.ts";
 import { asHttp2, checkProtocol } from "./http2_request.ts";
-import { claimedAgent, readCredentials } from "./http_credentials.ts";
-import { forward } from "./http_forward.ts";
-import { type AbsoluteTarget, checkMaxForwards, parseAbsoluteTarget } from "./http_rewrite.ts";
+import { claimedAgent, readCredentials } from "./credentials.ts";
+import { forward } from "./plain_request.ts";
+import { type AbsoluteTarget, checkMaxForwards, parseAbsoluteTarget } from "./rewrite.ts";
 import { linger } from "./linger.ts";
-import type { ClientRequest, ClientSession } from "./pipeline.ts";
+import type { ClientRequest, ClientSession } from "../pipeline.ts";
 import { encodeAutoConfig, isForAutoConfig, type ProxyAutoConfig } from "./proxy_auto_config.ts";
 import { acceptUpgrade, isFor, type WebSocketEndpoint } from "./web_socket.ts";
 

@@ -1,5 +1,5 @@
 // Which certificate files the hosts of a listener have: TLS is agreed on by the server name, before a request is known.
-import type { HostTls, ServerTls } from "../net/tls.ts";
+import type { HostTls, ServerTls } from "../../net/tls.ts";
 import type { Forward } from "./forwards.ts";
 import { normalizeName, patternsOf } from "./server_names.ts";
 

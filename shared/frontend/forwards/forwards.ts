@@ -1,10 +1,10 @@
 // Forwards: destinations that are published at addresses of their own. Defines the option, and which forward a connection takes. Opens
 // nothing.
-import type { AllowList } from "../address/allow_list.ts";
-import { checkRemote } from "../address/host_port.ts";
-import { AuthenticationError, checkAgentId } from "../auth/authenticator.ts";
-import { checkNetworks } from "../config/common_options.ts";
-import { defineOptions, type ValuesOf } from "../config/option.ts";
+import type { AllowList } from "../../address/allow_list.ts";
+import { checkRemote } from "../../address/host_port.ts";
+import { AuthenticationError, checkAgentId } from "../../auth/authenticator.ts";
+import { checkNetworks } from "../../config/common_options.ts";
+import { defineOptions, type ValuesOf } from "../../config/option.ts";
 import { PROXY_HEADERS } from "./proxy_header.ts";
 import { namePatternProblem, normalizeName, patternsOf } from "./server_names.ts";
 import { allowListsOf, pathProblem, VirtualHosts } from "./virtual_hosts.ts";

@@ -1,5 +1,5 @@
 // Lingering close (RFC 9112 §9.6): closing a connection whose client still sends would reset it, and the client would lose the response.
-import type { Duplex } from "../net/stream.ts";
+import type { Duplex } from "../../net/stream.ts";
 
 /** Bounds: total time and silence in milliseconds, and bytes. */
 const LINGER_MS = 30_000;

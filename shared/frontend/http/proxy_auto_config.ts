@@ -1,9 +1,9 @@
 // The proxy configuration for browsers (PAC) at /proxy.pac: a JavaScript function that tells them which names go through this proxy.
 import { Buffer } from "node:buffer";
-import { formatAuthority, parseAuthority } from "../address/authority.ts";
-import { splitHostPort } from "../address/host_port.ts";
-import { encodeHead, HeadError, type RequestHead, values } from "../http/head.ts";
-import { ProxyError } from "../http/status.ts";
+import { formatAuthority, parseAuthority } from "../../address/authority.ts";
+import { splitHostPort } from "../../address/host_port.ts";
+import { encodeHead, HeadError, type RequestHead, values } from "../../http/head.ts";
+import { ProxyError } from "../../http/status.ts";
 
 /** The contents of the configuration. */
 export interface ProxyAutoConfig {

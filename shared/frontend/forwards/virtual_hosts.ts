@@ -1,5 +1,5 @@
 // Virtual hosts: which forward takes an HTTP request, by its host and path. Opens nothing.
-import { type AllowList, createAllowList } from "../address/allow_list.ts";
+import { type AllowList, createAllowList } from "../../address/allow_list.ts";
 import type { Forward } from "./forwards.ts";
 import { HostCertificates } from "./host_certificates.ts";
 import { normalizeName, patternsOf } from "./server_names.ts";

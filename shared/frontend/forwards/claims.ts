@@ -1,9 +1,9 @@
 // Claims of agents on ports and names, which proxies share in the store, so that all of them decide alike and lb finds the agents.
-import { splitHostPort } from "../address/host_port.ts";
-import { AuthenticationError, checkAgentId } from "../auth/authenticator.ts";
-import { ValueError } from "../config/option.ts";
-import type { PublishRequest } from "../link/message.ts";
-import type { Store } from "../store/store.ts";
+import { splitHostPort } from "../../address/host_port.ts";
+import { AuthenticationError, checkAgentId } from "../../auth/authenticator.ts";
+import { ValueError } from "../../config/option.ts";
+import type { PublishRequest } from "../../link/message.ts";
+import type { Store } from "../../store/store.ts";
 import type { Forward } from "./forwards.ts";
 import { publishedForward } from "./published.ts";
 import { normalizeName } from "./server_names.ts";

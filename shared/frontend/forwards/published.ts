@@ -1,7 +1,7 @@
 // Forwards that agents ask for: the option of an agent, which has a part of the keys of the proxy's own, and the forward that a request becomes.
-import { splitHostPort } from "../address/host_port.ts";
-import { checkValue, defineOptions, type ValuesOf } from "../config/option.ts";
-import { MAX_PUBLISHED, type PublishRequest } from "../link/message.ts";
+import { splitHostPort } from "../../address/host_port.ts";
+import { checkValue, defineOptions, type ValuesOf } from "../../config/option.ts";
+import { MAX_PUBLISHED, type PublishRequest } from "../../link/message.ts";
 import { type Forward, forwardOptions, groupForwards } from "./forwards.ts";
 import { normalizeName } from "./server_names.ts";
 

@@ -1,28 +1,28 @@
 // Clients of virtual hosts: web browsers and other programs that know no proxy. Each request on a connection goes to the destination that the
 // operator has configured for its host and path.
-import { parseAuthority } from "../address/authority.ts";
-import { hasToken, HeadError, parseRequestHead, type RequestHead, requestIdOf, values } from "../http/head.ts";
-import type { Intermediary } from "../http/proxy_status.ts";
-import { encodeErrorResponse, ProxyError } from "../http/status.ts";
-import { hostOf } from "../limits/addresses.ts";
-import type { Incoming } from "../net/listener.ts";
-import { printable } from "../net/printable.ts";
-import { parseTraceContext, withTrace } from "../tracing/context.ts";
-import { CredentialsError, TunnelError } from "../tunnel/errors.ts";
-import { logRequest } from "./access_log.ts";
-import type { TlsPeer } from "./authentication.ts";
+import { parseAuthority } from "../../address/authority.ts";
+import { hasToken, HeadError, parseRequestHead, type RequestHead, requestIdOf, values } from "../../http/head.ts";
+import type { Intermediary } from "../../http/proxy_status.ts";
+import { encodeErrorResponse, ProxyError } from "../../http/status.ts";
+import { hostOf } from "../../limits/addresses.ts";
+import type { Incoming } from "../../net/listener.ts";
+import { printable } from "../../net/printable.ts";
+import { parseTraceContext, withTrace } from "../../tracing/context.ts";
+import { CredentialsError, TunnelError } from "../../tunnel/errors.ts";
+import { logRequest } from "../access_log.ts";
+import type { TlsPeer } from "../authentication.ts";
 import { ClientInput, nextRequest } from "./client_input.ts";
-import type { ClientProtocol } from "./client_protocol.ts";
-import { type ForwardIdentity, identifyCertificate, identifyVisitor } from "./forward_credentials.ts";
+import type { ClientProtocol } from "../client_protocol.ts";
+import { type ForwardIdentity, identifyCertificate, identifyVisitor } from "../forwards/credentials.ts";
 import { forwardingFields, type RequestOrigin, withoutForwarding } from "./forwarded_fields.ts";
-import type { Forward } from "./forwards.ts";
+import type { Forward } from "../forwards/forwards.ts";
 import { asHttp2, checkProtocol } from "./http2_request.ts";
-import { claimedAgent, readCredentials } from "./http_credentials.ts";
-import { forward as forwardRequest } from "./http_forward.ts";
-import { refusalOf } from "./http_proxy.ts";
-import { checkMaxForwards, type ForwardTarget, upgradeOf } from "./http_rewrite.ts";
-import type { ClientSession } from "./pipeline.ts";
-import { normalizePath, type VirtualHosts } from "./virtual_hosts.ts";
+import { claimedAgent, readCredentials } from "./credentials.ts";
+import { forward as forwardRequest } from "./plain_request.ts";
+import { refusalOf } from "./proxy.ts";
+import { checkMaxForwards, type ForwardTarget, upgradeOf } from "./rewrite.ts";
+import type { ClientSession } from "../pipeline.ts";
+import { normalizePath, type VirtualHosts } from "../forwards/virtual_hosts.ts";
 
 /**
  * The protocol of a listener of virtual hosts.

@@ -1,6 +1,6 @@
 // The PROXY protocol header (haproxy.org, proxy-protocol.txt) that a forward sends to its destination in front of the client's bytes.
 import ipaddr from "ipaddr.js";
-import { hostOf } from "../limits/addresses.ts";
+import { hostOf } from "../../limits/addresses.ts";
 
 /** The versions, and none of them. */
 export const PROXY_HEADERS = ["none", "v1", "v2"] as const;

@@ -1,9 +1,9 @@
 // Proxy-Authorization (RFC 9110 §11.7.2), or Authorization (§11.6.2): the credentials of a client that speaks HTTP.
 import { Buffer } from "node:buffer";
-import { AuthenticationError, type ClientCredentials, isLoggable } from "../auth/authenticator.ts";
-import { type Fields, values } from "../http/head.ts";
-import { printable } from "../net/printable.ts";
-import { CredentialsError } from "../tunnel/errors.ts";
+import { AuthenticationError, type ClientCredentials, isLoggable } from "../../auth/authenticator.ts";
+import { type Fields, values } from "../../http/head.ts";
+import { printable } from "../../net/printable.ts";
+import { CredentialsError } from "../../tunnel/errors.ts";
 
 /** Returns `undefined` without credentials, and the error of malformed ones, for the caller to throw once other checks have passed. */
 export function readCredentials(

@@ -1,9 +1,9 @@
 // The fields by which a reverse proxy states the client and its request to an origin: Forwarded (RFC 7239), and X-Forwarded-*,
 // which most origins read, and Client-Cert (RFC 9440).
 import ipaddr from "ipaddr.js";
-import { clientCertField } from "../http/client_cert.ts";
-import { type Fields, values } from "../http/head.ts";
-import { hostOf } from "../limits/addresses.ts";
+import { clientCertField } from "../../http/client_cert.ts";
+import { type Fields, values } from "../../http/head.ts";
+import { hostOf } from "../../limits/addresses.ts";
 
 /** The client, and the original request. */
 export interface RequestOrigin {

@@ -1,10 +1,10 @@
 // The input of a client's connection with several requests (RFC 9112 §9.3), and the head of the next one.
 import { Buffer } from "node:buffer";
-import { withTimeout } from "../async/with_timeout.ts";
-import { endOfHead } from "../http/head.ts";
-import { NetError, type NetErrorCode } from "../net/errors.ts";
-import type { Incoming } from "../net/listener.ts";
-import type { Duplex } from "../net/stream.ts";
+import { withTimeout } from "../../async/with_timeout.ts";
+import { endOfHead } from "../../http/head.ts";
+import { NetError, type NetErrorCode } from "../../net/errors.ts";
+import type { Incoming } from "../../net/listener.ts";
+import type { Duplex } from "../../net/stream.ts";
 
 /**
  * Reads a stream for several readers in turn. One waits for the end of its request, and leaves later data to the next one: nothing is
