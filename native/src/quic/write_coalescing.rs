@@ -9,12 +9,9 @@ use std::time::Instant;
 
 use quinn::{AsyncTimer, AsyncUdpSocket, Runtime, TokioRuntime};
 
-type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
+use crate::stream::deferral::Deferral;
 
-/// After this many deferrals without another write, a driver is no longer deferred.
-const MAX_EMPTY_DEFERRALS: u32 = 8;
-/// Except every 64th time, to see whether there are other writers now.
-const RETRY_EVERY: u32 = 64;
+type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Number of writes to streams. Process-wide, like the runtime.
 static WRITES: AtomicU64 = AtomicU64::new(0);
@@ -47,23 +44,17 @@ impl Runtime for CoalescingRuntime {
 }
 
 /// A write wakes the connection's driver task. Without this, tokio polls it before other ready writers, and each write is sent in its own
-/// datagram. It yields once instead, as long as that gains writes.
+/// datagram.
 struct DeferredDriver {
     driver: Driver,
-    /// The number of writes when it was deferred.
-    seen_writes: Option<u64>,
-    /// Consecutive deferrals without another write.
-    empty_deferrals: u32,
-    polls: u32,
+    deferral: Deferral,
 }
 
 impl DeferredDriver {
     fn new(driver: Driver) -> Self {
         Self {
             driver,
-            seen_writes: None,
-            empty_deferrals: 0,
-            polls: 0,
+            deferral: Deferral::default(),
         }
     }
 }
@@ -72,18 +63,8 @@ impl Future for DeferredDriver {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let writes = WRITES.load(Ordering::Relaxed);
-        match self.seen_writes.take() {
-            Some(seen_writes) if seen_writes == writes => self.empty_deferrals = self.empty_deferrals.saturating_add(1),
-            Some(_) => self.empty_deferrals = 0,
-            None => {
-                self.polls = self.polls.wrapping_add(1);
-                if self.empty_deferrals < MAX_EMPTY_DEFERRALS || self.polls.is_multiple_of(RETRY_EVERY) {
-                    self.seen_writes = Some(writes);
-                    cx.waker().wake_by_ref();
-                    return Poll::Pending;
-                }
-            }
+        if self.deferral.poll(WRITES.load(Ordering::Relaxed), cx).is_pending() {
+            return Poll::Pending;
         }
         self.driver.as_mut().poll(cx)
     }
@@ -92,6 +73,7 @@ impl Future for DeferredDriver {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stream::deferral::MAX_EMPTY_DEFERRALS;
     use std::sync::Mutex;
 
     /// The events when one of several writers wakes a driver: `w` for a write, `D` for a poll of the driver.

@@ -1,5 +1,6 @@
 //! A stream as JavaScript holds it: two queues of calls, one for each half.
 pub mod buffered;
+pub mod deferral;
 mod op_queue;
 pub mod read_buffer;
 pub mod reader;

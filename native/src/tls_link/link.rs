@@ -1,4 +1,5 @@
 //! The transport of a session: reads and decrypts records, encrypts and writes the session's output, and monitors the peer.
+use std::future::poll_fn;
 use std::io::ErrorKind;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, TryLockError};
@@ -11,6 +12,7 @@ use super::frame::Parser;
 use super::records::{Opened, Sealed, Tls};
 use super::session::{Batch, Config, Ended, Peer, Piece, Session};
 use super::socket::Socket;
+use crate::stream::deferral::Deferral;
 use crate::sync::lock;
 
 /// Bytes encrypted at a time. Small frames cannot overtake encrypted ones, so a slow link encrypts less.
@@ -99,6 +101,7 @@ impl Link {
             session: &self.session,
             is_sender: true,
         };
+        let mut deferral = Deferral::default();
         loop {
             self.session.to_send.notified().await;
             if self.is_blocked.load(Ordering::SeqCst) {
@@ -106,6 +109,9 @@ impl Link {
                     return;
                 }
                 self.is_blocked.store(false, Ordering::SeqCst);
+            } else {
+                // small frames of other streams share a record and a system call
+                poll_fn(|cx| deferral.poll(self.session.small_frames(), cx)).await;
             }
             self.pump();
             if lock(&self.output).is_closed {

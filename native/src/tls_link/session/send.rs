@@ -20,6 +20,8 @@ pub(super) struct Outgoing {
     small: Vec<u8>,
     /// Bytes that were ever put into `small`.
     small_total: u64,
+    /// Frames that were ever put there.
+    small_frames: u64,
     /// The token of the last PING. Earlier ones need no answer: a peer that does not read cannot fill the memory.
     pong: Option<[u8; 8]>,
     /// Bulk data, one chunk for each stream.
@@ -53,7 +55,7 @@ impl Outgoing {
         }
         let before = self.small.len();
         put(&mut self.small, stream, frame);
-        self.small_total += (self.small.len() - before) as u64;
+        self.added_small(before);
     }
 
     fn put_data(&mut self, stream: u32, data: &[u8]) {
@@ -63,7 +65,13 @@ impl Outgoing {
         let before = self.small.len();
         put_data_header(&mut self.small, stream, data.len());
         self.small.extend_from_slice(data);
+        self.added_small(before);
+    }
+
+    /// A frame was added to `small`, which had `before` bytes.
+    fn added_small(&mut self, before: usize) {
         self.small_total += (self.small.len() - before) as u64;
+        self.small_frames += 1;
     }
 
     /// Queues the answer to a PING.
@@ -198,6 +206,11 @@ impl Session {
         }
         taken.iter().for_each(|stream| stream.chunk_taken());
         batch
+    }
+
+    /// How many small frames were ever queued.
+    pub fn small_frames(&self) -> u64 {
+        lock(&self.state).out.small_frames
     }
 
     pub fn has_more(&self) -> bool {
