@@ -1,11 +1,12 @@
 //! A session over a TLS link against a hostile peer, and the TLS records below it.
 use std::future::Future;
+use std::io::IoSlice;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
 use reverse_http_native::fuzzing::frame::{put, put_data_header, Control, Event, Parser, Settings};
-use reverse_http_native::fuzzing::records::{Handshake, Opened, Sealed, Tls};
+use reverse_http_native::fuzzing::records::{Handshake, Opened, Opener, Sealed, Sealer, Tls};
 use reverse_http_native::fuzzing::session::{Config, Peer, Session};
 use reverse_http_native::fuzzing::stream::{RecvHalf, SendHalf};
 use reverse_http_native::fuzzing::{client, server, ClientTls, ServerTls, TCP_VERSIONS};
@@ -171,7 +172,7 @@ fn events(bytes: &[u8], at_once: usize) -> (Vec<String>, Option<String>) {
     for mut part in bytes.chunks(at_once.max(1)) {
         loop {
             match parser.next(&mut part) {
-                Ok(Some(Event::Data { stream, bytes })) => events.extend(bytes.iter().map(|byte| format!("{stream} {byte}"))),
+                Ok(Some(Event::Data { stream, bytes, .. })) => events.extend(bytes.iter().map(|byte| format!("{stream} {byte}"))),
                 Ok(Some(Event::Control { stream, frame })) => events.push(format!("{stream} {frame:?}")),
                 Ok(None) => break,
                 Err(error) => return (events, Some(error.0)),
@@ -235,6 +236,7 @@ impl Default for TlsPair {
         };
         let mut config = server(&tls, TCP_VERSIONS, &[]).unwrap();
         config.send_tls13_tickets = 0;
+        config.enable_secret_extraction = true;
         let connection = UnbufferedServerConnection::new(Arc::new(config)).unwrap();
         let tls = ClientTls {
             ca: Some(vec![der_of(&pki().ca)]),
@@ -269,7 +271,10 @@ impl TlsPair {
     }
 
     pub fn to_client(&mut self, sealed: &Sealed) {
-        let mut bytes = sealed.bytes();
+        let mut slices = [IoSlice::new(&[]); 64];
+        let count = sealed.slices(&mut slices);
+        let bytes = slices[..count].concat();
+        let mut bytes = &bytes[..];
         while !bytes.is_empty() {
             self.client.read_tls(&mut bytes).unwrap();
             self.client.process_new_packets().unwrap();
@@ -277,7 +282,7 @@ impl TlsPair {
     }
 
     /// Seals any messages with the client's keys, which no implementation would do.
-    pub fn forge(self, messages: &[(ContentType, &[u8])]) -> (Vec<u8>, Tls) {
+    pub fn forge(self, messages: &[(ContentType, &[u8])]) -> (Vec<u8>, (Sealer, Opener)) {
         let suite = self.client.negotiated_cipher_suite().unwrap().tls13().unwrap();
         let (mut number, secrets) = self.client.dangerous_extract_secrets().unwrap().tx;
         let (ConnectionTrafficSecrets::Aes128Gcm { key, iv }
@@ -297,7 +302,7 @@ impl TlsPair {
             records.extend(encrypter.encrypt(message, number).unwrap().encode());
             number += 1;
         }
-        (records, self.server)
+        (records, self.server.into_halves().unwrap())
     }
 }
 
@@ -327,22 +332,25 @@ pub fn tls_link_records(data: &[u8]) {
         let length = usize::from(input.byte());
         messages.push((typ, input.take(length)));
     }
-    let (records, mut server) = TlsPair::default().forge(&messages);
+    let (records, (mut sealer, mut opener)) = TlsPair::default().forge(&messages);
     let want = messages
         .iter()
         .filter_map(|(typ, payload)| data_of(*typ, payload))
         .collect::<Vec<_>>()
         .concat();
-    let (mut incoming, mut alerts, mut got) = (BytesMut::new(), Sealed::default(), Vec::new());
+    let (mut incoming, mut got) = (BytesMut::new(), Vec::new());
     for part in records.chunks(97) {
         incoming.extend_from_slice(part);
-        let opened = server.open(&mut incoming, &mut alerts, |bytes| got.extend_from_slice(bytes));
-        let sealed = server.seal(b"answer", &mut alerts);
+        let opened = opener.open(&mut incoming, |bytes| got.extend_from_slice(bytes));
+        let mut sealed = Sealed::default();
         assert!(want.starts_with(&got), "data that the peer did not send");
         match opened {
             Ok(Opened::End) => return,
-            Ok(_) => assert!(sealed.is_ok()),
-            Err(_) => return assert!(sealed.is_err()),
+            Ok(_) => assert!(sealer.seal(&[b"answer"], &mut sealed).is_ok() && !sealed.is_empty()),
+            Err(error) => {
+                assert!(sealer.close(Some(&error), &mut sealed).is_ok());
+                return assert!(sealer.seal(&[b"answer"], &mut sealed).is_err() || sealed.is_empty());
+            }
         }
     }
 }

@@ -172,6 +172,21 @@ impl Tcp {
         Ok(n)
     }
 
+    /// Writes what the socket takes. A short write has filled it: the next one waits for readiness, without a system call that finds no room.
+    pub fn try_write(&self, slices: &[IoSlice<'_>]) -> std::io::Result<usize> {
+        let bytes: usize = slices.iter().map(|slice| slice.len()).sum();
+        let mut written = None;
+        let result = self.stream.try_io(Interest::WRITABLE, || {
+            let n = rustix::io::writev(&self.stream, slices)?;
+            written = Some(n);
+            match n < bytes {
+                true => Err(ErrorKind::WouldBlock.into()),
+                false => Ok(n),
+            }
+        });
+        written.map_or(result, Ok)
+    }
+
     pub async fn write_vectored(&self, chunks: &mut [Bytes]) -> Result<(), NetError> {
         let mut at = chunks.iter().take_while(|chunk| chunk.is_empty()).count();
         while at < chunks.len() {

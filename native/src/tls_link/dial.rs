@@ -31,6 +31,7 @@ pub async fn dial(
     let name = tls::server_name(options.server_name.as_deref().unwrap_or(&options.host))?;
     let mut tls_config = tls::link_client(&options.tls, &options.alpn)?;
     tls_config.resumption = rustls::client::Resumption::disabled(); // a link lives long, and tickets would arrive after the handshake
+    tls_config.enable_secret_extraction = true; // for the halves of the records
     let tls_config = Arc::new(tls_config);
     let web_socket = web_socket.map(Opener::new).transpose()?;
     let (who, limit) = ((resolver, Purpose::Link), millis(options.timeout_ms));

@@ -42,7 +42,8 @@ pub async fn establish(
         alpn: String::from_utf8_lossy(alpn).into_owned(),
         certificate: certificate.map(|certificate| Bytes::copy_from_slice(certificate)),
     };
-    let session = Link::start(socket, tls, &early, incoming, config, peer);
+    let halves = tls.into_halves().map_err(|e| NetError::tls(&cannot_connect(what), e))?;
+    let session = Link::start(socket, halves, &early, incoming, config, peer);
     let guard = CloseOnDrop(Some(session));
     let session = guard.0.as_ref().ok_or_else(NetError::closed)?;
     session.ready().await.map_err(|ended| refused(&ended, what))?;
@@ -125,8 +126,8 @@ async fn read(socket: &Socket, incoming: &mut BytesMut) -> std::io::Result<()> {
 }
 
 async fn write(socket: &Socket, sealed: &mut Sealed) -> std::io::Result<()> {
-    while !sealed.bytes().is_empty() {
-        match socket.try_write(sealed.bytes()) {
+    while !sealed.is_empty() {
+        match socket.try_write(sealed) {
             Ok(bytes) => sealed.written(bytes),
             Err(e) if e.kind() == ErrorKind::WouldBlock => socket.writable().await?,
             Err(e) => return Err(e),

@@ -1,15 +1,16 @@
 //! The transport of a session: reads and decrypts records, encrypts and writes the session's output, and monitors the peer.
-use std::future::poll_fn;
+use std::future::{poll_fn, Future};
 use std::io::ErrorKind;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, TryLockError};
+use std::sync::{Arc, Mutex, OnceLock, TryLockError};
 use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::time::{sleep_until, timeout, Instant};
 
 use super::frame::Parser;
-use super::records::{Opened, Sealed, Tls};
+use super::records::{Opened, Opener, Sealed, Sealer};
 use super::session::{Batch, Config, Ended, Peer, Piece, Session};
 use super::socket::Socket;
 use crate::stream::deferral::Deferral;
@@ -32,19 +33,15 @@ const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 pub struct Link {
     session: Arc<Session>,
     socket: Socket,
-    records: Mutex<Records>,
     output: Mutex<Output>,
+    /// Why the records of the peer cannot be opened any more, for the alert.
+    fault: OnceLock<rustls::Error>,
     /// The socket takes nothing; the sending task waits for it.
     is_blocked: AtomicBool,
 }
 
-struct Records {
-    tls: Tls,
-    /// Alerts and answers to key updates, which were sealed while reading.
-    alerts: Sealed,
-}
-
 struct Output {
+    sealer: Sealer,
     sealed: Sealed,
     /// The last encrypted records, until they are written.
     unreported: Option<Batch>,
@@ -63,29 +60,34 @@ enum Written {
 
 impl Link {
     /// Starts a session on a connection whose handshake is complete. `early` was received with the handshake, and `incoming` after it.
-    pub fn start(socket: Socket, tls: Tls, early: &[u8], incoming: BytesMut, config: Config, peer: Peer) -> Arc<Session> {
-        let is_client = tls.is_client();
+    pub fn start(
+        socket: Socket,
+        (sealer, opener): (Sealer, Opener),
+        early: &[u8],
+        incoming: BytesMut,
+        config: Config,
+        peer: Peer,
+    ) -> Arc<Session> {
+        let is_client = opener.is_client();
         let session = Session::new(config, peer, is_client);
         let link = Arc::new(Self {
             session: session.clone(),
             socket,
-            records: Mutex::new(Records {
-                tls,
-                alerts: Sealed::default(),
-            }),
             output: Mutex::new(Output {
+                sealer,
                 sealed: Sealed::default(),
                 unreported: None,
                 batch: MAX_BATCH,
                 is_closed: false,
             }),
+            fault: OnceLock::new(),
             is_blocked: AtomicBool::new(false),
         });
         session.attach(Arc::downgrade(&link));
         let mut parser = Parser::default();
         let _ = session.receive(&mut parser, early); // an error ends the session
         tokio::spawn(link.clone().run_sender());
-        tokio::spawn(link.run_receiver(parser, incoming));
+        tokio::spawn(link.run_receiver(opener, parser, incoming));
         session
     }
 
@@ -163,8 +165,8 @@ impl Link {
 
     fn write(&self, output: &mut Output) -> Result<Written, Ended> {
         loop {
-            while !output.sealed.bytes().is_empty() {
-                match self.socket.try_write(output.sealed.bytes()) {
+            while !output.sealed.is_empty() {
+                match self.socket.try_write(&output.sealed) {
                     Ok(bytes) => {
                         output.sealed.written(bytes);
                         self.session.counters.sent.fetch_add(bytes as u64, Ordering::Relaxed);
@@ -185,25 +187,23 @@ impl Link {
                 }
             }
             let mut batch = self.session.next(output.batch);
-            let mut records = lock(&self.records);
-            let Records { tls, alerts } = &mut *records;
-            output.sealed.append(alerts);
-            for Piece { frames, data } in std::mem::take(&mut batch.pieces) {
-                let mut sealed = tls.seal(&frames, &mut output.sealed);
-                if sealed.is_ok() && !data.is_empty() {
-                    sealed = tls.seal(&data, &mut output.sealed);
+            let Output { sealer, sealed, .. } = &mut *output;
+            let result = match self.fault.get() {
+                None => {
+                    let parts = batch.pieces.iter().flat_map(|Piece { frames, data }| [&frames[..], data]);
+                    sealer.seal(&parts.collect::<Vec<_>>(), sealed)
                 }
-                if let Err(e) = sealed {
-                    self.session.end(faulty(&e), None);
-                    batch.is_last = true; // an alert is still sent
-                    break;
-                }
+                Some(_) => Ok(()), // only the alert is sent
+            };
+            if let Err(e) = result {
+                self.session.end(faulty(&e), None);
+                batch.is_last = true;
             }
             if batch.is_last {
-                let _ = tls.close(&mut output.sealed); // after a fatal alert there is none
+                let _ = sealer.close(self.fault.get(), sealed); // fails as sealing does
             }
-            drop(records);
-            if output.sealed.bytes().is_empty() && !batch.is_last {
+            batch.pieces.clear();
+            if output.sealed.is_empty() && !batch.is_last {
                 output.batch = (output.batch * 2).min(MAX_BATCH);
                 return Ok(Written::All);
             }
@@ -213,12 +213,12 @@ impl Link {
 
     // ---- receiving
 
-    async fn run_receiver(self: Arc<Self>, parser: Parser, incoming: BytesMut) {
+    async fn run_receiver(self: Arc<Self>, opener: Opener, parser: Parser, incoming: BytesMut) {
         let _guard = OnExit {
             session: &self.session,
             is_sender: false,
         };
-        if let Err(ended) = self.receive(parser, incoming).await {
+        if let Err(ended) = self.receive(opener, parser, incoming).await {
             self.session.end(ended, None);
         }
         let _ = timeout(LINGER, async {
@@ -229,13 +229,13 @@ impl Link {
     }
 
     /// Receives until the session has ended.
-    async fn receive(&self, mut parser: Parser, mut incoming: BytesMut) -> Result<(), Ended> {
+    async fn receive(&self, mut opener: Opener, mut parser: Parser, mut incoming: BytesMut) -> Result<(), Ended> {
         let config = &self.session.config;
         let mut heard = Instant::now();
         let mut pinged = heard;
         let mut size = MIN_READ;
         loop {
-            self.open(&mut parser, &mut incoming)?;
+            self.open(&mut opener, &mut parser, &mut incoming)?;
             if config.keep_alive.is_some_and(|interval| pinged.elapsed() >= interval) {
                 pinged = Instant::now();
                 self.session.ping();
@@ -250,9 +250,20 @@ impl Link {
                 }
             };
             let is_over = self.session.over();
+            let readable = async {
+                let mut readable = pin!(self.socket.readable());
+                poll_fn(|cx| {
+                    let ready = readable.as_mut().poll(cx);
+                    if ready.is_pending() && incoming.is_empty() {
+                        release(&mut incoming, &mut size);
+                    }
+                    ready
+                })
+                .await
+            };
             tokio::select! {
                 biased; // a process that was suspended finds both its timer expired and data of the peer
-                readable = self.socket.readable() => readable.map_err(|e| lost(&e))?,
+                readable = readable => readable.map_err(|e| lost(&e))?,
                 () = is_over => return Ok(()),
                 () = timer => {
                     if late_at.is_some_and(|at| at <= Instant::now()) {
@@ -266,18 +277,11 @@ impl Link {
                 }
             }
             let read = self.read(&mut incoming, size)?;
-            match read {
-                0 if incoming.is_empty() => {
-                    incoming = BytesMut::new(); // an idle session holds no buffer
-                    size = (size / 2).max(MIN_READ);
-                }
-                0 => {}
-                _ => {
-                    heard = Instant::now();
-                    if read >= size {
-                        size = (size * 4).min(MAX_READ);
-                    }
-                }
+            if read > 0 {
+                heard = Instant::now();
+            }
+            if read >= size {
+                size = (size * 4).min(MAX_READ);
             }
         }
     }
@@ -300,22 +304,19 @@ impl Link {
     }
 
     /// Opens the complete records of `incoming`.
-    fn open(&self, parser: &mut Parser, incoming: &mut BytesMut) -> Result<(), Ended> {
-        if incoming.is_empty() {
-            return Ok(());
-        }
-        let mut records = lock(&self.records);
-        let Records { tls, alerts } = &mut *records;
-        let opened = tls.open(incoming, alerts, |data| drop(self.session.receive(parser, data))); // an error ends the session
-        let has_alerts = !alerts.bytes().is_empty();
-        drop(records);
-        if has_alerts {
+    fn open(&self, opener: &mut Opener, parser: &mut Parser, incoming: &mut BytesMut) -> Result<(), Ended> {
+        let opened = opener.open(incoming, |data| drop(self.session.receive(parser, data))); // an error ends the session
+        if opener.is_update_requested() {
             self.session.to_send.notify_one();
         }
         match opened {
             Ok(Opened::Incomplete) => Ok(()),
             Ok(Opened::End) => Err(Ended::Lost("the peer has ended the TLS connection without CLOSE".into())),
-            Err(e) => Err(faulty(&e)),
+            Err(e) => {
+                let ended = faulty(&e);
+                let _ = self.fault.set(e); // nothing is opened after the first one
+                Err(ended)
+            }
         }
     }
 
@@ -351,6 +352,14 @@ impl Drop for OnExit<'_> {
             true => self.session.set_close_sent(),
             false => self.session.set_done(),
         }
+    }
+}
+
+/// Lets a session that waits read less at a time, and frees its buffer: an idle session holds none.
+fn release(incoming: &mut BytesMut, size: &mut usize) {
+    match *size {
+        ..=MIN_READ => *incoming = BytesMut::new(),
+        _ => *size /= 2, // soon more follows
     }
 }
 

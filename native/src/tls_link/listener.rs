@@ -179,6 +179,7 @@ impl Listener {
 fn server_config(tls: &ServerTls, alpn: &[String]) -> Result<Arc<ServerConfig>, NetError> {
     let mut config = tls::link_server(tls, alpn)?;
     config.send_tls13_tickets = 0; // a link lives long, and is not resumed
+    config.enable_secret_extraction = true; // for the halves of the records
     Ok(Arc::new(config))
 }
 

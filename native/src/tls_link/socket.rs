@@ -1,10 +1,13 @@
 //! What carries a link: a TCP connection, or a WebSocket. Both have the calls of a non-blocking socket.
+use std::future::poll_fn;
+use std::io::IoSlice;
 use std::sync::Arc;
 
 use bytes::BytesMut;
 use socket2::SockRef;
 
-use crate::stream::tcp_socket::Tcp;
+use super::records::Sealed;
+use crate::stream::tcp_socket::{Tcp, MAX_IO_SLICES};
 use crate::web_socket::WebSocket;
 
 /// Unsent bytes that the kernel buffers. More would delay small frames behind them.
@@ -49,7 +52,7 @@ impl Socket {
 
     pub async fn readable(&self) -> std::io::Result<()> {
         match self {
-            Self::Tcp(tcp) => tcp.stream.readable().await,
+            Self::Tcp(tcp) => poll_fn(|cx| tcp.stream.poll_read_ready(cx)).await, // there is one reader
             Self::WebSocket(socket) => {
                 socket.readable().await;
                 Ok(())
@@ -67,18 +70,22 @@ impl Socket {
         }
     }
 
-    /// Appends received data to `to`; 0 at the end.
+    /// Appends what has arrived to the spare capacity of `to`; 0 at the end.
     pub fn try_read(&self, to: &mut BytesMut) -> std::io::Result<usize> {
         match self {
-            Self::Tcp(tcp) => tcp.stream.try_read_buf(to),
+            Self::Tcp(tcp) => tcp.try_read(to, usize::MAX),
             Self::WebSocket(socket) => socket.try_read(to),
         }
     }
 
-    pub fn try_write(&self, bytes: &[u8]) -> std::io::Result<usize> {
+    /// Takes a part of the records and returns how many bytes.
+    pub fn try_write(&self, sealed: &Sealed) -> std::io::Result<usize> {
+        let mut slices = [IoSlice::new(&[]); MAX_IO_SLICES];
+        let count = sealed.slices(&mut slices);
+        let slices = slices.get(..count).unwrap_or_default();
         match self {
-            Self::Tcp(tcp) => tcp.stream.try_write(bytes),
-            Self::WebSocket(socket) => socket.try_write(bytes),
+            Self::Tcp(tcp) => tcp.try_write(slices),
+            Self::WebSocket(socket) => socket.try_write(slices.first().map_or(&[], |first| first)),
         }
     }
 
