@@ -51,10 +51,12 @@ pub enum Control {
 
 #[derive(Debug, PartialEq)]
 pub enum Event<'a> {
-    /// A part of a DATA frame.
+    /// A part of a DATA frame, which has `length` bytes; `missing` of them follow.
     Data {
         stream: u32,
         bytes: &'a [u8],
+        length: usize,
+        missing: usize,
     },
     Control {
         stream: u32,
@@ -119,19 +121,33 @@ fn cut(reason: &str) -> &str {
     &reason[..end]
 }
 
+#[derive(Clone, Copy)]
+struct Arriving {
+    kind: u8,
+    stream: u32,
+    /// Bytes of the payload, and how many of them are missing.
+    length: usize,
+    missing: usize,
+}
+
 /// Splits what arrives into frames. It stores no data, and of other frames only the payload, which is about 1 KiB at most.
 #[derive(Default)]
 pub struct Parser {
     /// The header as far as it has arrived, then the payload of a frame without data.
     buffer: Vec<u8>,
-    /// The frame whose payload is arriving: type, stream, and bytes that are missing.
-    current: Option<(u8, u32, usize)>,
+    /// The frame whose payload is arriving.
+    current: Option<Arriving>,
 }
 
 impl Parser {
     /// The next part of `input`, which it advances; `None` once `input` is used up.
     pub fn next<'a>(&mut self, input: &mut &'a [u8]) -> Result<Option<Event<'a>>, ProtocolError> {
-        let (kind, stream, missing) = match self.current {
+        let Arriving {
+            kind,
+            stream,
+            length,
+            missing,
+        } = match self.current {
             Some(current) => current,
             None => {
                 if !self.collect(input, HEADER) {
@@ -148,8 +164,19 @@ impl Parser {
             if bytes.is_empty() {
                 return Ok(None);
             }
-            self.current = (missing > bytes.len()).then_some((kind, stream, missing - bytes.len()));
-            return Ok(Some(Event::Data { stream, bytes }));
+            let missing = missing - bytes.len();
+            self.current = (missing > 0).then_some(Arriving {
+                kind,
+                stream,
+                length,
+                missing,
+            });
+            return Ok(Some(Event::Data {
+                stream,
+                bytes,
+                length,
+                missing,
+            }));
         }
         if !self.collect(input, missing) {
             return Ok(None);
@@ -168,7 +195,7 @@ impl Parser {
     }
 
     /// Checks the header in the buffer: a length that its type does not allow is refused before any of the payload is stored.
-    fn header(&self) -> Result<(u8, u32, usize), ProtocolError> {
+    fn header(&self) -> Result<Arriving, ProtocolError> {
         let [kind, a, b, c, d, x, y, z] = self.buffer[..] else {
             return ProtocolError::new("a header is not complete");
         };
@@ -191,7 +218,12 @@ impl Parser {
         if has_stream.is_some_and(|has_stream| has_stream != (stream != 0)) {
             return ProtocolError::new(format!("a frame of type {kind} has stream {stream}"));
         }
-        Ok((kind, stream, length))
+        Ok(Arriving {
+            kind,
+            stream,
+            length,
+            missing: length,
+        })
     }
 }
 
@@ -247,12 +279,12 @@ mod tests {
             while let Some(event) = parser.next(&mut part)? {
                 match event {
                     Event::Control { stream, frame } => events.push((stream, Ok(frame))),
-                    Event::Data { stream, bytes } => match events.last_mut() {
+                    Event::Data { stream, bytes, .. } => match events.last_mut() {
                         Some((last, Err(data))) if *last == stream && is_data => data.extend_from_slice(bytes),
                         _ => events.push((stream, Err(bytes.to_vec()))),
                     },
                 }
-                is_data = matches!(parser.current, Some((DATA, ..)));
+                is_data = matches!(parser.current, Some(Arriving { kind: DATA, .. }));
             }
         }
         Ok(events)

@@ -254,6 +254,54 @@ async fn a_reader_that_keeps_up_gets_a_larger_window() {
     assert!(reader.batch() >= 4 * before, "{} after {before}", reader.batch());
 }
 
+/// Sends data and reads it on the other side. Returns the credit that the sender has then.
+async fn move_data(pair: &mut Pair, (sender, writer): &mut Halves, reader: &mut RecvHalf, bytes: usize) -> u64 {
+    let sending = writer.write(Bytes::from(vec![0; bytes]));
+    let reading = async {
+        let mut got = 0;
+        while got < bytes {
+            got += reader.read(usize::MAX).await.unwrap().unwrap().len();
+        }
+    };
+    let (written, ()) = pair.during(async { tokio::join!(sending, reading) }).await;
+    written.unwrap();
+    pair.exchange();
+    let credit = sender.stream().take_credit(u64::MAX);
+    sender.stream().return_credit(credit);
+    credit
+}
+
+#[tokio::test]
+async fn bulk_data_has_less_credit_while_small_frames_of_other_streams_arrive() {
+    const LARGE: u32 = 512 << 10;
+    let mut pair = Pair::new(Config {
+        stream_window: LARGE,
+        ..CONFIG
+    });
+    pair.server.counters.add_round_trip(Duration::from_micros(1)); // a busy machine may have delayed all others
+    let (mut bulk, (mut bulk_reader, _w1)) = pair.open().await;
+    let (mut small, (mut small_reader, _w2)) = pair.open().await;
+    let steps = [300, 500, 30, 300];
+    let mut credit = Vec::new();
+    for bytes in steps {
+        credit.push(move_data(&mut pair, &mut bulk, &mut bulk_reader, bytes << 10).await);
+    }
+    assert_eq!(credit.iter().max(), Some(&u64::from(LARGE)), "nothing else arrives: {credit:?}");
+    assert!(credit.iter().all(|credit| *credit > u64::from(LARGE / 2)), "{credit:?}");
+
+    move_data(&mut pair, &mut small, &mut small_reader, 100).await;
+    move_data(&mut pair, &mut bulk, &mut bulk_reader, LARGE as usize).await;
+    for bytes in steps {
+        let credit = move_data(&mut pair, &mut bulk, &mut bulk_reader, bytes << 10).await;
+        assert!((16 << 10..=128 << 10).contains(&credit), "{credit}");
+    }
+
+    // the other stream carries bulk data too
+    move_data(&mut pair, &mut small, &mut small_reader, 64 << 10).await;
+    let credit = move_data(&mut pair, &mut bulk, &mut bulk_reader, 20 << 10).await;
+    assert_eq!(credit, u64::from(LARGE));
+}
+
 #[tokio::test]
 async fn a_chunk_that_is_reset_leaves_its_credit_to_others() {
     let mut pair = Pair::new(Config {

@@ -15,6 +15,12 @@ const SHORT_PATH_WINDOW: u64 = 512 << 10;
 /// Rate in bytes per microsecond for which a window may grow.
 const PATH_RATE: u64 = 1_000;
 
+/// The same while small frames wait behind the data: without any round trip, the rate to which they limit it, and the least for one of many
+/// streams.
+const INTERACTIVE_WINDOW: u64 = 48 << 10;
+const INTERACTIVE_PATH_RATE: u64 = 500;
+const MIN_INTERACTIVE_WINDOW: u64 = 32 << 10;
+
 /// How far a window may grow on a path with this minimum round-trip time.
 pub fn window_of_path(min_round_trip: Duration) -> u64 {
     let path = u64::try_from(min_round_trip.as_micros()).unwrap_or(u64::MAX);
@@ -32,6 +38,14 @@ pub fn grown_window(start: u64, window: u64, total_read: u64, min_round_trip: Du
     }
     let max = max_window(start, GROWTHS.sum(), total_read).min(window_of_path(min_round_trip));
     (2 * window).min(max).max(window)
+}
+
+/// How much of its window each of `bulk_streams` may use while small frames of other streams wait behind their data: the peer has less on its
+/// way, all of them together.
+pub fn interactive_window(min_round_trip: Duration, bulk_streams: u64) -> u64 {
+    let path = u64::try_from(min_round_trip.as_micros()).unwrap_or(u64::MAX);
+    let all = path.saturating_mul(INTERACTIVE_PATH_RATE).saturating_add(INTERACTIVE_WINDOW);
+    (all / bulk_streams.max(1)).max(MIN_INTERACTIVE_WINDOW)
 }
 
 /// The receive window of a session: finite, but at least the sum of its streams' windows, so that an unread stream stops no other.
@@ -153,6 +167,19 @@ mod tests {
         let (start, path) = (256 << 10, Duration::from_micros(100));
         assert_eq!(grown_window(start, start, UNPROVEN_DRAIN, path), start);
         assert_eq!(grown_window(start, start, UNPROVEN_DRAIN + 1, path), 2 * start);
+    }
+
+    #[test]
+    fn streams_share_what_may_be_on_its_way_while_small_frames_wait() {
+        let path = Duration::from_micros(200);
+        let one = interactive_window(path, 1);
+        assert!(one < SHORT_PATH_WINDOW / 2 && one == interactive_window(path, 0));
+        assert_eq!(interactive_window(path, 2), one / 2);
+        assert_eq!(interactive_window(path, 1_000), MIN_INTERACTIVE_WINDOW);
+        assert!(
+            interactive_window(Duration::from_millis(50), 1) > 16 << 20,
+            "on a long path nothing changes"
+        );
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! (`receive.rs`) and sends its output (`send.rs`).
 mod counters;
 mod ended;
+mod interactivity;
 mod receive;
 mod send;
 
@@ -16,13 +17,14 @@ use tokio::time::timeout;
 
 use self::counters::Counters;
 pub use self::ended::Ended;
+use self::interactivity::Interactivity;
 use self::receive::FrameRate;
 use self::send::Outgoing;
 pub use self::send::{Batch, Piece};
 use super::frame::{Control, Settings};
 use super::link::Link;
 use super::stream::{RecvHalf, SendHalf, Stream};
-use super::window::{grown_window, SessionWindow};
+use super::window::{grown_window, interactive_window, SessionWindow};
 use crate::error::NetError;
 use crate::quic::connection::CLOSE_NOTIFY_TIMEOUT;
 use crate::quic::transport::Transport;
@@ -78,8 +80,10 @@ pub struct Session {
     /// The limits that the peer's first frame has set.
     settings: OnceLock<Settings>,
     ended: OnceLock<Ended>,
-    /// Notified of settings, streams to accept, and the end.
+    /// Notified of settings, and the end.
     changed: Notify,
+    /// Notified of streams that the peer has opened, and the end.
+    opened: Notify,
     /// One permit for each stream that may be opened.
     opening: Semaphore,
     /// Notified when there is something to send.
@@ -105,8 +109,12 @@ struct State {
     /// Streams that the peer has opened, for `accept`.
     to_accept: VecDeque<Arc<Stream>>,
     window: SessionWindow,
+    /// Of what is received.
+    interactivity: Interactivity,
     /// Bytes that may still be sent on all streams together.
     send_credit: u64,
+    /// Streams that have received bulk data.
+    bulk_streams: u64,
     /// Streams that wait for this credit.
     starved: HashSet<u32>,
     out: Outgoing,
@@ -136,7 +144,9 @@ impl Session {
                 released: 0,
                 to_accept: VecDeque::new(),
                 window,
+                interactivity: Interactivity::default(),
                 send_credit: 0,
+                bulk_streams: 0,
                 starved: HashSet::new(),
                 out,
                 ping: (0, None),
@@ -149,6 +159,7 @@ impl Session {
             settings: OnceLock::new(),
             ended: OnceLock::new(),
             changed: Notify::new(),
+            opened: Notify::new(),
             opening: Semaphore::new(0),
             to_send: Notify::new(),
             flushed: AtomicU64::new(0),
@@ -197,7 +208,7 @@ impl Session {
 
     /// The next stream of the peer; `None` once the session has ended.
     pub async fn accept(self: &Arc<Self>) -> Option<(RecvHalf, SendHalf)> {
-        let stream = wait_for(&self.changed, || {
+        let stream = wait_for(&self.opened, || {
             if self.ended().is_some() {
                 return Some(None);
             }
@@ -280,6 +291,24 @@ impl Session {
         self.to_send.notify_one();
     }
 
+    /// How much of its window a stream may use now.
+    pub fn usable_window(&self, window: u64) -> u64 {
+        let state = lock(&self.state);
+        match state.interactivity.is_recent(Instant::now()) {
+            true => window.min(interactive_window(self.counters.min_round_trip(), state.bulk_streams)),
+            false => window,
+        }
+    }
+
+    /// Reports that a stream carries bulk data.
+    pub fn add_bulk(&self) {
+        lock(&self.state).bulk_streams += 1;
+    }
+
+    pub fn remove_bulk(&self) {
+        lock(&self.state).bulk_streams -= 1;
+    }
+
     /// The window of a stream whose reader keeps up.
     pub fn grown_window(&self, window: u64, total_read: u64) -> u64 {
         grown_window(self.config.stream_window.into(), window, total_read, self.counters.min_round_trip())
@@ -329,6 +358,7 @@ impl Session {
         };
         self.opening.close();
         self.changed.notify_waiters();
+        self.opened.notify_waiters();
         self.has_flushed.notify_waiters();
         streams.values().for_each(|stream| stream.wake());
         self.to_send.notify_one();

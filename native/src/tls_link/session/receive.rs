@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Semaphore;
 
-use super::{Ended, Session, ID_STEP};
+use super::{Ended, Session, State, ID_STEP};
 use crate::sync::lock;
 use crate::tls_link::frame::{Control, Event, Parser, ProtocolError, Settings};
 use crate::tls_link::stream::{add_credit, Stream};
@@ -58,7 +58,12 @@ impl Session {
 
     fn process(&self, event: Event<'_>) -> Result<(), ProtocolError> {
         let (id, frame) = match event {
-            Event::Data { stream, bytes } => return self.receive_data(stream, bytes),
+            Event::Data {
+                stream,
+                bytes,
+                length,
+                missing,
+            } => return self.receive_data(stream, bytes, length, missing),
             Event::Control { stream, frame } => (stream, frame),
         };
         match frame {
@@ -88,7 +93,9 @@ impl Session {
             Control::Open => return self.receive_open(id),
             _ => {}
         }
-        let Some(stream) = self.find(id, true)? else { return Ok(()) };
+        let Some(stream) = self.find(&mut lock(&self.state), id, true)? else {
+            return Ok(());
+        };
         let is_over = match frame {
             Control::Fin => stream.receive_fin()?,
             Control::Reset(code) => stream.receive_reset(code)?,
@@ -118,13 +125,17 @@ impl Session {
         Ok(())
     }
 
-    fn receive_data(&self, id: u32, bytes: &[u8]) -> Result<(), ProtocolError> {
-        let stream = self.find(id, false)?;
-        if !lock(&self.state).window.received(bytes.len() as u64) {
+    /// Receives a part of a frame of `length` bytes, of which `missing` follow.
+    fn receive_data(&self, id: u32, bytes: &[u8], length: usize, missing: usize) -> Result<(), ProtocolError> {
+        let mut state = lock(&self.state);
+        let stream = self.find(&mut state, id, false)?;
+        if !state.window.received(bytes.len() as u64) {
             return ProtocolError::new("more data than credit of the session");
         }
+        state.interactivity.record(id, length);
+        drop(state);
         let discarded = match stream {
-            Some(stream) => stream.receive_data(bytes)?,
+            Some(stream) => stream.receive_data(bytes, missing)?,
             None => bytes.len(),
         };
         self.consume(discarded);
@@ -179,13 +190,12 @@ impl Session {
         state.streams.insert(id, stream.clone());
         state.to_accept.push_back(stream);
         drop(state);
-        self.changed.notify_waiters();
+        self.opened.notify_waiters();
         Ok(())
     }
 
     /// The stream; `None` if it has ended, which is counted if `counts`.
-    fn find(&self, id: u32, counts: bool) -> Result<Option<Arc<Stream>>, ProtocolError> {
-        let mut state = lock(&self.state);
+    fn find(&self, state: &mut State, id: u32, counts: bool) -> Result<Option<Arc<Stream>>, ProtocolError> {
         if let Some(stream) = state.streams.get(&id) {
             return Ok(Some(stream.clone()));
         }

@@ -45,8 +45,6 @@ struct State {
     /// Bytes that the peer may still send.
     allowed: u64,
     window: u64,
-    /// Bytes read since the last CREDIT.
-    read_since_credit: u64,
     total_read: u64,
     /// The part of the session's window for this stream; 0 until it is accepted.
     share: u64,
@@ -75,7 +73,6 @@ impl Stream {
                 unread: 0,
                 allowed: window,
                 window,
-                read_since_credit: 0,
                 total_read: 0,
                 share: 0,
                 has_reader: false,
@@ -101,8 +98,8 @@ impl Stream {
         (reader, SendHalf::new(session, stream), state.share)
     }
 
-    /// Stores data. Returns how much of it is discarded because the stream has no reader any more.
-    pub fn receive_data(&self, bytes: &[u8]) -> Result<usize, ProtocolError> {
+    /// Stores data, of whose frame `missing` bytes follow. Returns how much of it is discarded because the stream has no reader any more.
+    pub fn receive_data(&self, bytes: &[u8], missing: usize) -> Result<usize, ProtocolError> {
         let mut state = lock(&self.state);
         if state.receive != Direction::Open {
             return ProtocolError::new(format!("data after the end of stream {}", self.id));
@@ -114,7 +111,7 @@ impl Stream {
         if state.is_accepted && !state.has_reader {
             return Ok(bytes.len());
         }
-        state.store(bytes);
+        state.store(bytes, missing);
         drop(state);
         self.receiving.notify_waiters();
         Ok(0)
@@ -204,7 +201,7 @@ pub fn add_credit(credit: u64, bytes: u32) -> Result<u64, ProtocolError> {
 }
 
 impl State {
-    fn store(&mut self, mut bytes: &[u8]) {
+    fn store(&mut self, mut bytes: &[u8], missing: usize) {
         self.unread += bytes.len();
         if let Some(last) = self.chunks.back_mut() {
             let spare = last.capacity() - last.len();
@@ -215,9 +212,11 @@ impl State {
         if bytes.is_empty() {
             return;
         }
+        // the rest of the frame too, as far as the peer has credit for it
+        let frame = bytes.len() + missing.min(usize::try_from(self.allowed).unwrap_or(usize::MAX));
         let size = match self.chunks.is_empty() {
-            true => bytes.len(), // usually read at once
-            false => bytes.len().max(MIN_CHUNK),
+            true => frame, // usually read at once
+            false => frame.max(MIN_CHUNK),
         };
         let mut chunk = BytesMut::with_capacity(size);
         chunk.extend_from_slice(bytes);

@@ -9,7 +9,7 @@ use super::{Direction, State, Stream};
 use crate::error::NetError;
 use crate::stream::buffered::BufferedStream;
 use crate::stream::read_buffer::LARGE_READ;
-use crate::stream::window_growth::{Growth, GROWTHS};
+use crate::stream::window_growth::{Growth, GROWTHS, UNPROVEN_DRAIN};
 use crate::sync::{lock, wait_for};
 use crate::tls_link::frame::Control;
 use crate::tls_link::session::Session;
@@ -20,6 +20,8 @@ pub struct RecvHalf {
     stream: Arc<Stream>,
     /// Present once the window has grown.
     growth: Option<Arc<Growth<BufferedStream>>>,
+    /// It has carried bulk data.
+    is_bulk: bool,
 }
 
 impl RecvHalf {
@@ -28,6 +30,7 @@ impl RecvHalf {
             session,
             stream,
             growth: None,
+            is_bulk: false,
         }
     }
 
@@ -114,20 +117,27 @@ impl RecvHalf {
         &self.stream
     }
 
-    /// Returns credit for bytes that were read, once half of the window was. A reader that keeps up gets a larger window.
+    /// Reports that bytes were read, and returns credit once half of the window is missing. A reader that keeps up gets a larger window.
     fn consumed(&mut self, bytes: usize) {
-        let (before, total_read, keeps_up) = {
+        self.session.consume(bytes);
+        let (before, total_read, keeps_up, missing) = {
             let mut state = lock(&self.stream.state);
-            state.read_since_credit += bytes as u64;
             state.total_read += bytes as u64;
-            if state.read_since_credit < (state.window / 2).max(1) || state.receive != Direction::Open {
-                drop(state);
-                return self.session.consume(bytes);
+            if state.receive != Direction::Open {
+                return;
             }
-            (state.window, state.total_read, state.chunks.is_empty())
+            let window = state.window;
+            (window, state.total_read, state.chunks.is_empty(), state.missing_credit(window))
         };
-        // without the lock: the growth of others is looked at
-        let window = match keeps_up {
+        if total_read > UNPROVEN_DRAIN && !std::mem::replace(&mut self.is_bulk, true) {
+            self.session.add_bulk();
+        }
+        // without the lock: the session and the growth of others are looked at
+        let usable = self.session.usable_window(before);
+        if missing.saturating_sub(before - usable) < (usable / 2).max(1) {
+            return;
+        }
+        let window = match keeps_up && usable == before {
             true => self.session.grown_window(before, total_read),
             false => before,
         };
@@ -137,17 +147,15 @@ impl RecvHalf {
             let mut state = lock(&self.stream.state);
             if state.is_released {
                 drop(state);
-                self.session.remove_window(window - before);
-                return self.session.consume(bytes);
+                return self.session.remove_window(window - before);
             }
             state.window = window;
             state.share += window - before;
-            let credit = std::mem::take(&mut state.read_since_credit) + window - before;
+            let credit = state.missing_credit(usable + window - before);
             state.allowed += credit;
             credit
         };
         self.count_growth(window, before);
-        self.session.consume(bytes);
         let credit = u32::try_from(credit).unwrap_or(u32::MAX);
         self.session.send_now(self.stream.id, &Control::Credit(credit));
     }
@@ -171,11 +179,19 @@ impl RecvHalf {
 impl Drop for RecvHalf {
     fn drop(&mut self) {
         self.growth.iter().for_each(|growth| GROWTHS.count(growth, 0));
+        if self.is_bulk {
+            self.session.remove_bulk();
+        }
         self.discard();
     }
 }
 
 impl State {
+    /// Credit that the peer lacks to fill a window of this size.
+    fn missing_credit(&self, window: u64) -> u64 {
+        window.saturating_sub(self.allowed + self.unread as u64)
+    }
+
     /// Moves data into `chunks`. Returns how many it has filled, and their bytes.
     fn take(&mut self, chunks: &mut [Bytes], max: usize) -> (usize, usize) {
         let (mut count, mut bytes) = (0, 0);
