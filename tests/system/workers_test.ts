@@ -35,9 +35,10 @@ async function echo(wire: Wire): Promise<void> {
 async function startWorkers(site: Site, args: readonly string[] = []): Promise<{ proxy: Program; addresses: Addresses; pids: number[] }> {
   const proxy = site.start(PROXY, [...site.proxyArgs(), "--workers=2", ...args]);
   const { pids } = await proxy.waitFor("workers serve");
-  const [one, two] = [0, 1].map((worker) => proxy.logged("listening", { worker })[0]!);
-  assert.deepEqual([one!.agents, one!.clients, one!.socks], [two!.agents, two!.clients, two!.socks]);
-  const addresses = { agents: String(one!.agents), clients: String(one!.clients) };
+  // each process writes its own lines
+  const [one, two] = [await proxy.waitFor("listening", { worker: 0 }), await proxy.waitFor("listening", { worker: 1 })];
+  assert.deepEqual([one.agents, one.clients, one.socks], [two.agents, two.clients, two.socks]);
+  const addresses = { agents: String(one.agents), clients: String(one.clients) };
   return { proxy, addresses, pids: String(pids).split(",").map(Number) };
 }
 
