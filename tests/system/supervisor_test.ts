@@ -25,10 +25,10 @@ describe("a service manager", () => {
     await manager.waitFor("READY=1");
     const addresses = { agents: String(agents), clients: String(clients) };
     await site.startAgent(addresses);
-    await manager.waitFor("STATUS=Serving: 1 agents, 0 clients");
+    await manager.waitFor("STATUS=Serving: 1 agent, 0 clients");
     await manager.waitFor("WATCHDOG=1", 5);
     using tunnel = await openTunnel(addresses.clients, origin.authority);
-    await manager.waitFor("STATUS=Serving: 1 agents, 1 clients");
+    await manager.waitFor("STATUS=Serving: 1 agent, 1 client");
     proxy.signal("SIGTERM");
     await manager.waitFor("STOPPING=1");
     assert.deepEqual(manager.messages.find(([first]) => first === "STOPPING=1"), ["STOPPING=1", "EXTEND_TIMEOUT_USEC=41000000"]);
