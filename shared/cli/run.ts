@@ -1,5 +1,5 @@
 // Runs the command of a command line: exit codes, signals, logs. The process is an argument; only main.ts files import it.
-import { writeSync } from "node:fs";
+import { rmSync, writeSync } from "node:fs";
 import { createInterface } from "node:readline/promises";
 import { Writable } from "node:stream";
 import { createLogger, type LogControl, type LogFormat, type Logger, type LogLevel } from "../log/logger.ts";
@@ -181,7 +181,8 @@ async function startWorker(process: Process): Promise<WorkerProcess> {
   return await WorkerProcess.start({
     input: process.stdin,
     write: (text) => void process.stdout.write(text),
-    onOrphaned: () => {
+    onOrphaned: (directory) => {
+      if (directory !== undefined) rmSync(directory, { recursive: true, force: true });
       process.stderr.write("worker ends: the supervising process has ended\n");
       process.exit(FAILED);
     },

@@ -8,8 +8,8 @@ import { encodeLine, type FromWorker, type ToWorker } from "./worker_messages.ts
 export interface WorkerProcessOptions {
   readonly input: NodeJS.ReadableStream & { destroy(): unknown };
   readonly write: (text: string) => void;
-  /** The supervising process has ended. */
-  readonly onOrphaned: () => void;
+  /** The supervising process has ended. `directory` is the one that all workers share, if it has said that. */
+  readonly onOrphaned: (directory: string | undefined) => void;
 }
 
 /** What the supervising process tells this worker, and is told. */
@@ -66,20 +66,21 @@ export class WorkerProcess {
   static async start({ input, write, onOrphaned }: WorkerProcessOptions): Promise<WorkerProcess> {
     const started = Promise.withResolvers<WorkerProcess>();
     let process: WorkerProcess | undefined;
+    const end = () => onOrphaned(process?.worker.directory);
     const lines = createInterface({ input });
     lines.on("line", (line) => {
       const message = JSON.parse(line) as ToWorker;
       if (message.do === "start") {
         process = new WorkerProcess(message, write);
         process.#close = () => {
-          lines.off("close", onOrphaned);
+          lines.off("close", end);
           lines.close();
           input.destroy();
         };
         started.resolve(process);
       } else if (process) process.#take(message);
     });
-    lines.on("close", onOrphaned);
+    lines.on("close", end);
     return await started.promise;
   }
 
