@@ -273,7 +273,7 @@ impl TlsPair {
     pub fn to_client(&mut self, sealed: &Sealed) {
         let mut slices = [IoSlice::new(&[]); 64];
         let count = sealed.slices(&mut slices);
-        let bytes = slices[..count].concat();
+        let bytes: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.iter().copied()).collect();
         let mut bytes = &bytes[..];
         while !bytes.is_empty() {
             self.client.read_tls(&mut bytes).unwrap();

@@ -325,7 +325,7 @@ fn alert_of(error: &Error) -> AlertDescription {
     match error {
         Error::DecryptError => AlertDescription::BadRecordMac,
         Error::PeerSentOversizedRecord => AlertDescription::RecordOverflow,
-        Error::InvalidMessage(invalid) => invalid.clone().into(),
+        Error::InvalidMessage(invalid) => (*invalid).into(),
         Error::InappropriateMessage { .. } | Error::InappropriateHandshakeMessage { .. } | Error::PeerMisbehaved(_) => {
             AlertDescription::UnexpectedMessage
         }
