@@ -27,6 +27,7 @@ export class Http2Peer {
   /** Frames that {@link next} has returned. */
   #seen = 0;
   answersPings = true;
+  #areSettingsApplied = false;
 
   private constructor(readonly socket: Duplex) {}
 
@@ -90,12 +91,27 @@ export class Http2Peer {
         const frame = this.frames[this.#seen++]!;
         if (is(frame)) return frame;
       }
-      const frame = await this.#read();
-      if (frame === undefined) return undefined;
-      if (frame.type === SETTINGS && !(frame.flags & ACK)) await this.send(SETTINGS, ACK, 0);
-      if (frame.type === PING && !(frame.flags & ACK) && this.answersPings) await this.send(PING, ACK, 0, frame.payload);
-      if (!((frame.type === SETTINGS || frame.type === PING) && frame.flags & ACK)) this.frames.push(frame);
+      if (!await this.#receive()) return undefined;
     }
+  }
+
+  /** Resolves when the other end has applied the settings, or has ended. */
+  async settled(): Promise<void> {
+    while (!this.#areSettingsApplied && await this.#receive());
+  }
+
+  /** Takes a frame; `false` at the end. */
+  async #receive(): Promise<boolean> {
+    const frame = await this.#read();
+    if (frame === undefined) return false;
+    const isAck = (frame.type === SETTINGS || frame.type === PING) && (frame.flags & ACK) !== 0;
+    if (!isAck) this.frames.push(frame);
+    if (frame.type === SETTINGS) {
+      if (isAck) this.#areSettingsApplied = true;
+      else await this.send(SETTINGS, ACK, 0);
+    }
+    if (frame.type === PING && !isAck && this.answersPings) await this.send(PING, ACK, 0, frame.payload);
+    return true;
   }
 
   /** The next frame of this type, on this stream. */

@@ -99,6 +99,7 @@ function exchangeTests({ test }: Suite, kind: Kind): void {
     const data = pattern(3_000);
     await within(stream.write(bytes("POST / HTTP/1.1\r\nHost: a.test\r\nContent-Length: 3000\r\n\r\n")));
     await within(server.of(HEADERS, 1));
+    await within(server.settled());
     const written = stream.write(data);
     const first = await within(server.text(1, 1_000));
     assert.ok(await isPending(written));
