@@ -22,5 +22,5 @@ pub use http2::http2_heads;
 pub use outbound_proxy::outbound_proxy;
 pub use settings::{der, names};
 pub use socks::{socks_datagrams, socks_handshakes};
-pub use tls_link::{tls_link_frames, tls_link_records, TlsPair};
+pub use tls_link::{tls_link_frames, tls_link_records};
 pub use web_socket::websocket_frames;

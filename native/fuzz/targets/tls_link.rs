@@ -222,9 +222,9 @@ pub fn tls_link_frames(data: &[u8]) {
 // ---- records
 
 /// A server whose peer is another implementation, in memory.
-pub struct TlsPair {
-    pub server: Tls,
-    pub client: ClientConnection,
+struct TlsPair {
+    server: Tls,
+    client: ClientConnection,
 }
 
 impl Default for TlsPair {
@@ -262,7 +262,7 @@ impl Default for TlsPair {
 }
 
 impl TlsPair {
-    pub fn from_client(&mut self) -> Vec<u8> {
+    fn from_client(&mut self) -> Vec<u8> {
         let mut bytes = Vec::new();
         while self.client.wants_write() {
             self.client.write_tls(&mut bytes).unwrap();
@@ -270,7 +270,7 @@ impl TlsPair {
         bytes
     }
 
-    pub fn to_client(&mut self, sealed: &Sealed) {
+    fn to_client(&mut self, sealed: &Sealed) {
         let mut slices = [IoSlice::new(&[]); 64];
         let count = sealed.slices(&mut slices);
         let bytes: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.iter().copied()).collect();
@@ -282,7 +282,7 @@ impl TlsPair {
     }
 
     /// Seals any messages with the client's keys, which no implementation would do.
-    pub fn forge(self, messages: &[(ContentType, &[u8])]) -> (Vec<u8>, (Sealer, Opener)) {
+    fn forge(self, messages: &[(ContentType, &[u8])]) -> (Vec<u8>, (Sealer, Opener)) {
         let suite = self.client.negotiated_cipher_suite().unwrap().tls13().unwrap();
         let (mut number, secrets) = self.client.dangerous_extract_secrets().unwrap().tx;
         let (ConnectionTrafficSecrets::Aes128Gcm { key, iv }

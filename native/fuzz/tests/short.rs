@@ -126,23 +126,3 @@ fn frames_of_a_websocket_are_read_alike_however_they_arrive() {
 fn a_peer_with_the_keys_of_a_tls_link_gets_no_further_with_records_than_rustls_allows() {
     run("tls_link_records", targets::tls_link_records, 300);
 }
-
-#[test]
-fn keys_of_a_tls_link_are_updated_when_the_peer_asks_for_it() {
-    use reverse_http_native::fuzzing::records::{Opened, Sealed};
-    use std::io::{Read, Write};
-    let mut pair = targets::TlsPair::default();
-    for round in 0..3u8 {
-        pair.client.refresh_traffic_keys().unwrap();
-        pair.client.writer().write_all(&[round]).unwrap();
-        let (mut incoming, mut got) = (bytes::BytesMut::from(&pair.from_client()[..]), Vec::new());
-        let mut sealed = Sealed::default();
-        let opened = pair.server.open(&mut incoming, &mut sealed, |bytes| got.extend_from_slice(bytes));
-        assert_eq!((opened, &got[..]), (Ok(Opened::Incomplete), &[round][..]));
-        pair.server.seal(&[round, round], &mut sealed).unwrap(); // after its own key update
-        pair.to_client(&sealed);
-        let mut answer = [0; 2];
-        pair.client.reader().read_exact(&mut answer).unwrap();
-        assert_eq!(answer, [round, round]);
-    }
-}
