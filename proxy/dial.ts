@@ -1,5 +1,5 @@
 // Opens a tunnel through an agent: picks the connection, bounds the wait, and maps the agent's response.
-import { formatAuthority, formatDestination, type Network } from "../shared/address/authority.ts";
+import { type Authority, formatAuthority, formatDestination, type Network } from "../shared/address/authority.ts";
 import { encodeUdpRequest, isUdpEstablished, UDP_ESTABLISHED_HEAD } from "../shared/http/connect_udp.ts";
 import { encodeHead, type Fields, HeadError, parseResponseHead, values } from "../shared/http/head.ts";
 import { parseProxyStatus } from "../shared/http/proxy_status.ts";
@@ -14,7 +14,7 @@ import { clientDisconnected, TunnelError, type TunnelErrorType } from "../shared
 import type { TunnelRequest, Upstream } from "../shared/tunnel/request.ts";
 import type { DestinationFailures } from "./agents/destination_failures.ts";
 import type { AgentRegistry, ConnectedAgent } from "./agents/registry.ts";
-import type { StalledAgentMonitor } from "./agents/stalled_agents.ts";
+import type { PendingRequests, StalledAgentMonitor } from "./agents/stalled_agents.ts";
 
 /** Maximum number of agents that one request tries when they cannot reach the destination. */
 const MAX_ATTEMPTS = 5;
@@ -135,9 +135,8 @@ async function openTunnel(
   monitor: StalledAgentMonitor,
 ): Promise<Upstream> {
   const { id, network, destination, relay, clientSignal } = request;
-  if (agent.identity.allowList?.allows(destination, network) === false) {
-    throw new TunnelError("http_request_denied", `${what} is not on the allow-list of the agent's credentials`);
-  }
+  const denied = deniedByAgentCredentials(agent, destination, network);
+  if (denied) throw denied;
   // agents of version 1, and older ones, see nothing new
   const context = agent.hello?.features?.includes(TRACE_FEATURE) ? traceFields(trace) : [];
   const datagrams = usesDatagrams(agent, request);
@@ -151,10 +150,7 @@ async function openTunnel(
     ]),
     CONNECTION_ESTABLISHED_HEAD,
   ];
-  const pending = monitor.track(agent);
-  const release = () => void agent.tunnels--;
-  agent.tunnels++;
-  agent.lastRequestAt = performance.now();
+  const { pending, release } = countRequest(agent, monitor);
   let opened = false;
   try {
     const response = relay
@@ -175,6 +171,31 @@ async function openTunnel(
     pending.count--;
     if (!opened) release();
   }
+}
+
+/** The error if the agent's credentials do not allow the destination; `undefined` if they do. */
+export function deniedByAgentCredentials(
+  { identity: { allowList } }: ConnectedAgent,
+  destination: Authority,
+  network: Network,
+): TunnelError | undefined {
+  if (allowList?.allows(destination, network) !== false) return undefined;
+  const what = formatDestination(destination, network);
+  return new TunnelError("http_request_denied", `${what} is not on the allow-list of the agent's credentials`);
+}
+
+/**
+ * Counts a request to the agent. The caller decrements `pending.count` when the agent has responded, and calls `release` when the tunnel has
+ * ended, or was not opened.
+ */
+export function countRequest(
+  agent: ConnectedAgent,
+  monitor: Pick<StalledAgentMonitor, "track">,
+): { readonly pending: PendingRequests; readonly release: () => void } {
+  const pending = monitor.track(agent);
+  agent.tunnels++;
+  agent.lastRequestAt = performance.now();
+  return { pending, release: () => void agent.tunnels-- };
 }
 
 /** Whether nothing has reached the destination, and another agent may reach it. */

@@ -1,6 +1,6 @@
 // The workers of a proxy: each tells the others which agents it holds, and passes tunnels of the others' clients on to them. Everything else
 // is done by the worker that has the client: authentication, limits, logs.
-import { formatDestination, parseAuthority } from "../../shared/address/authority.ts";
+import { parseAuthority } from "../../shared/address/authority.ts";
 import { withTimeout } from "../../shared/async/with_timeout.ts";
 import { parseUdpRequest, UDP_ESTABLISHED_HEAD } from "../../shared/http/connect_udp.ts";
 import { parseRequestHead } from "../../shared/http/head.ts";
@@ -10,10 +10,11 @@ import type { Logger } from "../../shared/log/logger.ts";
 import type { Incoming } from "../../shared/net/listener.ts";
 import type { Net } from "../../shared/net/net.ts";
 import type { Worker } from "../../shared/service/worker.ts";
-import { TunnelError } from "../../shared/tunnel/errors.ts";
+import type { TunnelError } from "../../shared/tunnel/errors.ts";
 import type { ConnectedAgent } from "../agents/registry.ts";
 import type { AgentAnnouncer, AgentServer } from "../agents/server.ts";
 import type { StalledAgentMonitor } from "../agents/stalled_agents.ts";
+import { countRequest, deniedByAgentCredentials } from "../dial.ts";
 import { type WorkerLink, WorkerLinks } from "./links.ts";
 import { type AgentMessage, type AgentRequest, describeAgent, parseAgentRequest, remoteAgent } from "./remote_agent.ts";
 
@@ -141,15 +142,12 @@ export class ProxyWorkers implements AgentAnnouncer {
   }
 }
 
-/** Why the agent's credentials do not allow the destination, if they do not. */
-function refusalOf({ identity: { allowList } }: ConnectedAgent, { head }: AgentRequest): TunnelError | undefined {
-  if (allowList === undefined) return undefined;
+/** The error if the agent's credentials do not allow the destination; `undefined` if they do. */
+function refusalOf(agent: ConnectedAgent, { head }: AgentRequest): TunnelError | undefined {
+  if (agent.identity.allowList === undefined) return undefined;
   const request = parseRequestHead(new TextDecoder("latin1").decode(head));
   const udp = parseUdpRequest(request);
-  const [destination, network] = [udp ?? parseAuthority(request.target), udp ? "udp" : "tcp"] as const;
-  if (allowList.allows(destination, network)) return undefined;
-  const what = formatDestination(destination, network);
-  return new TunnelError("http_request_denied", `${what} is not on the allow-list of the agent's credentials`);
+  return deniedByAgentCredentials(agent, udp ?? parseAuthority(request.target), udp ? "udp" : "tcp");
 }
 
 const CONNECT = new TextEncoder().encode("CONNECT ");
@@ -162,9 +160,7 @@ async function relayTunnel(
   monitor: WorkerUse["monitor"],
 ): Promise<void> {
   const established = CONNECT.every((byte, i) => head[i] === byte) ? CONNECTION_ESTABLISHED_HEAD : UDP_ESTABLISHED_HEAD;
-  const pending = monitor.track(agent);
-  agent.tunnels++;
-  agent.lastRequestAt = performance.now();
+  const { pending, release } = countRequest(agent, monitor);
   try {
     const response = await agent.connection
       .openTunnel(stream, head, { timeoutMs, datagrams, established }, { initialDataToA: established })
@@ -173,6 +169,6 @@ async function relayTunnel(
     response.stream.close();
     await stream.write(Uint8Array.from(response.head, (char) => char.charCodeAt(0)));
   } finally {
-    agent.tunnels--;
+    release();
   }
 }
