@@ -95,11 +95,8 @@ export class PublishedForwards {
   }
 
   async #publish(agent: ConnectedAgent, request: PublishRequest, isRetry = false): Promise<void> {
-    const { agentId, publish } = agent.identity;
     try {
-      const forward = publishedForward(request, agentId);
-      const [network, port, names] = claimOf(forward);
-      if (!publish?.allows(network, port, names)) throw new ValueError(`the agent's token does not allow ${describe(forward)}`);
+      const forward = permittedForward(agent, request);
       const same = [...this.#published].find((published) => isSame(published.forward, forward));
       if (same) return void same.holders.add(agent);
       await this.#claim((claims) => claims.checkAll(forward));
@@ -111,12 +108,10 @@ export class PublishedForwards {
         throw error;
       });
     } catch (error) {
-      if (!(error instanceof ValueError || error instanceof RangeError || error instanceof ConfigError || error instanceof NetError)) {
-        throw error;
-      }
+      if (!(isRefusal(error) || error instanceof NetError)) throw error;
       if (error instanceof RangeError) this.#waiting.add({ agent, request });
       this.#log[isRetry ? "debug" : "warn"]("forward of an agent refused", {
-        agent: agentId,
+        agent: agent.identity.agentId,
         reason: printable(error.message, MAX_REASON),
       });
     }
@@ -178,16 +173,31 @@ export class PublishedForwards {
   }
 }
 
-/** What of an agent's requests its credentials permit. */
-export function permittedRequests({ identity: { agentId, publish }, hello }: ConnectedAgent): PublishRequest[] {
-  return (hello?.publish ?? []).filter((request) => {
+/** The requests of an agent that its credentials permit. */
+export function permittedRequests(agent: ConnectedAgent): PublishRequest[] {
+  return (agent.hello?.publish ?? []).filter((request) => {
     try {
-      return publish?.allows(...claimOf(publishedForward(request, agentId)));
+      permittedForward(agent, request);
+      return true;
     } catch (error) {
-      if (error instanceof ValueError || error instanceof RangeError || error instanceof ConfigError) return false;
-      throw error;
+      if (!isRefusal(error)) throw error;
+      return false;
     }
   });
+}
+
+/**
+ * The forward of a request.
+ * @throws {ValueError | RangeError | ConfigError} if it is invalid, or the agent's credentials do not permit it
+ */
+function permittedForward({ identity: { agentId, publish } }: ConnectedAgent, request: PublishRequest): Forward {
+  const forward = publishedForward(request, agentId);
+  if (!publish?.allows(...claimOf(forward))) throw new ValueError(`the agent's token does not allow ${describe(forward)}`);
+  return forward;
+}
+
+function isRefusal(error: unknown): error is ValueError | RangeError | ConfigError {
+  return error instanceof ValueError || error instanceof RangeError || error instanceof ConfigError;
 }
 
 function isSame(a: Forward, b: Forward): boolean {
