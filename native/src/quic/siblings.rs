@@ -14,11 +14,8 @@ use tokio::net::UnixDatagram;
 
 use super::generations::generation_of;
 use super::relayed_packet::encode;
-use super::succession::{poll_relay, relay_packets, IsOkOrFull};
+use super::succession::{poll_relay, relay_packets, IsOkOrFull, RELAY_BUFFER};
 use crate::net::sharing::Sharing;
-
-/// Requested buffer of a relay in bytes; the kernel may grant less.
-const RELAY_BUFFER: usize = 4 << 20;
 
 #[derive(Debug)]
 pub struct Siblings {

@@ -20,7 +20,7 @@ use crate::relay::datagram_queue::with_buffer;
 use crate::sync::lock;
 
 /// Requested buffer of a relay in bytes; the kernel may grant less.
-const RELAY_BUFFER: usize = 4 << 20;
+pub(super) const RELAY_BUFFER: usize = 4 << 20;
 
 /// A relay to an earlier process.
 #[derive(Debug)]
