@@ -14,7 +14,7 @@ import { withStandardCommands } from "./standard_commands.ts";
 import { readStream } from "../files/read.ts";
 import { SecretFiles } from "../files/secret_files.ts";
 import type { ConfigurationState } from "../service/configuration.ts";
-import { createSupervisor } from "../service/supervisor.ts";
+import { createSupervisor, type Supervisor } from "../service/supervisor.ts";
 import { changedOptions, hashOf } from "../config/plan.ts";
 import { watchFile } from "../files/version.ts";
 import { Gate } from "../async/gate.ts";
@@ -156,8 +156,7 @@ async function supervise(
   { notify }: Executable,
 ): Promise<number> {
   if (!canRestart()) throw new ConfigError(`Cannot use --workers ${count}: they are processes of the executable, which this is not`);
-  const monotonicUs = () => process.hrtime.bigint() / 1_000n;
-  const supervisor = notify && createSupervisor({ env: process.env, pid: process.pid, notify, log, monotonicUs });
+  const supervisor = supervisorOf(process, log, notify);
   const start = { args: process.argv.slice(2), env: process.env };
   return await withWorkerDirectory(process.env.RUNTIME_DIRECTORY, async (directory) => {
     const workers = new Workers({
@@ -174,6 +173,12 @@ async function supervise(
     });
     return await workers.ended;
   });
+}
+
+/** The service manager that has started this process; `undefined` if it is not told anything. */
+function supervisorOf(process: Process, log: Logger, notify: Executable["notify"]): Supervisor | undefined {
+  const monotonicUs = () => process.hrtime.bigint() / 1_000n;
+  return notify && createSupervisor({ env: process.env, pid: process.pid, notify, log, monotonicUs });
 }
 
 /** Reads what the supervising process says first. The worker ends with it. */
@@ -341,9 +346,7 @@ async function runUntilSignalled(
 ): Promise<void> {
   const { notify } = executable;
   const { values, settings } = resolved;
-  const monotonicUs = () => process.hrtime.bigint() / 1_000n;
-  const supervisor = worker?.supervisor ??
-    (notify && createSupervisor({ env: process.env, pid: process.pid, notify, log, monotonicUs }));
+  const supervisor = worker?.supervisor ?? supervisorOf(process, log, notify);
   const configuration: ConfigurationState = {
     hash: hashOf(service.options, resolved),
     changed: changedOptions(service.options, resolved),
