@@ -7,6 +7,7 @@ import { createHttpProxy, type Endpoints } from "../shared/frontend/http/proxy.t
 import { createHostProtocol } from "../shared/frontend/http/virtual_host.ts";
 import { autoConfigOf } from "../shared/frontend/http/proxy_auto_config.ts";
 import type { Frontend } from "../shared/frontend/server.ts";
+import { RunningService } from "../shared/frontend/running_service.ts";
 import { type ListenAllOptions, ServiceFrontend } from "../shared/frontend/service_frontend.ts";
 import { checkCombinations, checkParts, openParts, prepareParts, type ServiceParts } from "../shared/frontend/service_parts.ts";
 import { createForwardProtocol } from "../shared/frontend/forwards/static_forward.ts";
@@ -135,8 +136,7 @@ async function openAll(runtime: ServiceRuntime, options: LoadBalancerOptions, de
 }
 
 /** A load balancer that serves clients. */
-class RunningLoadBalancer implements UpdatableLoadBalancer {
-  readonly #runtime: ServiceRuntime;
+class RunningLoadBalancer extends RunningService implements UpdatableLoadBalancer {
   readonly #deps: LoadBalancerDeps;
   readonly #opened: Opened;
   readonly #published: PublishedNames;
@@ -150,9 +150,9 @@ class RunningLoadBalancer implements UpdatableLoadBalancer {
   #stopRefresh?: () => void;
 
   constructor(runtime: ServiceRuntime, options: LoadBalancerOptions, deps: LoadBalancerDeps, opened: Opened) {
+    super(runtime, opened);
     const { tls, store, parts: { authenticator, audit, tracer }, clients } = opened;
     const { connectTimeout: connectTimeoutMs, responseTimeout: responseTimeoutMs } = options.httpConnector;
-    this.#runtime = runtime;
     this.#deps = deps;
     this.#opened = opened;
     this.#options = options;
@@ -177,12 +177,12 @@ class RunningLoadBalancer implements UpdatableLoadBalancer {
   #refreshProxyTls(): void {
     const { proxies } = this.#opened.tls;
     this.#stopRefresh?.();
-    this.#stopRefresh = proxies && this.#runtime.certificates.refresh(proxies, () => this.#options.httpConnector.tls.refresh);
+    this.#stopRefresh = proxies && this.runtime.certificates.refresh(proxies, () => this.#options.httpConnector.tls.refresh);
   }
 
   /** Serves what agents publish, orders certificates, lets operators in, and says where it listens. */
   async start(): Promise<void> {
-    const runtime = this.#runtime;
+    const runtime = this.runtime;
     const { acme, clients, tls } = this.#opened;
     await listenPublished(this.#options.published, this.#published, { clients, log: runtime.log, tls: tls.clients });
     await acme?.start(runtime, {
@@ -207,50 +207,14 @@ class RunningLoadBalancer implements UpdatableLoadBalancer {
     });
   }
 
-  get clientAddress(): string {
-    return this.#opened.clients.addresses.clientAddress;
-  }
-
-  get socksAddress(): string | undefined {
-    return this.#opened.clients.addresses.socksAddress;
-  }
-
-  get http2Address(): string | undefined {
-    return this.#opened.clients.addresses.http2Address;
-  }
-
-  get forwardAddresses(): readonly string[] {
-    return this.#opened.forwards.addresses;
-  }
-
-  get adminAddress(): string | undefined {
-    return this.#runtime.admin.address;
-  }
-
-  get closed(): Promise<void> {
-    return this.#runtime.closed;
-  }
-
-  get handedOver(): Promise<void> {
-    return this.#runtime.handover.done;
-  }
-
   drain(): Promise<void> {
     const { delay: delayMs, timeout: timeoutMs, refuseClients } = this.#options.drain;
-    if (this.#runtime.handover.isDone) void this.#frontend.drain(timeoutMs, Promise.resolve()); // sooner than planned
-    return this.#runtime.drain({
+    if (this.runtime.handover.isDone) void this.#frontend.drain(timeoutMs, Promise.resolve()); // sooner than planned
+    return this.runtime.drain({
       fields: { clients: this.#frontend.open, delayMs, timeoutMs },
       delayMs,
       finish: () => this.#frontend.drain(timeoutMs, refuseClients ? Promise.resolve() : undefined),
     });
-  }
-
-  reload(): Promise<void> {
-    return this.#runtime.reload();
-  }
-
-  close(): Promise<void> {
-    return this.#runtime.close();
   }
 
   async update(next: LoadBalancerOptions): Promise<{ tunnelsCut: number }> {
@@ -261,14 +225,14 @@ class RunningLoadBalancer implements UpdatableLoadBalancer {
     });
     if (!differs(rulesOf(before), rulesOf(next))) return { tunnelsCut: 0 };
     const tunnelsCut = await this.#frontend.recheck({ authenticates, keeps: next.reload.forbidden === "keep" });
-    this.#runtime.access.closeRetired();
+    this.runtime.access.closeRetired();
     return { tunnelsCut };
   }
 
   /** Returns whether credentials must be verified again. */
   async #prepare(change: Change, next: LoadBalancerOptions): Promise<boolean> {
     const { clients, protocols, forwards } = this.#opened;
-    const authenticates = await prepareParts(change, this.#runtime, this.#frontend, this.#options, next);
+    const authenticates = await prepareParts(change, this.runtime, this.#frontend, this.#options, next);
     const forwardTls = await this.#prepareTls(change, next);
     await clients.prepare(change, next, { ...protocols, tls: forwardTls.clients });
     await forwards.prepare(change, next.forward, forwardTls);
@@ -282,11 +246,9 @@ class RunningLoadBalancer implements UpdatableLoadBalancer {
     const { acme, tls, clients } = this.#opened;
     checkOrdered(next.forward, acme !== undefined);
     if (!hasOtherTls(this.#options, next)) return { listeners: tls.forwards.listeners, clients: tls.clients };
-    const opened = await openLoadBalancerTls(next, { ...this.#deps, log: this.#runtime.log, acme });
-    const clientsTls = opened.clients && (tls.clients ?? opened.clients);
+    const opened = await openLoadBalancerTls(next, { ...this.#deps, log: this.runtime.log, acme });
+    const clientsTls = clients.prepareTls(change, tls, opened);
     change.onCommit(() => {
-      if (tls.clients && opened.clients) void tls.clients.replaceBy(opened.clients, (renewed) => clients.useTls(clientsTls!, renewed));
-      tls.clients = clientsTls;
       tls.proxies = opened.proxies;
       this.#refreshProxyTls();
     });
@@ -295,7 +257,7 @@ class RunningLoadBalancer implements UpdatableLoadBalancer {
 
   async #prepareStore(change: Change, next: LoadBalancerOptions): Promise<void> {
     if (!differs(this.#options.store, next.store)) return;
-    await this.#runtime.store.prepare(change, next.store, ENTRY_TTL_MS, (other) => {
+    await this.runtime.store.prepare(change, next.store, ENTRY_TTL_MS, (other) => {
       if (other === undefined) return;
       this.#locator.use(other, next.store.type);
       this.#published.use(other);

@@ -7,6 +7,7 @@ import { createHttpProxy, type Endpoints } from "../shared/frontend/http/proxy.t
 import { autoConfigOf } from "../shared/frontend/http/proxy_auto_config.ts";
 import { ForwardClaims } from "../shared/frontend/forwards/claims.ts";
 import type { Frontend } from "../shared/frontend/server.ts";
+import { RunningService } from "../shared/frontend/running_service.ts";
 import { type ListenAllOptions, ServiceFrontend } from "../shared/frontend/service_frontend.ts";
 import { checkCombinations, checkParts, openParts, prepareParts, type ServiceParts } from "../shared/frontend/service_parts.ts";
 import type { WebSocketEndpoint } from "../shared/frontend/http/web_socket.ts";
@@ -174,8 +175,7 @@ async function openAll(runtime: ServiceRuntime, options: ProxyOptions, deps: Pro
 }
 
 /** A proxy that serves agents and clients. */
-class RunningProxy implements UpdatableProxy {
-  readonly #runtime: ServiceRuntime;
+class RunningProxy extends RunningService implements UpdatableProxy {
   readonly #deps: ProxyDeps;
   readonly #opened: Opened;
   readonly #limiter: ConnectionLimiter;
@@ -194,9 +194,9 @@ class RunningProxy implements UpdatableProxy {
   #hello: () => Hello;
 
   constructor(runtime: ServiceRuntime, options: ProxyOptions, deps: ProxyDeps, opened: Opened) {
+    super(runtime, opened);
     const { log, metrics, certificates } = runtime;
     const { workers, tls, parts: { store, ...rules }, listeners, clients, forwards } = opened;
-    this.#runtime = runtime;
     this.#deps = deps;
     this.#instance = deps.worker?.instance ?? crypto.randomUUID();
     this.#opened = opened;
@@ -229,7 +229,7 @@ class RunningProxy implements UpdatableProxy {
 
   /** Agents that another process has had, if this one takes over from it. */
   #awaitArrivals(): Arrivals | undefined {
-    const { predecessor } = this.#runtime.handover;
+    const { predecessor } = this.runtime.handover;
     return predecessor && new Arrivals({
       over: predecessor.settled,
       isConnected: (agentId) => this.#server.agents.isConnected(agentId),
@@ -238,7 +238,7 @@ class RunningProxy implements UpdatableProxy {
   }
 
   #createServer(arrivals: Arrivals | undefined): AgentServer {
-    const { log, metrics, activity } = this.#runtime;
+    const { log, metrics, activity } = this.runtime;
     const { onAgentConnected, onAgentDisconnected } = this.#deps;
     const { workers, parts: { authenticator }, listeners, countAgents } = this.#opened;
     const { multiple, onConflict } = this.#options.agentServer.agent;
@@ -270,7 +270,7 @@ class RunningProxy implements UpdatableProxy {
 
   /** Joins other workers, orders certificates, lets operators in, and says where it listens. */
   async start(): Promise<void> {
-    const runtime = this.#runtime;
+    const runtime = this.runtime;
     const { worker } = this.#deps;
     const { acme, workers, tls, listeners, clients } = this.#opened;
     if (workers) {
@@ -315,46 +315,18 @@ class RunningProxy implements UpdatableProxy {
     return tls && (tls.address || this.clientAddress);
   }
 
-  get clientAddress(): string {
-    return this.#opened.clients.addresses.clientAddress;
-  }
-
-  get socksAddress(): string | undefined {
-    return this.#opened.clients.addresses.socksAddress;
-  }
-
-  get http2Address(): string | undefined {
-    return this.#opened.clients.addresses.http2Address;
-  }
-
-  get forwardAddresses(): readonly string[] {
-    return this.#opened.forwards.addresses;
-  }
-
-  get adminAddress(): string | undefined {
-    return this.#runtime.admin.address;
-  }
-
   get agents(): number {
     return this.#server.agents.size;
   }
 
   get draining(): boolean {
-    return this.#runtime.isDraining;
-  }
-
-  get closed(): Promise<void> {
-    return this.#runtime.closed;
-  }
-
-  get handedOver(): Promise<void> {
-    return this.#runtime.handover.done;
+    return this.runtime.isDraining;
   }
 
   drain(): Promise<void> {
     const { delay: delayMs, timeout: timeoutMs } = this.#options.drain;
-    if (this.#runtime.handover.isDone) void this.#frontend.drain(timeoutMs, Promise.resolve()); // sooner than planned
-    return this.#runtime.drain({
+    if (this.runtime.handover.isDone) void this.#frontend.drain(timeoutMs, Promise.resolve()); // sooner than planned
+    return this.runtime.drain({
       fields: { agents: this.agents, clients: this.#frontend.open, delayMs, timeoutMs },
       delayMs,
       finish: () => this.#finishClients(timeoutMs),
@@ -367,7 +339,7 @@ class RunningProxy implements UpdatableProxy {
     if (timeoutMs === 0) return await frontend.drain(0);
     // clients are still served: some agents are moving, and some find no other proxy
     await server.migrate(timeoutMs);
-    if (server.agents.hasAvailable) this.#runtime.log.info("no other proxy for the agents", { advice: "clients are served to the end" });
+    if (server.agents.hasAvailable) this.runtime.log.info("no other proxy for the agents", { advice: "clients are served to the end" });
     const leftMs = () => Math.max(1, timeoutMs - (performance.now() - start)); // 0 would cut the newest clients
     await frontend.drain(leftMs(), server.abandoned());
     await this.#opened.workers?.idle(leftMs());
@@ -383,14 +355,6 @@ class RunningProxy implements UpdatableProxy {
     await this.#frontend.outlive(timeoutMs);
   }
 
-  reload(): Promise<void> {
-    return this.#runtime.reload();
-  }
-
-  close(): Promise<void> {
-    return this.#runtime.close();
-  }
-
   async update(next: ProxyOptions): Promise<UpdateResult> {
     const before = this.#options;
     let authenticates = false;
@@ -402,14 +366,14 @@ class RunningProxy implements UpdatableProxy {
     const tunnelsCut = await this.#frontend.recheck({ authenticates, keeps });
     const isBound = before.agentServer.tls.agentIdFrom === next.agentServer.tls.agentIdFrom;
     const agentsClosed = authenticates || !isBound ? await this.#server.recheck({ keeps }) : 0;
-    this.#runtime.access.closeRetired();
+    this.runtime.access.closeRetired();
     return { tunnelsCut, agentsClosed };
   }
 
   /** Returns whether credentials must be verified again. */
   async #prepare(change: Change, next: ProxyOptions): Promise<boolean> {
     const { tls, listeners, clients, protocols, forwards } = this.#opened;
-    const authenticates = await prepareParts(change, this.#runtime, this.#frontend, this.#options, next);
+    const authenticates = await prepareParts(change, this.runtime, this.#frontend, this.#options, next);
     const forwardTls = await this.#prepareTls(change, next);
     await listeners.prepare(change, next, tls.agents.current, (opened, left) => {
       for (const listener of opened) this.#server.add(listener);
@@ -427,14 +391,9 @@ class RunningProxy implements UpdatableProxy {
     const { acme, tls, clients } = this.#opened;
     checkOrdered(next.forward, acme !== undefined);
     if (!hasOtherTls(this.#options, next)) return { listeners: tls.forwards.listeners, clients: tls.clients };
-    const opened = await openProxyTls(next, { ...this.#deps, log: this.#runtime.log, acme });
-    const clientsTls = opened.clients && (tls.clients ?? opened.clients);
-    change.onCommit(() => {
-      this.#certificates.replaceBy(opened);
-      if (tls.clients && opened.clients) void tls.clients.replaceBy(opened.clients, (renewed) => clients.useTls(clientsTls!, renewed));
-      tls.clients = clientsTls;
-    });
-    return { listeners: opened.forwards.listeners, clients: clientsTls };
+    const opened = await openProxyTls(next, { ...this.#deps, log: this.runtime.log, acme });
+    change.onCommit(() => this.#certificates.replaceBy(opened));
+    return { listeners: opened.forwards.listeners, clients: clients.prepareTls(change, tls, opened) };
   }
 
   /** Prepares another store, and another address in it. */
@@ -443,7 +402,7 @@ class RunningProxy implements UpdatableProxy {
     const isOtherStore = differs(store, next.store);
     if (!isOtherStore && httpProxy.listenAddress === next.httpProxy.listenAddress) return;
     if (isOtherStore) {
-      await this.#runtime.store.prepare(change, next.store, next.store.ttl, (other) => {
+      await this.runtime.store.prepare(change, next.store, next.store.ttl, (other) => {
         this.#store = other;
         this.#published.share(claimsIn(other, next.store));
         if (this.#shared && other) Object.assign(this.#shared, { store: other, ttlMs: next.store.ttl });

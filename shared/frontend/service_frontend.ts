@@ -12,7 +12,7 @@ import type { HostTls, ServerTls } from "../net/tls.ts";
 import type { UdpListener } from "../net/udp.ts";
 import { type Change, differs } from "../service/change.ts";
 import type { ServiceRuntime } from "../service/runtime.ts";
-import type { Reloadable } from "../tls/reloadable_tls.ts";
+import type { Reloadable, ReloadableTls } from "../tls/reloadable_tls.ts";
 import { TrustedProxies } from "./client_address.ts";
 import type { ClientProtocol } from "./client_protocol.ts";
 import { warnOfExposure } from "./exposure.ts";
@@ -419,7 +419,7 @@ export class ServiceFrontend {
       const stop = this.#runtime.certificates.refresh(
         tls,
         () => this.#options.httpProxy.tls.refresh,
-        (renewed) => this.useTls(tls, renewed),
+        (renewed) => this.#useTls(tls, renewed),
       );
       this.#renewals.set(tls, () => {
         for (const each of [...unwatch, stop]) each();
@@ -436,8 +436,22 @@ export class ServiceFrontend {
     }
   }
 
+  /** Prepares the certificates of clients in `opened` to replace those in `tls`. Returns the `clients` that `tls` will have. */
+  prepareTls(
+    change: Change,
+    tls: { clients?: ReloadableTls<ServerTls> },
+    opened: { readonly clients?: ReloadableTls<ServerTls> },
+  ): ReloadableTls<ServerTls> | undefined {
+    const next = opened.clients && (tls.clients ?? opened.clients);
+    change.onCommit(() => {
+      if (tls.clients && opened.clients) void tls.clients.replaceBy(opened.clients, (renewed) => this.#useTls(next!, renewed));
+      tls.clients = next;
+    });
+    return next;
+  }
+
   /** Applies settings of `tls` to the listeners that use it. */
-  useTls(tls: Reloadable<ServerTls>, settings: ServerTls): void {
+  #useTls(tls: Reloadable<ServerTls>, settings: ServerTls): void {
     for (const open of this.#listeners) if (open.tls === tls) open.tcp?.setTls(this.#complete(settings));
   }
 
