@@ -2,10 +2,10 @@
 import ipaddr from "ipaddr.js";
 import { isIPv4, isIPv6 } from "node:net";
 import { domainToASCII } from "node:url";
-import { aliasesOf, canonicalAddress, isAddress, type Literal, parseIPv6 as parseAddress } from "./canonical.ts";
+import { aliasesOf, canonicalAddress, isAddress, type Literal, parseIPv6 as parseAddress, unmapped } from "./canonical.ts";
 import { quoteAddress } from "./host_port.ts";
 import type { Authority, Network } from "./authority.ts";
-import { PatternIndex, type PatternKey } from "./pattern_index.ts";
+import { networkPrefix, PatternIndex, type PatternKey } from "./pattern_index.ts";
 
 type Address = ipaddr.IPv4 | ipaddr.IPv6;
 
@@ -77,7 +77,10 @@ export function createDenyList(patterns: readonly string[]): DenyList {
 export class DestinationPatterns {
   readonly #index = new PatternIndex<Omit<Pattern, "key"> & { readonly id: number }>();
   readonly #ids = new Map<string, number>();
+  /** The numbers of networks, which have several notations. */
+  readonly #networks = new Map<string, number>();
   readonly #isDeny: boolean;
+  #size = 0;
 
   /** @param effect whether they match as in an allow-list or a deny-list */
   constructor(effect: "allow" | "deny") {
@@ -85,18 +88,29 @@ export class DestinationPatterns {
   }
 
   /**
-   * The number of the pattern, from 0 on. Equal patterns have the same.
+   * The number of the pattern, from 0 on. Equal patterns have the same, and networks in all their notations.
    * @throws {RangeError} as {@link createAllowList}, and for an ambiguous pattern
    */
   add(pattern: string): number {
     const known = this.#ids.get(pattern);
     if (known !== undefined) return known;
     refuseAmbiguous([pattern]);
-    const id = this.#ids.size;
-    for (const { key, zone, ports, networks } of parsePatterns([pattern], this.#isDeny ? EITHER : TCP)) {
-      this.#index.add(key, { zone, ports, networks, id });
-    }
+    const [parsed] = parsePatterns([pattern], this.#isDeny ? EITHER : TCP);
+    const id = parsed === undefined ? this.#size++ : this.#addParsed(parsed);
     this.#ids.set(pattern, id);
+    return id;
+  }
+
+  #addParsed({ key, zone, ports, networks }: Pattern): number {
+    const { of } = key;
+    const text = of === "network"
+      ? `${key.address.kind()} ${networkPrefix(key.address, key.bits)}/${key.bits} ${zone} ${ports} ${networks}`
+      : "";
+    const known = of === "network" ? this.#networks.get(text) : undefined;
+    if (known !== undefined) return known;
+    const id = this.#size++;
+    this.#index.add(key, { zone, ports, networks, id });
+    if (of === "network") this.#networks.set(text, id);
     return id;
   }
 
@@ -304,7 +318,7 @@ function parseIp(host: string): Address | undefined {
   if (isIPv4(host)) return new ipaddr.IPv4(host.split(".").map(Number));
   if (!host.includes(":")) return undefined;
   const address = parseIPv6(host);
-  return address?.isIPv4MappedAddress() ? address.toIPv4Address() : address;
+  return address && unmapped(address);
 }
 
 /** Drops the zone. */

@@ -52,7 +52,7 @@ function parseLiteral(host: string): { address: Address; zone: string | undefine
   if (text === undefined) return undefined;
   if (text.includes(":")) {
     const address = parseIPv6(text);
-    return address && { address: address.isIPv4MappedAddress() ? address.toIPv4Address() : address, zone };
+    return address && { address: unmapped(address), zone };
   }
   const address = zone === undefined ? parseIPv4(text) : undefined;
   return address && { address, zone: undefined };
@@ -64,6 +64,13 @@ export function parseIPv6(text: string): ipaddr.IPv6 | undefined {
   const [before = "", after] = text.split("::");
   const [first, last] = [partsOf(before), after === undefined ? [] : partsOf(after)];
   return new ipaddr.IPv6([...first, ...Array.from({ length: 8 - first.length - last.length }, () => 0), ...last]);
+}
+
+const IPV4_MAPPED = ipaddr.IPv6.parse("::ffff:0:0");
+
+/** The IPv4 address of an IPv4-mapped one. The library's own test compares an address with every special range. */
+export function unmapped(address: ipaddr.IPv6): Address {
+  return address.match(IPV4_MAPPED, 96) ? address.toIPv4Address() : address;
 }
 
 /** The groups of 16 bits; an IPv4 address at the end is two. */
@@ -93,7 +100,8 @@ function parseIPv4(text: string): ipaddr.IPv4 | undefined {
 
 /** The system connects to loopback for the unspecified address. */
 function connected(address: Address): Address {
-  if (address.toByteArray().some((byte) => byte !== 0)) return address;
+  const parts = "octets" in address ? address.octets : address.parts;
+  if (parts.some((part) => part !== 0)) return address;
   return address.kind() === "ipv4" ? new ipaddr.IPv4([127, 0, 0, 1]) : ipaddr.IPv6.parse("::1");
 }
 
@@ -108,10 +116,12 @@ const CARRIERS: readonly (readonly [network: ipaddr.IPv6, bits: number, at: read
 ];
 
 function embedded(address: Address): ipaddr.IPv4[] {
+  if (address.kind() === "ipv4") return [];
+  const carriers = CARRIERS.filter(([network, bits]) => (address as ipaddr.IPv6).match(network, bits));
+  if (carriers.length === 0) return [];
   const bytes = address.toByteArray();
   // the unspecified address and loopback are in the network of IPv4-compatible ones
-  if (address.kind() === "ipv4" || (bytes.at(-1)! <= 1 && bytes.slice(0, -1).every((byte) => byte === 0))) return [];
-  const carriers = CARRIERS.filter(([network, bits]) => (address as ipaddr.IPv6).match(network, bits));
+  if (bytes.at(-1)! <= 1 && bytes.slice(0, -1).every((byte) => byte === 0)) return [];
   return carriers.map(([, , at]) => new ipaddr.IPv4(at.map((i) => bytes[i]!)));
 }
 

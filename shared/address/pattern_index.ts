@@ -95,6 +95,11 @@ function networksOf<K, P extends object>(networks: Map<number, Patterns<K, P>>, 
   return found;
 }
 
+/** The first bits of an address; those of other addresses in the network are the same. */
+export function networkPrefix(address: Address, bits: number): number | string {
+  return isIPv4(address) ? prefixOfIPv4(address, bits) : prefixOfIPv6(address, bits);
+}
+
 function prefixOfIPv4({ octets }: ipaddr.IPv4, bits: number): number {
   const [a, b, c, d] = octets as [number, number, number, number];
   return bits === 0 ? 0 : ((a << 24) | (b << 16) | (c << 8) | d) >>> (32 - bits); // a shift by 32 would be one by 0

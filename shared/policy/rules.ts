@@ -147,18 +147,23 @@ interface IndexedRule {
   readonly destinations: readonly number[];
 }
 
-/** The rules by the patterns of one of their lists, and which of these match a query. */
+/** The rules by the patterns of one of their lists, and which of these match a query: an inverted index. */
 class Postings {
   /** By pattern. Most have one rule, which is stored without a list. */
   readonly #rules: (number | number[])[] = [];
   /** The rules whose list is empty. */
   readonly #always: number[] = [];
+  #size = 0;
   /** By pattern: the last search in which it matched. */
   #matchedIn = new Uint32Array();
+  /** By rule: the last search in which it was marked, or {@link ALWAYS}. */
+  #markedIn = new Uint32Array();
   #matched: number[] = [];
   #search = 0;
 
+  /** Adds the next rule. */
   add(rule: number, patterns: readonly number[]): void {
+    this.#size++;
     if (patterns.length === 0) this.#always.push(rule);
     for (const pattern of patterns) {
       if (pattern >= this.#rules.length) { // a new pattern has the next number
@@ -174,8 +179,10 @@ class Postings {
 
   /** Begins a search. */
   begin(): void {
-    if (this.#matchedIn.length < this.#rules.length || this.#search === MAX_SEARCH) {
+    if (this.#markedIn.length < this.#size || this.#search === ALWAYS - 1) {
       this.#matchedIn = new Uint32Array(this.#rules.length);
+      this.#markedIn = new Uint32Array(this.#size);
+      for (const rule of this.#always) this.#markedIn[rule] = ALWAYS;
       this.#search = 0;
     }
     this.#search++;
@@ -189,9 +196,14 @@ class Postings {
     this.#matched.push(pattern);
   };
 
-  /** Number of rules that the matching patterns select, with duplicates. */
+  /** Number of rules that are selected, with duplicates: those whose list is empty, and those of the matching patterns. */
   get count(): number {
-    let sum = this.#always.length;
+    return this.#always.length + this.matchedCount;
+  }
+
+  /** Number of rules of the matching patterns, with duplicates. */
+  get matchedCount(): number {
+    let sum = 0;
     for (const pattern of this.#matched) {
       const rules = this.#rules[pattern]!;
       sum += typeof rules === "number" ? 1 : rules.length;
@@ -206,6 +218,20 @@ class Postings {
     return false;
   }
 
+  /** Marks the rules that are selected, for {@link isMarked}. */
+  mark(): void {
+    for (const pattern of this.#matched) {
+      const rules = this.#rules[pattern]!;
+      if (typeof rules === "number") this.#markedIn[rules] = this.#search;
+      else for (const rule of rules) this.#markedIn[rule] = this.#search;
+    }
+  }
+
+  isMarked(rule: number): boolean {
+    const search = this.#markedIn[rule]!;
+    return search === this.#search || search === ALWAYS;
+  }
+
   /** Calls `visit` with the rules of each pattern that matches, in their order, until it returns false. */
   forEachSelected(visit: (rule: number) => boolean): void {
     visitAll(this.#always, visit);
@@ -217,7 +243,8 @@ class Postings {
   }
 }
 
-const MAX_SEARCH = 2 ** 32 - 1;
+/** Marks a rule in every search. */
+const ALWAYS = 2 ** 32 - 1;
 
 function visitAll(rules: readonly number[], visit: (rule: number) => boolean): void {
   for (const rule of rules) if (!visit(rule)) return;
@@ -268,7 +295,7 @@ class RuleIndex {
   /** The first rule that applies. */
   find(query: PolicyQuery, minute: number): Rule | undefined {
     let first = this.#rules.length;
-    this.#select(query)?.forEachSelected((i) => {
+    this.#forEachCandidate(query, (i) => {
       if (i >= first) return false;
       if (this.#applies(this.#rules[i]!, query, minute)) first = i;
       return true;
@@ -279,30 +306,37 @@ class RuleIndex {
   /** All rules that apply, in their order. */
   findAll(query: PolicyQuery, minute: number): Rule[] {
     const found = new Set<number>();
-    this.#select(query)?.forEachSelected((i) => {
+    this.#forEachCandidate(query, (i) => {
       if (this.#applies(this.#rules[i]!, query, minute)) found.add(i);
       return true;
     });
     return [...found].sort((a, b) => a - b).map((i) => this.#rules[i]!.rule);
   }
 
-  /** Finds the patterns that match. Returns the list by which few rules are selected; `undefined` if no rule can apply. */
-  #select(query: PolicyQuery): Postings | undefined {
-    if (this.#rules.length === 0) return undefined;
+  /** Calls `visit` with the rules that may apply: those of the list that selects fewest, if lists that select not many more do so, too. */
+  #forEachCandidate(query: PolicyQuery, visit: (rule: number) => boolean): void {
+    if (this.#rules.length === 0) return;
     this.#hasDestinations = false;
     const { subjects, agentId, labels } = query;
     const bySubject = this.#subjects.rules;
     bySubject.begin();
     for (const subject of subjects) this.#subjects.patterns.match(subject, bySubject.visit);
-    if (bySubject.count === 0) return undefined;
+    if (bySubject.count === 0) return;
     const byAgent = this.#agents.rules;
     byAgent.begin();
     this.#agents.patterns.match(agentId, byAgent.visit);
     for (const label of labels) this.#agents.patterns.matchExactly(LABEL + label, byAgent.visit);
-    const best = bySubject.count <= byAgent.count ? bySubject : byAgent;
-    if (best.count <= FEW) return best;
+    let best = bySubject.count <= byAgent.count ? bySubject : byAgent;
+    if (best.count <= FEW) return best.forEachSelected(visit);
     const byDestination = this.#matchDestinations(query);
-    return byDestination.count < best.count ? byDestination : best;
+    if (byDestination.count < best.count) best = byDestination;
+    const most = MARKED_FOR_EACH * best.count;
+    const filters = [bySubject, byAgent, byDestination].filter((each) => each !== best && each.matchedCount <= most);
+    for (const filter of filters) filter.mark();
+    best.forEachSelected((rule) => {
+      for (const filter of filters) if (!filter.isMarked(rule)) return true;
+      return visit(rule);
+    });
   }
 
   /** Finds the patterns of destinations that match, once for a query: often, subject and agent leave no rule that needs them. */
@@ -324,4 +358,6 @@ class RuleIndex {
 }
 
 /** Rules that are looked at without trying whether the destination selects fewer. */
-const FEW = 64;
+const FEW = 16;
+/** Rules that are marked to spare looking at one: marks are in one array, and a rule is in several objects. */
+const MARKED_FOR_EACH = 16;

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { describe, it } from "node:test";
 import { createDestinationPolicy } from "../../agent/destination_policy.ts";
 import { serveTunnel } from "../../agent/tunnel.ts";
-import { createAllowList, createDenyList, networksOf } from "../../shared/address/allow_list.ts";
+import { createAllowList, createDenyList, DestinationPatterns, networksOf } from "../../shared/address/allow_list.ts";
 import { createNoAuth } from "../../shared/auth/authenticator.ts";
 import { checkNetworks, checkPatterns } from "../../shared/config/common_options.ts";
 import { createHttpProxy } from "../../shared/frontend/http/proxy.ts";
@@ -358,6 +358,17 @@ describe("words that stand for a whole list", () => {
     for (const host of ["a.example", "10.0.0.1", "::1"]) {
       assert.deepEqual([["all"], ["none"], []].map((list) => createDenyList(list).denies({ host, port: 80 })), [true, false, false]);
     }
+  });
+});
+
+describe("a numbered pattern of a network", () => {
+  it("has one number in all notations, and other networks, ports and protocols have others", () => {
+    const patterns = new DestinationPatterns("allow");
+    const numbers = (...all: string[]) => all.map((pattern) => patterns.add(pattern));
+    assert.deepEqual(numbers("2001:db8::/32", "[2001:DB8:7::1]/32", "2001:db8:0:0::/32:1-65535"), [0, 0, 0]);
+    assert.deepEqual(numbers("10.0.0.0/8", "10.1.2.3/8", "::ffff:10.0.0.0/104"), [1, 1, 1]);
+    const others = ["2001:db9::/32", "2001:db8::/33", "[2001:db8::]/32:443", "udp:[2001:db8::]/32", "11.0.0.0/8", "10.0.0.0/9"];
+    assert.deepEqual(numbers(...others, "fe80::1%a", "fe80::1%b", "db", "2001:db8::/32"), [2, 3, 4, 5, 6, 7, 8, 9, 10, 0]);
   });
 });
 
