@@ -74,6 +74,21 @@ class Keys {
   }
 }
 
+/** Decisions made before a policy takes effect: the runtime has then compiled the code when the first client is waiting. */
+const MAX_SAMPLES = 2_000;
+/** Hosts of each kind that rules tell apart. */
+const SAMPLE_HOSTS = ["a.b.example", "192.0.2.1", "2001:db8::1"];
+
+/** Queries of clients and agents that rules throughout the policy name. */
+function* sampleQueries(rules: readonly Rule[]): Generator<PolicyQuery, void> {
+  const step = Math.ceil(rules.length / MAX_SAMPLES);
+  for (let i = 0; i < rules.length; i += step) {
+    const { subjects, agents, labels } = rules[i]!;
+    const host = SAMPLE_HOSTS[i % SAMPLE_HOSTS.length]!;
+    yield { subjects, agentId: agents[0] ?? "", labels, destination: { host, port: 443 }, network: "tcp" };
+  }
+}
+
 class Reader {
   readonly #document: YamlDocument;
   readonly #hours = new Map<string, readonly Span[]>();
@@ -115,6 +130,10 @@ class Reader {
     if (set.rules.length === limits.size) this.#fail(keys.get("rules"), "it has no rules; without one, nothing is allowed");
     for (const node of this.#section(keys, "tests")) {
       this.#runTest(node, set, now);
+      yield;
+    }
+    for (const query of sampleQueries(set.rules)) {
+      set.decide(query, now);
       yield;
     }
     return set;
