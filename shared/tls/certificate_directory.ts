@@ -13,13 +13,16 @@ import { openServerTls, type Reloadable, type TlsCheck, type TlsGroup } from "./
 
 const OPTION = "http-proxy.tls.cert-dir";
 /** How messages name the option. */
-const GROUP: TlsGroup = { name: OPTION, optionOf: () => OPTION };
+const GROUP: TlsGroup = { name: OPTION, optionOf: () => OPTION, isRegular: true };
 
 /** Limit on the certificates of a directory. */
 const MAX_CERTIFICATES = 1_000;
 
 /** Files in a subdirectory, as certbot and Kubernetes name them. */
 const NAMES_BELOW = [["fullchain.pem", "privkey.pem"], ["tls.crt", "tls.key"]] as const;
+
+/** Errors of a file that does not exist. */
+const ABSENT: ReadonlySet<string> = new Set(["ENOENT", "ENOTDIR"]);
 
 /** The files of a certificate; of the same name if one file has both. */
 interface Pair {
@@ -30,19 +33,37 @@ interface Pair {
 interface Deps {
   readonly log: Logger;
   readonly net: TlsCheck;
+  /** Milliseconds since 1970. Default `Date.now`. */
+  readonly now?: () => number;
+}
+
+/** What a certificate is for. */
+interface Contents {
+  /** Its DNS names, in lower case. */
+  readonly names: readonly string[];
+  /** Its validity, in milliseconds since 1970. */
+  readonly from: number;
+  readonly until: number;
+}
+
+interface OpenCertificate {
+  readonly tls: Reloadable<ServerTls>;
+  contents: Contents;
 }
 
 export class CertificateDirectory implements Reloadable<readonly HostTls[]> {
   readonly #path: string;
   readonly #deps: Deps;
   /** By the file of the certificate, as all of these. */
-  readonly #open = new Map<string, Reloadable<ServerTls>>();
+  readonly #open = new Map<string, OpenCertificate>();
   /** Versions that are not in use, and were seen at the last poll or could not be used. */
   readonly #seen = new Map<string, string>();
   readonly #refused = new Map<string, string>();
   /** Files that were missing at the last poll. */
   readonly #missing = new Set<string>();
   #current: readonly HostTls[] = [];
+  /** When `current` was chosen, in milliseconds since 1970. */
+  #chosenAt = 0;
   #problem?: string;
   #work = Promise.resolve();
 
@@ -65,7 +86,7 @@ export class CertificateDirectory implements Reloadable<readonly HostTls[]> {
     return opened;
   }
 
-  /** The certificates in use, by the names in them. Of two for a name, it is the one that is valid longer. */
+  /** The certificates in use, by the names in them. Of two for a name, it is one that is valid now, and of two such, the one that is valid longer. */
   get current(): readonly HostTls[] {
     return this.#current;
   }
@@ -101,13 +122,19 @@ export class CertificateDirectory implements Reloadable<readonly HostTls[]> {
   /** Returns whether a certificate has changed. */
   async #update(pairs: readonly Pair[], { isPoll }: { readonly isPoll: boolean }): Promise<boolean> {
     let isChanged = this.#forget(new Set(pairs.map(({ cert }) => cert)), isPoll);
-    const changed = () => void (isChanged = true);
     for (const pair of pairs) {
       const open = this.#open.get(pair.cert);
-      if (open) await (isPoll ? open.poll(changed) : open.reload(changed));
+      const use = (tls: ServerTls) => {
+        open!.contents = contentsOf(pair.cert, tls);
+        isChanged = true;
+      };
+      if (open) await (isPoll ? open.tls.poll(use) : open.tls.reload(use));
       else if (await this.#isReady(pair, isPoll)) isChanged = await this.#add(pair) || isChanged;
     }
-    if (isChanged) this.#current = this.#hosts();
+    const now = (this.#deps.now ?? Date.now)();
+    const isPassed = (time: number) => this.#chosenAt < time && time <= now;
+    isChanged ||= [...this.#open.values()].some(({ contents: { from, until } }) => isPassed(from) || isPassed(until));
+    if (isChanged) [this.#current, this.#chosenAt] = [this.#hosts(now), now];
     return isChanged;
   }
 
@@ -141,11 +168,10 @@ export class CertificateDirectory implements Reloadable<readonly HostTls[]> {
     const { log } = this.#deps;
     try {
       const tls = await openServerTls(GROUP, { file: { cert, key } }, this.#deps);
-      const { names } = read(tls.current);
-      if (names.length === 0) throw new ConfigError(`Cannot use ${flagOf(OPTION)} ${cert}: the certificate has no DNS name`);
-      this.#open.set(cert, tls);
+      const contents = contentsOf(cert, tls.current);
+      this.#open.set(cert, { tls, contents });
       this.#refused.delete(cert);
-      log.info("certificate added", { file: cert, names: names.join(",") });
+      log.info("certificate added", { file: cert, names: contents.names.join(",") });
       return true;
     } catch (error) {
       if (!(error instanceof ConfigError)) throw error;
@@ -154,22 +180,28 @@ export class CertificateDirectory implements Reloadable<readonly HostTls[]> {
     }
   }
 
-  #hosts(): HostTls[] {
-    const best = new Map<string, { readonly tls: ServerTls; readonly until: number }>();
-    for (const { current: tls } of this.#open.values()) {
-      const { names, until } = read(tls);
-      for (const name of names) if (until > (best.get(name)?.until ?? -Infinity)) best.set(name, { tls, until });
+  #hosts(now: number): HostTls[] {
+    const isValid = ({ from, until }: Contents) => from <= now && now < until;
+    const best = new Map<string, OpenCertificate>();
+    for (const open of this.#open.values()) {
+      const { contents } = open;
+      for (const name of contents.names) {
+        const other = best.get(name)?.contents;
+        const isBetter = other === undefined || (isValid(contents) === isValid(other) ? contents.until > other.until : isValid(contents));
+        if (isBetter) best.set(name, open);
+      }
     }
-    const byTls = Map.groupBy(best, ([, { tls }]) => tls);
-    return Array.from(byTls, ([tls, names]) => ({ names: names.map(([name]) => name), tls }));
+    const byFile = Map.groupBy(best, ([, open]) => open);
+    return Array.from(byFile, ([{ tls }, names]) => ({ names: names.map(([name]) => name), tls: tls.current }));
   }
 }
 
-/** The DNS names of a certificate, in lower case, and the end of its validity in milliseconds since 1970. */
-function read({ cert }: ServerTls): { readonly names: string[]; readonly until: number } {
-  const { subjectAltName, validTo } = new X509Certificate(cert);
+/** @throws {ConfigError} if it has no DNS name */
+function contentsOf(file: string, { cert }: ServerTls): Contents {
+  const { subjectAltName, validFrom, validTo } = new X509Certificate(cert);
   const names = (subjectAltName ?? "").split(", ").filter((name) => name.startsWith("DNS:")).map((name) => name.slice(4).toLowerCase());
-  return { names: [...new Set(names)], until: Date.parse(validTo) };
+  if (names.length === 0) throw new ConfigError(`Cannot use ${flagOf(OPTION)} ${file}: the certificate has no DNS name`);
+  return { names: [...new Set(names)], from: Date.parse(validFrom), until: Date.parse(validTo) };
 }
 
 /** The options that matter. */
@@ -211,7 +243,8 @@ async function pairsIn(path: string): Promise<Pair[]> {
     else if (entry.isDirectory() || entry.isSymbolicLink()) {
       for (const [cert, key] of NAMES_BELOW) {
         const files = { cert: join(path, name, cert), key: join(path, name, key) };
-        if ((await versionOf(files.cert)).error === undefined) pairs.push(files);
+        const { version, error } = await versionOf(files.cert);
+        if (error === undefined || !ABSENT.has(version)) pairs.push(files); // one that cannot be read is not absent
       }
     }
     if (pairs.length > MAX_CERTIFICATES) throw new Error(`it has more than ${MAX_CERTIFICATES} certificates, the limit`);

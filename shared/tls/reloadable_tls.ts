@@ -1,6 +1,7 @@
 // TLS settings from files, checked at start and reloaded when the files change. If new files are invalid, the previous settings stay in
 // force. Knows no sockets.
 import { Buffer } from "node:buffer";
+import { stat } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import { ConfigError, flagOf } from "../config/option.ts";
 import { describeFileError, readBytes } from "../files/read.ts";
@@ -42,6 +43,8 @@ export interface CertifiedKey {
 export interface TlsGroup {
   readonly name: string;
   optionOf(file: string): string;
+  /** Whether only regular files are read: a pipe in a directory would be waited for without end. Default `false`. */
+  readonly isRegular?: boolean;
 }
 
 /** @param group what the options begin with, such as `agent-server.tls` */
@@ -391,7 +394,7 @@ async function versionsOf({ files }: Source): Promise<string> {
 }
 
 /** Reads the files. An empty name counts as none. */
-async function readPems({ optionOf }: TlsGroup, { files, managed }: Source): Promise<Pems> {
+async function readPems({ optionOf, isRegular }: TlsGroup, { files, managed }: Source): Promise<Pems> {
   const pems: Record<string, PemFile | undefined> = {};
   for (const [name, file] of Object.entries(files)) {
     if (!file) continue;
@@ -399,7 +402,7 @@ async function readPems({ optionOf }: TlsGroup, { files, managed }: Source): Pro
     const sameFile = Object.values(pems).find((pem) => pem?.file === file);
     const option = file === managed ? "state-dir" : optionOf(name);
     try {
-      pems[name] = sameFile ? { option, file, text: sameFile.text } : await readPemFile(option, file);
+      pems[name] = sameFile ? { option, file, text: sameFile.text } : await readPemFile(option, file, isRegular);
     } catch (error) {
       const { code } = (error as Error).cause as NodeJS.ErrnoException;
       if (file !== managed || code !== "ENOENT") throw error; // else it does not exist yet
@@ -410,10 +413,12 @@ async function readPems({ optionOf }: TlsGroup, { files, managed }: Source): Pro
 
 /**
  * Reads the file that an option names, without parsing it.
+ * @param isRegular whether it must be a regular file
  * @throws {ConfigError} if it cannot be read
  */
-export async function readPemFile(option: string, file: string): Promise<PemFile> {
+export async function readPemFile(option: string, file: string, isRegular = false): Promise<PemFile> {
   try {
+    if (isRegular && !(await stat(file)).isFile()) throw new Error("it is not a regular file");
     return { option, file, text: Buffer.from(await readBytes(file, MAX_FILE)).toString("latin1") };
   } catch (cause) {
     throw new ConfigError(`Cannot read ${flagOf(option)} ${file}: ${describeFileError(cause)}`, { cause });

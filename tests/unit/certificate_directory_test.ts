@@ -1,6 +1,7 @@
 // A directory of certificates: which files are read, which name gets which, and what happens when files come, change and go.
 import assert from "node:assert/strict";
-import { mkdirSync, rmSync } from "node:fs";
+import { execFileSync } from "node:child_process";
+import { mkdirSync, renameSync, rmSync, symlinkSync } from "node:fs";
 import { join } from "node:path";
 import { describe, it } from "node:test";
 import { ConfigError } from "../../shared/config/option.ts";
@@ -21,9 +22,11 @@ async function issue(names: string[], days = 1): Promise<Issued> {
 const both = ({ cert, key }: Issued) => cert + key;
 const served = (hosts: readonly HostTls[]) => hosts.map(({ names }) => names.join()).sort();
 
-function open(folder: Folder, log = new LogBook()): Promise<CertificateDirectory> {
-  return CertificateDirectory.open(folder.path, { log, net: NET });
+function open(folder: Folder, log = new LogBook(), now?: () => number): Promise<CertificateDirectory> {
+  return CertificateDirectory.open(folder.path, { log, net: NET, now });
 }
+
+const reasonsIn = (log: LogBook) => log.entries.filter(({ level }) => level === "warn").map(({ fields }) => String(fields.reason));
 
 describe("a directory of certificates", () => {
   it("has them with their keys in one file, in two, or in a directory below, and nothing else", async () => {
@@ -95,7 +98,7 @@ describe("a directory of certificates", () => {
     folder.write("c.pem", both(nameless));
     const log = new LogBook();
     const directory = await open(folder, log);
-    const reasons = () => log.entries.filter(({ level }) => level === "warn").map(({ fields }) => String(fields.reason));
+    const reasons = () => reasonsIn(log);
     assert.deepEqual(served(directory.current), ["a.example"]);
     assert.match(reasons()[0]!, /^Cannot use --http-proxy\.tls\.cert-dir .*b\.pem: /);
     assert.match(reasons()[1]!, /c\.pem: the certificate has no DNS name$/);
@@ -113,6 +116,78 @@ describe("a directory of certificates", () => {
     for (let i = 0; i < 3; i++) await directory.poll();
     assert.deepEqual(served(directory.current), ["a.example", "b.example"]);
     assert.deepEqual(reasons().slice(3), ["the file does not exist"]);
+  });
+
+  it("serves a certificate that is valid already rather than one that will be valid for longer, until that is", async () => {
+    using folder = new Folder();
+    const [current, next] = [await issue(["a.example"], 2), await (await authority).issue({ names: ["a.example"], days: 5, startsIn: 1 })];
+    folder.write("1.pem", both(next));
+    folder.write("2.pem", both(current));
+    let now = Date.now();
+    const directory = await open(folder, new LogBook(), () => now);
+    const used = [directory.current.map(({ tls }) => tls.cert)];
+    const poll = () => directory.poll((hosts) => void used.push(hosts.map(({ tls }) => tls.cert)));
+    await poll();
+    now += 1.5 * 86_400_000;
+    await poll();
+    await poll();
+    assert.deepEqual(used, [[current.cert], [next.cert]]);
+  });
+
+  it("keeps a certificate if the one that replaces it has no DNS name, or can no longer be read", async () => {
+    for (const replace of ["no DNS name", "link to itself"]) {
+      using folder = new Folder();
+      const good = await issue(["a.example"]);
+      mkdirSync(join(folder.path, "site"));
+      folder.write("site/tls.crt", good.cert);
+      folder.write("site/tls.key", good.key);
+      const log = new LogBook();
+      const directory = await open(folder, log);
+      if (replace === "no DNS name") {
+        const nameless = await issue(["192.0.2.1"]);
+        folder.write("site/tls.crt", nameless.cert);
+        folder.write("site/tls.key", nameless.key);
+      } else {
+        rmSync(join(folder.path, "site"), { recursive: true });
+        symlinkSync("site", join(folder.path, "site"));
+      }
+      for (let i = 0; i < 4; i++) await directory.poll();
+      assert.deepEqual(directory.current.map(({ tls }) => tls.cert), [good.cert], replace);
+      const expected = replace === "no DNS name" ? /site\/tls\.crt: the certificate has no DNS name$/ : /loop of symbolic links/;
+      assert.ok(reasonsIn(log).some((reason) => expected.test(reason)), reasonsIn(log).join("\n"));
+      assert.deepEqual(log.logged("certificate removed"), [], replace);
+    }
+  });
+
+  it("follows the links of a volume of Kubernetes, which are replaced at once", async () => {
+    using folder = new Folder();
+    const versions = await Promise.all([issue(["a.example"]), issue(["a.example"])]);
+    const site = join(folder.path, "site");
+    versions.forEach(({ cert, key }, i) => {
+      mkdirSync(join(site, `..${i}`), { recursive: true });
+      folder.write(`site/..${i}/tls.crt`, cert);
+      folder.write(`site/..${i}/tls.key`, key);
+    });
+    symlinkSync("..0", join(site, "..data"));
+    for (const name of ["tls.crt", "tls.key"]) symlinkSync(join("..data", name), join(site, name));
+    const log = new LogBook();
+    const directory = await open(folder, log);
+    assert.deepEqual(directory.current.map(({ tls }) => tls.cert), [versions[0]!.cert]);
+    symlinkSync("..1", join(site, "..new"));
+    renameSync(join(site, "..new"), join(site, "..data"));
+    await directory.poll();
+    await directory.poll();
+    assert.deepEqual(directory.current.map(({ tls }) => tls.cert), [versions[1]!.cert]);
+    assert.deepEqual(reasonsIn(log), []);
+  });
+
+  it("does not wait for a pipe", async () => {
+    using folder = new Folder();
+    folder.write("a.pem", both(await issue(["a.example"])));
+    execFileSync("mkfifo", [join(folder.path, "b.pem")]);
+    const log = new LogBook();
+    assert.deepEqual(served((await open(folder, log)).current), ["a.example"]);
+    assert.match(reasonsIn(log).join("\n"), /^Cannot read --http-proxy\.tls\.cert-dir .*b\.pem: it is not a regular file$/);
   });
 
   it("has a bounded number of certificates", async () => {
