@@ -32,7 +32,8 @@ export const trustedProxyOptions = defineOptions({
 export class TrustedProxies {
   readonly #trusts: Contains | undefined;
   readonly #isIntermediary: Contains | undefined;
-  readonly #trustsCertificates: boolean;
+  /** Whether Client-Cert of the proxies whose Forwarded field is trusted is trusted, too. */
+  readonly trustsCertificates: boolean;
 
   /**
    * @param patterns addresses and networks whose Forwarded field is trusted
@@ -40,7 +41,7 @@ export class TrustedProxies {
    * @param trustsCertificates whether Client-Cert of `patterns` is trusted, too
    */
   constructor(patterns: readonly string[], proxyProtocol: readonly string[] = [], trustsCertificates = false) {
-    this.#trustsCertificates = trustsCertificates;
+    this.trustsCertificates = trustsCertificates;
     this.#trusts = containedIn(patterns);
     this.#isIntermediary = containedIn([...patterns, ...proxyProtocol]);
   }
@@ -81,7 +82,7 @@ export class TrustedProxies {
    * @throws {HeadError}
    */
   certificateOf(fields: Fields): Uint8Array | undefined {
-    return this.#trustsCertificates ? parseClientCert(fields) : undefined;
+    return this.trustsCertificates ? parseClientCert(fields) : undefined;
   }
 }
 

@@ -477,6 +477,15 @@ describe("the fields that tell an origin of the client", () => {
     assert.equal(lines.get("forwarded"), `for=10.0.0.4, ${own[3]![1]}`);
     await log.waitFor("request", { client: "10.0.0.4" });
   });
+
+  it("have the certificate that a trusted proxy reports only if it is trusted with that", async () => {
+    const forged = "Client-Cert: :AQID:\r\nClient_Cert: :AQID:\r\nClient-Cert-Chain: :AQID:\r\n";
+    for (const trusted of [undefined, new TrustedProxies(["127.0.0.1"]), new TrustedProxies(["10.0.0.0/8"], [], true)]) {
+      const lines = await headOf(forged, { trusted });
+      assert.deepEqual([...lines.keys()].filter((name) => name.startsWith("client")), []);
+    }
+    assert.equal((await headOf(forged, { trusted: new TrustedProxies(["127.0.0.1"], [], true) })).get("client-cert"), ":AQID:");
+  });
 });
 
 describe("a virtual host with auth=token", () => {

@@ -11,6 +11,8 @@ export interface RequestOrigin {
   readonly peer: string;
   /** Whether it is a proxy whose own fields are true. */
   readonly isTrusted: boolean;
+  /** Whether its `Client-Cert` is true, too. */
+  readonly trustsCertificate: boolean;
   readonly scheme: "http" | "https";
   /** `Host` of the request; `undefined` if it has none. */
   readonly host: string | undefined;
@@ -19,11 +21,16 @@ export interface RequestOrigin {
 }
 
 /** Names that origins may read as one of the fields: some do not tell `_` from `-`. */
-const FORWARDING = /^(?:forwarded|x[-_]forwarded[-_].*|x[-_]real[-_]ip|client[-_]cert(?:[-_]chain)?)$/i;
+const FORWARDING = /^(?:forwarded|x[-_]forwarded[-_].*|x[-_]real[-_]ip)$/i;
+const CERTIFICATE = /^client[-_]cert(?:[-_]chain)?$/i;
 
-/** Removes fields by which a client could claim another address. A trusted proxy's stay, unless {@link forwardingFields} replaces them. */
-export function withoutForwarding(fields: Fields, { isTrusted }: RequestOrigin): Fields {
-  return fields.filter(([name]) => isTrusted ? !REPLACED.has(name.toLowerCase()) : !FORWARDING.test(name));
+/**
+ * Removes fields by which a client could claim another address or certificate. Those of a trusted proxy stay, unless {@link forwardingFields}
+ * replaces them; `Client-Cert` only if the proxy is trusted with it, since others may pass on what their clients send.
+ */
+export function withoutForwarding(fields: Fields, { isTrusted, trustsCertificate }: RequestOrigin): Fields {
+  const isReplaced = (name: string) => isTrusted ? REPLACED.has(name.toLowerCase()) : FORWARDING.test(name);
+  return fields.filter(([name]) => !isReplaced(name) && (trustsCertificate || !CERTIFICATE.test(name)));
 }
 
 const REPLACED = new Set(["forwarded", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"]);

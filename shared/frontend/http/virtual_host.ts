@@ -110,6 +110,7 @@ async function serve(
   const origin: RequestOrigin = {
     peer: stream.remote,
     isTrusted,
+    trustsCertificate: isTrusted && trusted!.trustsCertificates,
     scheme: hosts.network,
     host: asked.authority,
     certificate: session.tls.peerCertificate,
