@@ -25,7 +25,12 @@ const REFUSED: readonly [values: string, message: RegExp][] = [
   ["auth: { existingConfigMap: keys }\nacme: { enabled: true, agentsName: a.example.com }", /acme\.agentsName and acme\.clientsName/],
   ["auth: { existingConfigMap: keys }\nacme: { enabled: true }\ncertManager: { enabled: true }", /exclude each other/],
   ["auth: { existingConfigMap: keys }\nproxy: { volumes: { tls: { emptyDir: {} } } }", /tls/],
+  ["auth: { existingConfigMap: keys }\nlb: { extraPorts: [{ name: clients, port: 443 }] }", /extraPorts/],
+  ["auth: { existingConfigMap: keys }\nproxy: { extraPorts: [{ name: '443', port: 443 }] }", /extraPorts/],
+  ["auth: { existingConfigMap: keys }\nproxy: { podAnnotations: { number: 1 } }", /podAnnotations/],
 ];
+/** Names of releases: the longest has 53 characters. */
+const RELEASES = ["site", "r".repeat(53)];
 
 interface Rendered {
   readonly kind: string;
@@ -42,14 +47,15 @@ function run(file: string, args: readonly string[]): { status: number | null; st
 }
 
 using folder = new Folder();
-const render = (values: string) =>
-  run("helm", ["template", "site", CHART, "--kube-version", KUBERNETES, "--namespace", "reverse-http", "--values", values]);
+const render = (values: string, release = RELEASES[0]!) =>
+  run("helm", ["template", release, CHART, "--kube-version", KUBERNETES, "--namespace", "reverse-http", "--values", values]);
 
 /** Checks rendered objects. */
 function check(name: string, rendered: string): void {
   const documents = parseAllDocuments(rendered);
   const objects = documents.map((document) => document.toJS() as Rendered | null).filter((object) => object !== null);
   for (const { kind, metadata, spec } of objects) {
+    assert.match(metadata.name, /^[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?$/, `${name}: the name of a ${kind}`);
     if (kind !== "Deployment" || metadata.name.endsWith("memcached")) continue;
     const { terminationGracePeriodSeconds: grace, containers } = spec.template.spec;
     assert.ok(grace! * 1_000 > drainMs(containers[0]!.args), `${name}: ${metadata.name} has less time to stop than it takes`);
@@ -64,9 +70,11 @@ for (const name of readdirSync(VALUES)) {
   const values = join(VALUES, name);
   const linted = run("helm", ["lint", "--strict", "--kube-version", KUBERNETES, CHART, "--values", values]);
   assert.equal(linted.status, 0, `${name}: ${linted.stdout}${linted.stderr}`);
-  const { status, stdout, stderr } = render(values);
-  assert.equal(status, 0, `${name}: ${stderr}`);
-  check(name, stdout);
+  for (const release of RELEASES) {
+    const { status, stdout, stderr } = render(values, release);
+    assert.equal(status, 0, `${name}: ${stderr}`);
+    check(name, stdout);
+  }
 }
 const copy = join(folder.path, "kubernetes");
 cpSync(KUSTOMIZATIONS, copy, { recursive: true });

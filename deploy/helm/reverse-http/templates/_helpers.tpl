@@ -10,9 +10,9 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
 {{- define "reverse-http.labels" -}}
 {{ include "reverse-http.selector" . }}
 app.kubernetes.io/part-of: reverse-http
-app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | replace "+" "_" | trunc 63 | quote }}
 app.kubernetes.io/managed-by: {{ .root.Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" | trunc 63 }}
 {{- end }}
 
 {{- define "reverse-http.storeAddress" -}}
@@ -199,7 +199,7 @@ spec:
 apiVersion: v1
 kind: Service
 metadata:
-  name: {{ printf "%s-admin" (include "reverse-http.name" .) }}
+  name: {{ include "reverse-http.name" (dict "root" .root "component" (printf "%s-admin" .component)) }}
   labels:
     {{- include "reverse-http.labels" . | nindent 4 }}
     app.kubernetes.io/component: admin
