@@ -7,7 +7,6 @@ import { join } from "node:path";
 import process from "node:process";
 import { parseArgs } from "node:util";
 import { LIBRARY_FILES } from "./shared/auth/password_libraries.ts";
-import { YAML_LIBRARY } from "./shared/policy/yaml_library.ts";
 import { bundleDashboard } from "./tools/dashboard.ts";
 import { EXECUTABLES, ROOT } from "./tools/executables.ts";
 import { buildNative } from "./tools/native.ts";
@@ -37,10 +36,6 @@ const embedLibraries: Bun.BunPlugin = {
     build.onLoad({ filter: /shared\/auth\/password_libraries\.ts$/ }, () => ({
       loader: "ts",
       contents: `export const readLibraries = () => Promise.resolve(${JSON.stringify(readLibraryTexts())});`,
-    }));
-    build.onLoad({ filter: /shared\/policy\/yaml_library\.ts$/ }, () => ({
-      loader: "ts",
-      contents: `export const readYamlLibrary = () => Promise.resolve(${JSON.stringify(readLibraryText(YAML_LIBRARY))});`,
     }));
   },
 };

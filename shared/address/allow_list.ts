@@ -5,7 +5,7 @@ import { domainToASCII } from "node:url";
 import { aliasesOf, canonicalAddress, isAddress, type Literal, parseIPv6 as parseAddress, unmapped } from "./canonical.ts";
 import { quoteAddress } from "./host_port.ts";
 import type { Authority, Network } from "./authority.ts";
-import { networkPrefix, PatternIndex, type PatternKey } from "./pattern_index.ts";
+import { PatternIndex, type PatternKey } from "./pattern_index.ts";
 
 type Address = ipaddr.IPv4 | ipaddr.IPv6;
 
@@ -73,12 +73,16 @@ export function createDenyList(patterns: readonly string[]): DenyList {
   };
 }
 
+type NumberedPattern = Omit<Pattern, "key"> & { readonly id: number };
+
+function isSame(a: NumberedPattern, b: NumberedPattern): boolean {
+  return a.ports[0] === b.ports[0] && a.ports[1] === b.ports[1] && a.networks === b.networks && a.zone === b.zone;
+}
+
 /** Numbered patterns of destinations. Finds those that match without trying each. */
 export class DestinationPatterns {
-  readonly #index = new PatternIndex<Omit<Pattern, "key"> & { readonly id: number }>();
+  readonly #index = new PatternIndex<NumberedPattern>();
   readonly #ids = new Map<string, number>();
-  /** The numbers of networks, which have several notations. */
-  readonly #networks = new Map<string, number>();
   readonly #isDeny: boolean;
   #size = 0;
 
@@ -88,30 +92,23 @@ export class DestinationPatterns {
   }
 
   /**
-   * The number of the pattern, from 0 on. Equal patterns have the same, and networks in all their notations.
+   * The number of the pattern, from 0 on. Equal patterns mostly have the same, in all notations.
    * @throws {RangeError} as {@link createAllowList}, and for an ambiguous pattern
    */
   add(pattern: string): number {
-    const known = this.#ids.get(pattern);
-    if (known !== undefined) return known;
-    refuseAmbiguous([pattern]);
-    const [parsed] = parsePatterns([pattern], this.#isDeny ? EITHER : TCP);
-    const id = parsed === undefined ? this.#size++ : this.#addParsed(parsed);
-    this.#ids.set(pattern, id);
+    let id = this.#ids.get(pattern);
+    if (id === undefined) this.#ids.set(pattern, id = this.#parse(pattern));
     return id;
   }
 
-  #addParsed({ key, zone, ports, networks }: Pattern): number {
-    const { of } = key;
-    const text = of === "network"
-      ? `${key.address.kind()} ${networkPrefix(key.address, key.bits)}/${key.bits} ${zone} ${ports} ${networks}`
-      : "";
-    const known = of === "network" ? this.#networks.get(text) : undefined;
-    if (known !== undefined) return known;
-    const id = this.#size++;
-    this.#index.add(key, { zone, ports, networks, id });
-    if (of === "network") this.#networks.set(text, id);
-    return id;
+  #parse(pattern: string): number {
+    refuseAmbiguous([pattern]);
+    const parsed = parseAlone(pattern, this.#isDeny ? EITHER : TCP);
+    if (parsed === undefined) return this.#size++;
+    const { key, zone, ports, networks } = parsed;
+    const added = this.#index.addOnce(key, { zone, ports, networks, id: this.#size }, isSame);
+    if (added.id === this.#size) this.#size++;
+    return added.id;
   }
 
   /** Calls `visit` with the number of each pattern that matches, sometimes more than once. */
@@ -180,21 +177,32 @@ export function networksOf(patterns: readonly string[]): string[] {
 }
 
 const TCP: readonly Network[] = ["tcp"];
+const UDP: readonly Network[] = ["udp"];
 const EITHER: readonly Network[] = ["tcp", "udp"];
 const EVERYTHING: Pattern = { key: { of: "everything" }, ports: [1, 65_535], networks: EITHER };
 
 /** `none` gives no pattern, `all` one that matches everything. `plain`: the networks of patterns that name none. */
 function parsePatterns(patterns: readonly string[], plain: readonly Network[]): Pattern[] {
-  const word = patterns.find((pattern) => pattern.length <= 4 && /^(?:all|none)$/i.test(pattern));
-  if (word === undefined) return patterns.map((pattern) => parsePattern(pattern, plain));
-  if (patterns.length > 1) {
+  const word = patterns.length > 1 ? patterns.find(isWord) : undefined;
+  if (word !== undefined) {
     const meaning = word.toLowerCase() === "all" ? "every destination over TCP and UDP" : "no destination";
     throw failure(
       word,
       `it cannot be combined with other patterns, as it stands for ${meaning}; a host of that name is written "${word}."`,
     );
   }
-  return word.toLowerCase() === "all" ? [EVERYTHING] : [];
+  return patterns.flatMap((pattern) => parseAlone(pattern, plain) ?? []);
+}
+
+/** As {@link parsePatterns}, of a list with one. */
+function parseAlone(pattern: string, plain: readonly Network[]): Pattern | undefined {
+  if (isWord(pattern)) return pattern.toLowerCase() === "all" ? EVERYTHING : undefined;
+  return parsePattern(pattern, plain);
+}
+
+/** Whether a pattern stands for a whole list. */
+function isWord(pattern: string): boolean {
+  return pattern.length <= 4 && /^(?:all|none)$/i.test(pattern);
 }
 
 function failure(pattern: string, why: string): RangeError {
@@ -207,8 +215,9 @@ function failure(pattern: string, why: string): RangeError {
  */
 export function refuseAmbiguous(patterns: readonly string[]): void {
   for (const pattern of patterns) {
+    if (pattern.indexOf(":") === pattern.lastIndexOf(":")) continue; // at once: policies have many of them
     const [prefix, text] = splitNetwork(pattern);
-    const withPort = text.indexOf(":") !== text.lastIndexOf(":") && isIPv6(text) ? withBrackets(text) : undefined;
+    const withPort = isIPv6(text) ? withBrackets(text) : undefined;
     if (withPort === undefined) continue;
     const advice = `write ${prefix}[${text}] or ${prefix}${withPort}`;
     throw failure(pattern, `it is an address, but may be meant as an address and a port; ${advice}`);
@@ -230,7 +239,7 @@ function splitNetwork(pattern: string): [prefix: "udp:" | "", text: string] {
 
 function parsePattern(pattern: string, plain: readonly Network[]): Pattern {
   const [prefix, text] = splitNetwork(pattern);
-  const networks: readonly Network[] = prefix === "" ? plain : ["udp"];
+  const networks = prefix === "" ? plain : UDP;
   if (prefix !== "" && /^all$/i.test(text)) return { ...EVERYTHING, networks };
   const fail = (why: string) => {
     const hint = advise(text)?.replace(/^write /, `write ${prefix}`);
@@ -315,7 +324,7 @@ export function parsePorts(text: string | undefined): readonly [first: number, l
 
 /** `undefined` unless the address is in its usual notation: `127.1` and `0x7f000001` are names here. */
 function parseIp(host: string): Address | undefined {
-  if (isIPv4(host)) return new ipaddr.IPv4(host.split(".").map(Number));
+  if (/^[0-9]/.test(host) && isIPv4(host)) return new ipaddr.IPv4(host.split(".").map(Number));
   if (!host.includes(":")) return undefined;
   const address = parseIPv6(host);
   return address && unmapped(address);

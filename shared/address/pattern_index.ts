@@ -11,30 +11,39 @@ export type PatternKey =
   | { readonly of: "zone"; readonly name: string }
   | { readonly of: "network"; readonly address: Address; readonly bits: number };
 
+type IsSame<P> = (a: P, b: P) => boolean;
+
+/** Patterns with the same key that {@link PatternIndex.addOnce} compares. */
+const MAX_COMPARED = 16;
+
 export class PatternIndex<P extends object> {
-  readonly #everything: P[] = [];
+  readonly #everything = new Patterns<"", P>();
   readonly #names = new Patterns<string, P>();
   readonly #zones = new Patterns<string, P>();
   /** By address family and prefix length, the networks by their prefix. */
   readonly #networks = { ipv4: new Map<number, Patterns<number, P>>(), ipv6: new Map<number, Patterns<string, P>>() };
 
   add(key: PatternKey, pattern: P): void {
+    this.addOnce(key, pattern, () => false);
+  }
+
+  /** Adds the pattern, unless one of the latest with the same key is the same. Returns the one that is there. */
+  addOnce(key: PatternKey, pattern: P, isSame: IsSame<P>): P {
     switch (key.of) {
       case "everything":
-        this.#everything.push(pattern);
-        return;
+        return this.#everything.addOnce("", pattern, isSame);
       case "name":
-        return this.#names.add(key.name, pattern);
+        return this.#names.addOnce(key.name, pattern, isSame);
       case "zone":
-        return this.#zones.add(key.name, pattern);
+        return this.#zones.addOnce(key.name, pattern, isSame);
       case "network":
-        return this.#addNetwork(key.address, key.bits, pattern);
+        return this.#addNetwork(key.address, key.bits, pattern, isSame);
     }
   }
 
-  #addNetwork(address: Address, bits: number, pattern: P): void {
-    if (isIPv4(address)) networksOf(this.#networks.ipv4, bits).add(prefixOfIPv4(address, bits), pattern);
-    else networksOf(this.#networks.ipv6, bits).add(prefixOfIPv6(address, bits), pattern);
+  #addNetwork(address: Address, bits: number, pattern: P, isSame: IsSame<P>): P {
+    if (isIPv4(address)) return networksOf(this.#networks.ipv4, bits).addOnce(prefixOfIPv4(address, bits), pattern, isSame);
+    return networksOf(this.#networks.ipv6, bits).addOnce(prefixOfIPv6(address, bits), pattern, isSame);
   }
 
   /**
@@ -43,7 +52,7 @@ export class PatternIndex<P extends object> {
    * @param address if the host is an address
    */
   some(name: string, address: Address | undefined, test: (pattern: P) => boolean): boolean {
-    if (this.#everything.some(test)) return true;
+    if (this.#everything.some("", test)) return true;
     if (address === undefined) return this.#someOfName(name, test);
     if (isIPv4(address)) {
       for (const [bits, networks] of this.#networks.ipv4) if (networks.some(prefixOfIPv4(address, bits), test)) return true;
@@ -73,10 +82,19 @@ class Patterns<K, P extends object> {
     return this.#patterns.size;
   }
 
-  add(key: K, pattern: P): void {
+  addOnce(key: K, pattern: P, isSame: IsSame<P>): P {
     const patterns = this.#patterns.get(key);
-    if (Array.isArray(patterns)) patterns.push(pattern);
-    else this.#patterns.set(key, patterns === undefined ? pattern : [patterns, pattern]);
+    if (patterns === undefined) {
+      this.#patterns.set(key, pattern);
+    } else if (!Array.isArray(patterns)) {
+      if (isSame(patterns, pattern)) return patterns;
+      this.#patterns.set(key, [patterns, pattern]);
+    } else {
+      const least = Math.max(0, patterns.length - MAX_COMPARED);
+      for (let i = patterns.length - 1; i >= least; i--) if (isSame(patterns[i]!, pattern)) return patterns[i]!;
+      patterns.push(pattern);
+    }
+    return pattern;
   }
 
   some(key: K, test: (pattern: P) => boolean): boolean {
@@ -93,11 +111,6 @@ function networksOf<K, P extends object>(networks: Map<number, Patterns<K, P>>, 
   let found = networks.get(bits);
   if (found === undefined) networks.set(bits, found = new Patterns());
   return found;
-}
-
-/** The first bits of an address; those of other addresses in the network are the same. */
-export function networkPrefix(address: Address, bits: number): number | string {
-  return isIPv4(address) ? prefixOfIPv4(address, bits) : prefixOfIPv6(address, bits);
 }
 
 function prefixOfIPv4({ octets }: ipaddr.IPv4, bits: number): number {

@@ -15,8 +15,6 @@ export class PolicyError extends Error {
   }
 }
 
-/** Texts that are longer are parsed in a thread. */
-const LARGE = 256 * 1024;
 /** Time in milliseconds for which a policy is read before other tasks have their turn. */
 const SLICE_MS = 10;
 
@@ -26,8 +24,7 @@ const SLICE_MS = 10;
  * @throws {PolicyError}
  */
 export async function readPolicy(text: string, now: number): Promise<RuleSet> {
-  const document = await parse(text, text.length > LARGE ? YamlDocument.parseInThread : YamlDocument.parse);
-  const reading = new Reader(document).read(now);
+  const reading = read(text, now);
   let started = performance.now();
   for (;;) {
     const { done, value } = reading.next();
@@ -39,9 +36,14 @@ export async function readPolicy(text: string, now: number): Promise<RuleSet> {
 }
 
 /** @throws {PolicyError} */
-async function parse(text: string, parser: (text: string) => YamlDocument | Promise<YamlDocument>): Promise<YamlDocument> {
+function* read(text: string, now: number): Generator<void, RuleSet> {
+  return yield* new Reader(yield* parse(text)).read(now);
+}
+
+/** @throws {PolicyError} */
+function* parse(text: string): Generator<void, YamlDocument> {
   try {
-    return await parser(text);
+    return yield* YamlDocument.parse(text, "rules");
   } catch (cause) {
     if (!(cause instanceof YamlError)) throw cause;
     throw new PolicyError(text.slice(0, cause.at).split("\n").length, cause.message, { cause });

@@ -1,8 +1,6 @@
-// YAML with positions, for large files: the parser's events are kept as numbers, of which nodes are indices. A large text is parsed in a thread
-// of its own.
-import { Worker } from "node:worker_threads";
+// YAML with positions, for large files: the parser's events are kept as numbers, of which nodes are indices. The items of a long list are parsed
+// in parts, whose events are dropped at once, and between which other tasks have their turn.
 import { type Event, EVENT_ID, getScalarValue, parseEvents, SCALAR_STYLE, type ScalarEvent, YAMLException } from "js-yaml";
-import { readYamlLibrary } from "./yaml_library.ts";
 
 /** A part of a document: the index of its event. */
 export type YamlNode = number;
@@ -22,54 +20,105 @@ export class YamlError extends Error {
  */
 const STRIDE = 4;
 
-/** Runs in the thread too, so it uses nothing from outside. */
-function packEvents(events: readonly Event[]): Int32Array {
-  const packed = new Int32Array(events.length * 4);
-  const open: number[] = [];
-  for (let i = 0; i < events.length; i++) {
-    const event = events[i] as { readonly type: number; readonly start: number } & Omit<ScalarEvent, "type">;
-    const [at, { type }] = [i * 4, event];
-    packed[at] = type;
-    packed[at + 1] = -1;
-    if (type === 6) { // pop
-      packed[open.pop()! * 4 + 2] = i + 1;
-    } else if (type === 4) { // scalar
-      packed[at] = type | (event.style << 4) | (event.chomping << 8) | (Number(event.fast) << 12) | (Number(event.tagStart >= 0) << 13);
-      packed[at + 1] = event.valueStart;
-      packed[at + 2] = event.valueEnd;
-      packed[at + 3] = event.indent;
-    } else if (type === 5) { // alias
-      packed[at + 1] = event.anchorStart;
-      packed[at + 2] = event.anchorEnd;
-    } else {
-      open.push(i);
-      if (event.start !== undefined) {
-        packed[at] = type | (Number(event.tagStart >= 0) << 13);
-        packed[at + 1] = event.start;
+/** The events of a document as numbers. */
+class PackedEvents {
+  #numbers = new Int32Array(STRIDE * 1024);
+  #count = 0;
+  /** The collections that have not ended. */
+  readonly #open: number[] = [];
+
+  /**
+   * @param base offset of their text in the whole one
+   * @throws {YamlError} for a second document, and for a tag
+   */
+  add(events: readonly Event[], base: number): void {
+    const needed = (this.#count + events.length) * STRIDE;
+    if (needed > this.#numbers.length) {
+      const grown = new Int32Array(Math.max(needed, 2 * this.#numbers.length));
+      grown.set(this.#numbers);
+      this.#numbers = grown;
+    }
+    for (let i = 0; i < events.length; i++) {
+      const event = events[i] as AnyEvent;
+      if (event.type === EVENT_ID.DOCUMENT && this.#count > 0) {
+        const { start = 0, valueStart = start } = events[i + 1] as AnyEvent;
+        throw new YamlError(base + Math.max(0, valueStart), "it has more than one document");
       }
+      this.#add(event, base);
     }
   }
-  return packed;
+
+  #add(event: AnyEvent, base: number): void {
+    const [numbers, node] = [this.#numbers, this.#count++];
+    const at = node * STRIDE;
+    const { type, tagStart = -1 } = event;
+    if (tagStart >= 0) throw new YamlError(base + tagStart, "a tag, which begins with !, has no meaning here");
+    numbers[at] = type;
+    numbers[at + 1] = -1;
+    if (type === EVENT_ID.POP) {
+      numbers[this.#open.pop()! * STRIDE + 2] = node + 1;
+    } else if (type === EVENT_ID.SCALAR) {
+      numbers[at] = type | (event.style << 4) | (event.chomping << 8) | (Number(event.fast) << 12);
+      if (event.valueStart! >= 0) numbers[at + 1] = base + event.valueStart!;
+      numbers[at + 2] = base + event.valueEnd;
+      numbers[at + 3] = event.indent;
+    } else if (type === EVENT_ID.ALIAS) {
+      numbers[at + 1] = base + event.anchorStart;
+      numbers[at + 2] = base + event.anchorEnd;
+    } else {
+      this.#open.push(node);
+      if (event.start !== undefined) numbers[at + 1] = base + event.start;
+    }
+  }
+
+  take(): Int32Array {
+    return this.#numbers.subarray(0, this.#count * STRIDE);
+  }
 }
 
-/** Runs in the thread. */
-const PROGRAM = `
-const { parentPort, workerData: { library, text } } = require("node:worker_threads");
-const yaml = {};
-new Function("exports", "module", library)(yaml, { exports: yaml });
-const packEvents = ${packEvents};
-try {
-  const events = packEvents(yaml.parseEvents(text, {}));
-  parentPort.postMessage({ events }, [events.buffer]);
-} catch (error) {
-  parentPort.postMessage({ at: error.mark?.position ?? 0, reason: error.reason ?? String(error) });
-}
-`;
+/** Fields of events of all types; `type` says which there are. */
+type AnyEvent = Omit<ScalarEvent, "type" | "tagStart" | "valueStart"> & {
+  readonly type: number;
+  readonly start?: number;
+  readonly valueStart?: number;
+  readonly tagStart?: number;
+};
 
-interface Parsed {
-  readonly events?: Int32Array;
-  readonly at?: number;
-  readonly reason?: string;
+/** Texts that are longer are parsed in parts, which are a little longer than this, in characters. */
+const LARGE = 256 * 1024;
+const PART = 32 * 1024;
+
+/** A list in a text. */
+interface LongList {
+  /** Where its first item begins, with its indentation, and where the list ends. */
+  readonly start: number;
+  readonly end: number;
+  /** How each item begins: the indentation, a hyphen and a space. */
+  readonly hyphen: string;
+}
+
+/**
+ * Finds the list of the key, which begins its line. Each line within an item is indented by more than the item (YAML 1.2.2 §8.2.1), so a line
+ * that begins like an item is one.
+ */
+function findList(text: string, key: string): LongList | undefined {
+  const found = new RegExp(`^${key}:[ \\t]*\\r?\\n( *- )`, "m").exec(text);
+  if (found === null) return undefined;
+  const hyphen = found[1]!;
+  const start = found.index + found[0].length - hyphen.length;
+  const next = hyphen === "- " ? /^[^ \t\r\n#-]/mg : /^[^ \t\r\n#]/mg;
+  next.lastIndex = start;
+  return { start, end: next.exec(text)?.index ?? text.length, hyphen };
+}
+
+/** @throws {YamlError} */
+function parseAt(text: string, positionOf: (position: number) => number): Event[] {
+  try {
+    return parseEvents(text, {});
+  } catch (cause) {
+    if (!(cause instanceof YAMLException)) throw cause;
+    throw new YamlError(positionOf(cause.mark?.position ?? 0), cause.reason, { cause });
+  }
 }
 
 /** A document whose root is a mapping, or is empty. */
@@ -81,42 +130,22 @@ export class YamlDocument {
   /** The root, if the document has a mapping. */
   readonly root: YamlNode | undefined;
 
-  /** @throws {YamlError} */
-  static parse(text: string): YamlDocument {
-    try {
-      return new YamlDocument(text, packEvents(parseEvents(text, {})));
-    } catch (cause) {
-      if (!(cause instanceof YAMLException)) throw cause;
-      throw new YamlError(cause.mark?.position ?? 0, cause.reason, { cause });
-    }
-  }
-
   /**
-   * As {@link parse}, in a thread.
+   * Yields after each part of a large text.
+   * @param key of the mapping at the root, whose list may be long
    * @throws {YamlError}
    */
-  static async parseInThread(text: string): Promise<YamlDocument> {
-    const workerData = { library: await readYamlLibrary(), text };
-    const { events, at = 0, reason = "" } = await new Promise<Parsed>((resolve, reject) => {
-      const worker = new Worker(PROGRAM, { eval: true, workerData });
-      worker.on("message", resolve); // it ends by itself then; to terminate it would block this thread meanwhile
-      worker.on("error", reject);
-      worker.on("exit", () => reject(new Error("The thread that parses YAML has ended")));
-    });
-    if (events === undefined) throw new YamlError(at, reason);
-    return new YamlDocument(text, events);
+  static *parse(text: string, key: string): Generator<void, YamlDocument> {
+    const packed = new PackedEvents();
+    const list = text.length > LARGE ? findList(text, key) : undefined;
+    if (list === undefined || !(yield* parseInParts(text, list, packed))) packed.add(parseAt(text, (position) => position), 0);
+    return new YamlDocument(text, packed.take());
   }
 
   private constructor(text: string, events: Int32Array) {
     this.#text = text;
     this.#events = events;
-    const count = events.length / STRIDE;
-    for (let node = 0; node < count; node++) {
-      if ((events[node * STRIDE]! >> 13) & 1) throw new YamlError(this.#startAt(node), "a tag, which begins with !, has no meaning here");
-    }
-    const second = count === 0 ? 0 : this.behind(0);
-    if (second < count) throw new YamlError(this.#startAt(second + 1), "it has more than one document");
-    this.root = count > 0 && this.kindOf(1) === "map" ? 1 : undefined;
+    this.root = events.length > 0 && this.kindOf(1) === "map" ? 1 : undefined;
   }
 
   /** The line at which a node begins, from 1 on. */
@@ -204,6 +233,27 @@ export class YamlDocument {
     const start = this.#events[node * STRIDE + 1] ?? 0;
     return start >= 0 || node === 0 ? Math.max(0, start) : this.#startAt(node - 1);
   }
+}
+
+/** Returns `false` if the list is none. */
+function* parseInParts(text: string, { start, end, hyphen }: LongList, packed: PackedEvents): Generator<void, boolean> {
+  // the document without the list's items, with one in their place
+  const item = `${hyphen}0\n`;
+  const removed = end - start - item.length;
+  const frame = parseAt(text.slice(0, start) + item + text.slice(end), (position) => position < start ? position : position + removed);
+  const at = frame.findIndex((event) => event.type === EVENT_ID.SCALAR && event.valueStart === start + hyphen.length);
+  if (frame[at - 1]?.type !== EVENT_ID.SEQUENCE || frame[at + 1]?.type !== EVENT_ID.POP) return false;
+  packed.add(frame.slice(0, at), 0);
+  for (let from = start, to; from < end; from = to) {
+    const next = text.indexOf(`\n${hyphen}`, from + PART);
+    to = next < 0 || next >= end ? end : next + 1;
+    const base = from;
+    // without the document and the list, which each part begins and ends
+    packed.add(parseAt(text.slice(from, to), (position) => base + position).slice(2, -2), base);
+    yield;
+  }
+  packed.add(frame.slice(at + 1), removed);
+  return true;
 }
 
 const NULL = /^(?:null|Null|NULL|~|)$/;

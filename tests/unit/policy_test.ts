@@ -133,7 +133,7 @@ describe("a policy", () => {
     }
   });
 
-  it("is read in a thread and in slices if it is large, so that others have their turn", async () => {
+  it("is read in slices if it is large, so that others have their turn", async () => {
     const rules = Array.from(
       { length: 4_000 },
       (_, i) => `  - allow: rule ${i}\n    subjects: [name:u${i}]\n    destinations: ["d${i}:443", 'e${i}:1']\n`,
@@ -152,6 +152,55 @@ describe("a policy", () => {
       [`${text}\t- x`, 12_002],
     ];
     for (const [each, line] of bad) await assert.rejects(readPolicy(each, NOON), (error: PolicyError) => error.line === line);
+  });
+
+  it("means the same and has the same lines when it is parsed in parts", async () => {
+    const items = (item: (i: number) => string) => Array.from({ length: 6_000 }, (_, i) => item(i)).join("");
+    const allowed = "tests:\n  - {expect: allow, as: group:x, agent: site-5999, to: 'db:1', rule: rule 5999}\n";
+    const denied = "tests:\n  - {expect: deny, agent: site-5999, to: 'db:1'}\n";
+    const one = (i: number) => `  - allow: rule ${i}\n    agents: [site-${i}]\n    hours: 00:00-24:00\n`;
+    const whole = `rules:\n${items(one)}`;
+    assert.ok(whole.length > 256 * 1024);
+    const valid = {
+      "two spaces": [whole + allowed, 3 * 5_999 + 2],
+      "no end of the last line": [`${allowed}${whole}`.trimEnd(), 3 * 5_999 + 4],
+      "CRLF": [(whole + allowed).replaceAll("\n", "\r\n"), 3 * 5_999 + 2],
+      "no indentation": [`# first\nrules:\n${items(one).replaceAll(/^ {2}/mg, "")}${allowed}`, 3 * 5_999 + 3],
+      "comments and empty lines": [`rules:\n${items((i) => `${one(i)}# next\n\n`)}${allowed}`, 5 * 5_999 + 2],
+      "texts that look like items": [
+        `rules:\n${
+          items((i) =>
+            `  - agents: [site-${i}]\n    subjects: [group:x, "group:a\n      - allow: b"]\n    hours: |-\n      00:00-24:00\n    allow: rule ${i}\n`
+          )
+        }${allowed}`,
+        6 * 5_999 + 2,
+      ],
+      "a flow sequence": [
+        `rules: [\n${items((i) => `  {allow: rule ${i}, agents: [site-${i}], hours: 00:00-24:00},\n`)}  ]\n${allowed}`,
+        6_001,
+      ],
+    } satisfies Record<string, [string, number]>;
+    for (const [what, [text, line]] of Object.entries(valid)) {
+      const set = await readPolicy(text, NOON);
+      assert.deepEqual([set.rules.length, set.rules[5_999]!.name, set.rules[5_999]!.line], [6_000, "rule 5999", line], what);
+    }
+    const invalid = {
+      "a test that fails behind the rules": [whole + denied, 18_003],
+      "a test that fails before the rules": [denied + whole, 2],
+      "a tag": [whole.replace("allow: rule 4000", "allow: !!str rule 4000"), 3 * 4_000 + 2],
+      "a second document": [`${whole}---\nrules: []\n`, 18_003],
+      "a second document within the list": [`rules:\n${items(one).replaceAll(/^ {2}/mg, "")}---\n- allow: x\n`, 18_003],
+      "an unterminated text": [whole.replace("rule 4000\n", '"rule 4000\n'), 3 * 4_000 + 3],
+      "a wrong indentation": [whole.replace("    agents: [site-4000]", "   agents: [site-4000]"), 3 * 4_000 + 3],
+      "a key behind the rules": [`${whole}other: x\n`, 18_002],
+    } satisfies Record<string, [string, number]>;
+    for (const [what, [text, line]] of Object.entries(invalid)) {
+      await assert.rejects(readPolicy(text, NOON), (error) => {
+        assert.ok(error instanceof PolicyError, `${what}: ${error}`);
+        assert.equal(error.line, line, `${what}: ${error.message}`);
+        return true;
+      });
+    }
   });
 
   it("has hours that begin and end in its time zone, on the next day too", () => {
