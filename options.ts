@@ -435,7 +435,7 @@ export interface ProxyOptions {
     /** `--audit.strict`: Refuse tunnels while the audit log cannot be written; otherwise records are lost and counted. Default: `false`. */
     strict?: boolean;
   };
-  /** `--workers`: Processes that serve at the same addresses, each with its own thread for new tunnels: one for every two processors at most. 1: this process alone. More need Linux and the executable. Default: `1`. */
+  /** `--workers`: Processes that serve at the same addresses, each with its own thread for new tunnels: one for every two processors at most. Limits hold for all together, except bandwidth per client, which each has for itself. 1: this process alone. More need Linux and the executable. Default: `1`. */
   workers?: number;
   /** `--threads`: Threads that encrypt and move the bytes of tunnels, up to 64; 0: one for every two processors, 16 at most. Default: `0`. */
   threads?: number;

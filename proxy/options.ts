@@ -190,8 +190,8 @@ export const proxyOptions = defineOptions({
     kind: "integer",
     default: "1",
     description:
-      "Processes that serve at the same addresses, each with its own thread for new tunnels: one for every two processors at most. 1: this " +
-      "process alone. More need Linux and the executable.",
+      "Processes that serve at the same addresses, each with its own thread for new tunnels: one for every two processors at most. Limits hold " +
+      "for all together, except bandwidth per client, which each has for itself. 1: this process alone. More need Linux and the executable.",
     check: (workers) => workers >= 1 && workers <= 64 ? undefined : `${workers} is not 1 to 64`,
   },
   ...threadOptions,

@@ -13,6 +13,7 @@ import { checkCombinations, checkParts, openParts, prepareParts, type ServicePar
 import type { WebSocketEndpoint } from "../shared/frontend/http/web_socket.ts";
 import { ConnectionLimiter } from "../shared/limits/connection_limiter.ts";
 import type { LimitReporter } from "../shared/limits/limit.ts";
+import type { SharedLimits } from "../shared/limits/shared_limits.ts";
 import type { Hello } from "../shared/link/message.ts";
 import { quantity } from "../shared/log/quantity.ts";
 import type { Incoming } from "../shared/net/listener.ts";
@@ -162,7 +163,7 @@ async function openAll(runtime: ServiceRuntime, options: ProxyOptions, deps: Pro
   }
   const countAgents = metrics.outcomes("reverse_http_agent_connections_total", "Connections of agents: accepted, refused or failed.");
   const listeners = await AgentListeners.open(runtime, options, tls.agents.current, countAgents);
-  const clients = new ServiceFrontend(runtime, options, { descriptors: DESCRIPTORS, hasOwnAuthenticator });
+  const clients = new ServiceFrontend(runtime, options, { descriptors: DESCRIPTORS, hasOwnAuthenticator, sharedLimits: workers?.limits });
   if (certificates) clients.useDirectory(certificates);
   const endpoints = endpointsOf(options, listeners);
   const protocols = { http: createHttpProxy(NAME, endpoints), http2: createHttpProxy(NAME, {}, "http2") };
@@ -203,7 +204,7 @@ class RunningProxy extends RunningService implements UpdatableProxy {
     this.#options = options;
     this.#store = store;
     this.#shared = store && { store, ttlMs: options.store.ttl };
-    this.#limiter = createAgentLimiter(options, runtime.limitReporter);
+    this.#limiter = createAgentLimiter(options, runtime.limitReporter, workers?.limits);
     this.#hello = this.#createHello();
     this.#presence = runtime.adopt(new ProxyPresence(log), (presence) => presence.close());
     this.#presence.publish({ store, options: options.store, bound: this.clientAddress, agents: [] });
@@ -276,7 +277,12 @@ class RunningProxy extends RunningService implements UpdatableProxy {
     if (workers) {
       const serveOperators = (incoming: Incoming) => void runtime.admin.serveWorker(incoming); // never rejects
       runtime.admin.useWorkers(() => workers.links);
-      await workers.start({ server: this.#server, monitor: this.#dialing.monitor, serveOperators });
+      await workers.start({
+        server: this.#server,
+        monitor: this.#dialing.monitor,
+        rateOfAgent: (id) => clients.limits.rateOfAgent(id),
+        serveOperators,
+      });
     }
     if ((worker?.index ?? 0) === 0) {
       await acme?.start(runtime, {
@@ -444,13 +450,14 @@ export async function checkProxyOptions(options: ProxyOptions, deps: { net: TlsC
   await checkProxyTls(options, { ...deps, acme: await openProxyAcme(options, deps) });
 }
 
-function createAgentLimiter({ limits }: ProxyOptions, reports: LimitReporter): ConnectionLimiter {
+function createAgentLimiter({ limits }: ProxyOptions, reports: LimitReporter, shared: SharedLimits | undefined): ConnectionLimiter {
   return new ConnectionLimiter({
     all: { limit: "agents", max: limits.agents },
     perAddress: { limit: "agents-per-address", max: limits.agentsPerAddress },
     addresses: limits,
     failureRefillMs: FAILURE_REFILL_MS,
     reports,
+    shared,
   });
 }
 

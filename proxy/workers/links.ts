@@ -65,9 +65,8 @@ export class WorkerLink<Message> {
     void this.#flush(); // never rejects
   }
 
-  /** Tells the other worker. */
-  send(message: Message | typeof SYNCED): void {
-    const line = `${JSON.stringify(message)}\n`;
+  /** Tells the other worker a message of {@link encode}. */
+  send(line: string): void {
     this.#queue.push(line);
     this.#queued += line.length;
     // it will get everything on another link
@@ -94,6 +93,10 @@ export class WorkerLink<Message> {
 
 /** Ends what a worker is told first. */
 const SYNCED = { synced: true } as const;
+
+function encode(message: object): string {
+  return `${JSON.stringify(message)}\n`;
+}
 
 /** The links of a worker, until it is closed. */
 export class WorkerLinks<Message extends object> {
@@ -147,7 +150,8 @@ export class WorkerLinks<Message extends object> {
 
   /** Tells all other workers. */
   broadcast(message: Message): void {
-    for (const link of this.#links) link.send(message);
+    const line = encode(message);
+    for (const link of this.#links) link.send(line);
   }
 
   async #accept(): Promise<void> {
@@ -212,8 +216,8 @@ export class WorkerLinks<Message extends object> {
   #open(session: AgentSession, peer: Pick<WorkerPeer, "index" | "generation">): WorkerLink<Message> {
     const link = new WorkerLink<Message>(peer, session);
     this.#links.add(link);
-    for (const message of this.#use.snapshot()) link.send(message);
-    link.send(SYNCED);
+    for (const message of this.#use.snapshot()) link.send(encode(message));
+    link.send(encode(SYNCED));
     void this.#tell(link).catch((error) => session.close(1, messageOf(error)));
     return link;
   }

@@ -28,12 +28,19 @@ export function checkWorkers(options: ProxyOptions): void {
 /** The options of one of several workers. */
 export function optionsOfWorker(options: ProxyOptions, { count, addresses }: Worker): ProxyOptions {
   const { limits, threads } = options;
+  const share = (limit: number) => Math.ceil(limit / count);
   return {
     ...addresses === undefined ? options : withPorts(options, addresses),
     limits: {
       ...limits,
       memoryWatermark: shareOfMemory(limits.memoryWatermark, count),
       bufferMemory: shareOfMemory(limits.bufferMemory, count),
+      // the kernel distributes connections evenly
+      pendingRequests: share(limits.pendingRequests),
+      pendingRequestsPerAddress: share(limits.pendingRequestsPerAddress),
+      handshakes: share(limits.handshakes),
+      handshakesPerAddress: share(limits.handshakesPerAddress),
+      retryThreshold: share(limits.retryThreshold),
     },
     threads: threads || Math.max(1, Math.floor(availableParallelism() / 2 / count)),
   };

@@ -9,6 +9,8 @@ import { messageOf } from "../../shared/log/error_message.ts";
 import type { Logger } from "../../shared/log/logger.ts";
 import type { Incoming } from "../../shared/net/listener.ts";
 import type { Net } from "../../shared/net/net.ts";
+import type { SharedRate } from "../../shared/limits/bandwidth.ts";
+import { type LimitNews, SharedLimits } from "../../shared/limits/shared_limits.ts";
 import type { Worker } from "../../shared/service/worker.ts";
 import type { TunnelError } from "../../shared/tunnel/errors.ts";
 import type { ConnectedAgent } from "../agents/registry.ts";
@@ -22,15 +24,21 @@ import { type AgentMessage, type AgentRequest, describeAgent, parseAgentRequest,
 export interface WorkerUse {
   readonly server: Pick<AgentServer, "addRemote" | "removeRemote">;
   readonly monitor: Pick<StalledAgentMonitor, "track">;
+  /** The bandwidth that all tunnels through an agent share. */
+  readonly rateOfAgent: (agentId: string) => SharedRate | undefined;
   /** Serves requests of other workers on behalf of operators. Must not throw. */
   readonly serveOperators: (incoming: Incoming) => void;
 }
 
-type Link = WorkerLink<AgentMessage>;
+/** What workers tell each other. */
+type WorkerMessage = AgentMessage | { readonly limits: LimitNews };
+type Link = WorkerLink<WorkerMessage>;
 
 /** This worker among those of a proxy, until it is closed. */
 export class ProxyWorkers implements AgentAnnouncer {
-  readonly links: WorkerLinks<AgentMessage>;
+  readonly links: WorkerLinks<WorkerMessage>;
+  /** What the others count. */
+  readonly limits: SharedLimits;
   readonly #log: Logger;
   /** The agents that this worker holds, by connection. */
   readonly #held = new Map<string, ConnectedAgent>();
@@ -39,10 +47,15 @@ export class ProxyWorkers implements AgentAnnouncer {
   /** Tunnels of other workers. */
   readonly #tunnels = new Set<Promise<void>>();
   readonly #started = Promise.withResolvers<void>();
+  /** Listeners that are opened from now on are the first ones at their addresses, or not. */
+  readonly #shareAddresses: (isFirst: boolean) => void;
   #hasStarted = false;
 
-  private constructor(links: WorkerLinks<AgentMessage>, log: Logger) {
+  private constructor({ count, secret, directory, generation, isFirst }: Worker, net: Net, links: WorkerLinks<WorkerMessage>, log: Logger) {
     this.links = links;
+    this.#shareAddresses = (isFirst) => net.shareAddresses?.({ directory, generation, isFirst });
+    this.#shareAddresses(isFirst);
+    this.limits = new SharedLimits(count, secret, (limits) => links.broadcast({ limits }));
     this.#log = log;
   }
 
@@ -51,27 +64,32 @@ export class ProxyWorkers implements AgentAnnouncer {
    * @throws {NetError}
    */
   static async open(worker: Worker, net: Net, log: Logger): Promise<ProxyWorkers> {
-    const links = await WorkerLinks.open<AgentMessage>(worker, net, log);
-    const { directory, generation, isFirst } = worker;
-    net.shareAddresses?.({ directory, generation, isFirst });
-    return new ProxyWorkers(links, log);
+    const links = await WorkerLinks.open<WorkerMessage>(worker, net, log);
+    return new ProxyWorkers(worker, net, links, log);
   }
 
   /** Joins the others. Resolves when the agents that they hold are known. */
-  async start({ server, monitor, serveOperators }: WorkerUse): Promise<void> {
+  async start({ server, monitor, rateOfAgent, serveOperators }: WorkerUse): Promise<void> {
     await this.links.start({
-      snapshot: () => Array.from(this.#held.values(), (agent) => ({ added: describeAgent(agent) })),
-      told: (link, message) => this.#told(link, message, server),
+      snapshot: () => [
+        ...Array.from(this.#held.values(), (agent) => ({ added: describeAgent(agent) })),
+        { limits: this.limits.snapshot },
+      ],
+      told: (link, message) => {
+        if ("limits" in message) this.limits.told(link, message.limits);
+        else this.#told(link, message, server);
+      },
       requested: (_link, incoming) => {
         const request = incoming.error === undefined ? parseAgentRequest(incoming.head ?? "") : undefined;
         if (request === undefined) return serveOperators(incoming);
-        const tunnel = this.#relay(incoming, request, monitor);
+        const tunnel = this.#relay(incoming, request, { monitor, rateOfAgent });
         this.#tunnels.add(tunnel);
         void tunnel.then(() => this.#tunnels.delete(tunnel)); // never rejects
       },
       closed: (link) => {
         for (const agent of this.#remote.get(link)?.values() ?? []) server.removeRemote(agent);
         this.#remote.delete(link);
+        this.limits.forget(link);
       },
     });
     this.#hasStarted = true;
@@ -114,13 +132,13 @@ export class ProxyWorkers implements AgentAnnouncer {
   }
 
   /** Relays between a client's stream at another worker and an agent. What goes wrong here is a reset there. Never rejects. */
-  async #relay({ stream }: Incoming, request: AgentRequest, monitor: WorkerUse["monitor"]): Promise<void> {
+  async #relay({ stream }: Incoming, request: AgentRequest, use: RelayUse): Promise<void> {
     const agent = this.#held.get(request.connection);
     try {
       if (agent === undefined) return stream.reset(1); // it has just gone
       const refusal = refusalOf(agent, request);
       if (refusal) return await stream.write(encodeErrorResponse(refusal, "reverse-http-proxy"));
-      await relayTunnel(agent, stream, request, monitor);
+      await relayTunnel(agent, stream, request, use);
     } catch (error) {
       this.#log.debug("tunnel of another worker failed", { agent: agent?.identity.agentId, reason: messageOf(error) });
       stream.reset(1);
@@ -138,9 +156,12 @@ export class ProxyWorkers implements AgentAnnouncer {
   }
 
   async close(): Promise<void> {
+    this.limits.close();
     await this.links.close();
   }
 }
+
+type RelayUse = Pick<WorkerUse, "monitor" | "rateOfAgent">;
 
 /** The error if the agent's credentials do not allow the destination; `undefined` if they do. */
 function refusalOf(agent: ConnectedAgent, { head }: AgentRequest): TunnelError | undefined {
@@ -157,18 +178,21 @@ async function relayTunnel(
   agent: ConnectedAgent,
   stream: Incoming["stream"],
   { head, timeoutMs, datagrams }: AgentRequest,
-  monitor: WorkerUse["monitor"],
+  { monitor, rateOfAgent }: RelayUse,
 ): Promise<void> {
   const established = CONNECT.every((byte, i) => head[i] === byte) ? CONNECTION_ESTABLISHED_HEAD : UDP_ESTABLISHED_HEAD;
+  const shared = rateOfAgent(agent.identity.agentId);
+  const rates = shared && [shared.rate];
   const { pending, release } = countRequest(agent, monitor);
   try {
     const response = await agent.connection
-      .openTunnel(stream, head, { timeoutMs, datagrams, established }, { initialDataToA: established })
+      .openTunnel(stream, head, { timeoutMs, datagrams, established }, { initialDataToA: established, rates })
       .finally(() => pending.count--);
     if ("ended" in response) return void await response.ended;
     response.stream.close();
     await stream.write(Uint8Array.from(response.head, (char) => char.charCodeAt(0)));
   } finally {
     release();
+    shared?.release();
   }
 }

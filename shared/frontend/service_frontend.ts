@@ -3,6 +3,7 @@ import { createAllowList, networksOf } from "../address/allow_list.ts";
 import { CertificateIdentities, type MtlsOptions } from "../auth/certificate_identity.ts";
 import { clientScheme } from "../auth/scheme.ts";
 import { ClientLimits } from "../limits/client_limits.ts";
+import type { SharedLimits } from "../limits/shared_limits.ts";
 import type { ClientLimitValues } from "../limits/options.ts";
 import { NetError } from "../net/errors.ts";
 import type { ClientListener } from "../net/listener.ts";
@@ -43,6 +44,8 @@ export interface ServiceFrontendDeps {
   readonly descriptors: number;
   /** Whether an authenticator of the embedding program replaces the options' scheme. */
   readonly hasOwnAuthenticator: boolean;
+  /** The limits that other processes of the service have, too. Default: there are none. */
+  readonly sharedLimits?: SharedLimits;
 }
 
 /** The addresses for clients, and their protocols. */
@@ -131,6 +134,7 @@ export class ServiceFrontend {
         intermediaries: intermediariesOf(options),
         createRate: (rate) => net.createRate(rate),
         buffers: net,
+        shared: deps.sharedLimits,
       }),
       (limits) => limits.close(),
     );

@@ -7,11 +7,13 @@ import type { LogFields, Logger } from "../log/logger.ts";
 import type { AddressLimit } from "../net/listener.ts";
 import type { Net } from "../net/net.ts";
 import type { Quota } from "../policy/policy.ts";
+import type { SharedRate } from "./bandwidth.ts";
 import { ConnectionLimiter, type ConnectionPermit } from "./connection_limiter.ts";
 import { type LimitName, LimitReached, type LimitReporter, unlimitedIfZero } from "./limit.ts";
 import type { ClientLimitValues } from "./options.ts";
 import { type Buffers, reportDescriptors, shareOf, withinDescriptors } from "./resources.ts";
 import { TokenBuckets } from "./counters.ts";
+import type { SharedLimits } from "./shared_limits.ts";
 import { type OpenTunnel, TunnelLimits } from "./tunnels.ts";
 
 /** The permit of a client connection. */
@@ -70,6 +72,8 @@ export interface ClientLimitsDeps {
   buffers?: Buffers;
   /** Addresses and networks of proxies and load balancers that report their clients' addresses; theirs are exempt. Default: none. */
   intermediaries?: readonly string[];
+  /** The other processes of the service, for which the limits hold, too. Default: there are none. */
+  shared?: SharedLimits;
   /** Monotonic clock in milliseconds. Default `performance.now`. */
   now?: () => number;
 }
@@ -80,6 +84,7 @@ export class ClientLimits {
   readonly #connections: ConnectionLimiter;
   readonly #tunnels: TunnelLimits;
   readonly #descriptors: number;
+  readonly #processes: number;
   readonly #addressRate: TokenBuckets;
   readonly #clientRate: TokenBuckets;
   #pendingRequests!: number;
@@ -87,25 +92,32 @@ export class ClientLimits {
 
   /** @param descriptors file descriptors per tunnel */
   constructor(values: ClientLimitValues, descriptors: number, deps: ClientLimitsDeps) {
-    const { now, createRate, buffers, reports } = deps;
+    const { now, createRate, buffers, reports, shared } = deps;
     this.#descriptors = descriptors;
+    this.#processes = shared?.processes ?? 1;
     const { connections, connectionsPerAddress, pendingRequests, pendingRequestsPerAddress, ...tunnels } = this.#withinDescriptors(values);
-    if (connections < unlimitedIfZero(values.connections)) {
-      reportDescriptors(deps.log, "connections", connections, { pendingRequests, connectionsPerAddress, ...tunnels });
+    if (connections.all < unlimitedIfZero(values.connections)) {
+      reportDescriptors(deps.log, "connections", connections.own, { pendingRequests, connectionsPerAddress, ...tunnels });
     }
     this.#setPending(pendingRequests, pendingRequestsPerAddress, values, deps.intermediaries);
     this.#reports = reports;
     this.#connections = new ConnectionLimiter({
-      all: { limit: "connections", max: connections },
+      all: { limit: "connections", max: connections.all, ownMax: connections.own },
       perAddress: { limit: "connections-per-address", max: connectionsPerAddress },
       addresses: values,
       failureRefillMs: 10_000,
       reports,
+      shared,
       now,
     });
-    this.#tunnels = new TunnelLimits({ ...values, ...tunnels, createRate, buffers, reports, now });
-    this.#addressRate = new TokenBuckets(...ratesOf(values, values.tunnelRatePerAddress), now);
-    this.#clientRate = new TokenBuckets(...ratesOf(values, values.tunnelRatePerClient), now);
+    this.#tunnels = new TunnelLimits({ ...values, ...tunnels, createRate, buffers, reports, shared, now });
+    const rateOf = (limit: LimitName, perSecond: number) => {
+      const onTaken = shared?.rate(limit, (key, count) => rate.takenByOthers(key, count));
+      const rate = new TokenBuckets(...ratesOf(values, perSecond), now, onTaken);
+      return rate;
+    };
+    this.#addressRate = rateOf("tunnel-rate-per-address", values.tunnelRatePerAddress);
+    this.#clientRate = rateOf("tunnel-rate-per-client", values.tunnelRatePerClient);
   }
 
   /**
@@ -114,7 +126,7 @@ export class ClientLimits {
    */
   update(values: ClientLimitValues, intermediaries?: readonly string[]): void {
     const { connections, connectionsPerAddress, pendingRequests, pendingRequestsPerAddress, ...tunnels } = this.#withinDescriptors(values);
-    this.#connections.update({ all: connections, perAddress: connectionsPerAddress }, values);
+    this.#connections.update({ all: connections.all, own: connections.own, perAddress: connectionsPerAddress }, values);
     this.#tunnels.update({ ...values, ...tunnels });
     this.#setPending(pendingRequests, pendingRequestsPerAddress, values, intermediaries);
     this.#addressRate.update(...ratesOf(values, values.tunnelRatePerAddress));
@@ -136,14 +148,15 @@ export class ClientLimits {
     return this.#pendingRequestsPerAddress;
   }
 
-  /** The limits that the file descriptors permit. */
+  /** The limits that the file descriptors permit, of which each process of the service has as many. Pending requests are those of this one. */
   #withinDescriptors(values: ClientLimitValues) {
     const configured = {
       connections: unlimitedIfZero(values.connections),
       pendingRequests: Math.min(unlimitedIfZero(values.pendingRequests), MAX_PENDING_REQUESTS),
     };
-    const { connections, pendingRequests } = withinDescriptors(configured, this.#descriptors);
-    const ofConnections = (limit: number, share: number) => shareOf(limit, share, configured.connections, connections);
+    const { connections: own, pendingRequests } = withinDescriptors(configured, this.#descriptors);
+    const all = Math.min(configured.connections, own * this.#processes);
+    const ofConnections = (limit: number, share: number) => shareOf(limit, share, configured.connections, all);
     const shares = {
       connectionsPerAddress: ofConnections(values.connectionsPerAddress, ADDRESS_SHARE),
       tunnelsPerAgent: ofConnections(values.tunnelsPerAgent, CLIENT_SHARE),
@@ -151,7 +164,7 @@ export class ClientLimits {
     };
     return {
       ...shares,
-      connections,
+      connections: { all, own },
       pendingRequests,
       pendingRequestsPerAddress: shareOf(values.pendingRequestsPerAddress, ADDRESS_SHARE, configured.pendingRequests, pendingRequests),
     };
@@ -185,6 +198,11 @@ export class ClientLimits {
     const client = clientOf(identity);
     this.#checkRate(this.#clientRate, client, "tunnel-rate-per-client", { agent: agentId, jti: tokenId });
     return this.#tunnels.open({ agentId, client, tokenId, network, quotas, signal });
+  }
+
+  /** The rate that all tunnels through an agent share, which the caller releases; `undefined` if there is none. */
+  rateOfAgent(agentId: string): SharedRate | undefined {
+    return this.#tunnels.rateOfAgent(agentId);
   }
 
   /** The network has dropped the oldest pending request for a new one. */

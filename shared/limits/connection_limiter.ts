@@ -5,16 +5,22 @@ import { FailedCredentials } from "./failed_credentials.ts";
 import { type LimitName, LimitReached, type LimitReporter, unlimitedIfZero } from "./limit.ts";
 import type { AddressLimitValues } from "./options.ts";
 import { AuthLockout, InflightCounts } from "./counters.ts";
+import type { SharedLimits } from "./shared_limits.ts";
+
+/** The key of all connections. */
+const ALL = "";
 
 export interface ConnectionLimiterOptions {
-  /** Limit on all connections; 0: none. */
-  all: { limit: LimitName; max: number };
+  /** Limit on all connections; 0: none. `ownMax` is that of this process alone. Default: none besides `max`. */
+  all: { limit: LimitName; max: number; ownMax?: number };
   /** Limit per address; 0: none. */
   perAddress: { limit: LimitName; max: number };
   addresses: AddressLimitValues;
   /** Time in milliseconds after which one failed authentication of an address is forgiven. */
   failureRefillMs: number;
   reports: LimitReporter;
+  /** The other processes of the service, for which the limits hold, too. Default: there are none. */
+  shared?: SharedLimits;
   /** Monotonic clock in milliseconds. Default `performance.now`. */
   now?: () => number;
 }
@@ -25,21 +31,30 @@ export class ConnectionLimiter {
   #keyOf: AddressKeys;
   readonly #lockout: AuthLockout;
   readonly #failedCredentials: FailedCredentials;
-  readonly #perAddress = new InflightCounts();
-  #open = 0;
+  readonly #all: InflightCounts;
+  readonly #perAddress: InflightCounts;
+  readonly #tellFailure?: (key: string, hash: string) => void;
 
   constructor(options: ConnectionLimiterOptions) {
-    const { authFailures, authLockoutMax, exemptAddresses } = options.addresses;
+    const { all, perAddress, shared, addresses: { authFailures, authLockoutMax, exemptAddresses } } = options;
     this.#options = options;
+    this.#all = new InflightCounts(shared?.counts(all.limit));
+    this.#perAddress = new InflightCounts(shared?.counts(perAddress.limit));
     this.#keyOf = createAddressKeys(exemptAddresses);
     this.#lockout = new AuthLockout(unlimitedIfZero(authFailures), authLockoutMax, options.failureRefillMs, options.now);
-    this.#failedCredentials = new FailedCredentials(options.now);
+    this.#failedCredentials = new FailedCredentials(options.now, shared?.credentialsKey);
+    this.#tellFailure = shared?.failures(all.limit, (key, hash) => {
+      if (this.#failedCredentials.isNew(hash)) this.#lockout.recordFailure(key);
+    });
   }
 
   /** Changes the maxima, lockouts and exempt addresses. Open connections stay. */
-  update(max: { readonly all: number; readonly perAddress: number }, addresses: AddressLimitValues): void {
-    const { all, perAddress } = this.#options;
-    this.#options = { ...this.#options, all: { ...all, max: max.all }, perAddress: { ...perAddress, max: max.perAddress }, addresses };
+  update(max: { readonly all: number; readonly own?: number; readonly perAddress: number }, addresses: AddressLimitValues): void {
+    const [all, perAddress] = [
+      { ...this.#options.all, max: max.all, ownMax: max.own },
+      { ...this.#options.perAddress, max: max.perAddress },
+    ];
+    this.#options = { ...this.#options, all, perAddress, addresses };
     this.#keyOf = createAddressKeys(addresses.exemptAddresses);
     this.#lockout.update(unlimitedIfZero(addresses.authFailures), addresses.authLockoutMax);
   }
@@ -50,10 +65,11 @@ export class ConnectionLimiter {
    * @throws {LimitReached}
    */
   acquire(remote?: string): ConnectionPermit {
-    const { all } = this.#options;
-    if (this.#open >= unlimitedIfZero(all.max)) throw this.reject(all.limit, "There are too many connections", { max: all.max });
+    const { limit, max, ownMax = Infinity } = this.#options.all;
+    const reached = this.#all.own(ALL) >= ownMax ? ownMax : this.#all.get(ALL) >= unlimitedIfZero(max) ? max : undefined;
+    if (reached !== undefined) throw this.reject(limit, "There are too many connections", { max: reached });
     const key = remote === undefined ? undefined : this.count(remote);
-    this.#open++;
+    this.#all.add(ALL, unlimitedIfZero(max));
     return new ConnectionPermit(this, key);
   }
 
@@ -65,10 +81,11 @@ export class ConnectionLimiter {
     const { perAddress } = this.#options;
     const key = this.#keyOf(remote);
     if (key === undefined) return undefined;
-    if (this.#perAddress.get(key) >= unlimitedIfZero(perAddress.max)) {
+    const max = unlimitedIfZero(perAddress.max);
+    if (this.#perAddress.get(key) >= max) {
       throw this.reject(perAddress.limit, "There are too many connections from this address", { address: key, max: perAddress.max });
     }
-    this.#perAddress.add(key);
+    this.#perAddress.add(key, max);
     return key;
   }
 
@@ -81,11 +98,14 @@ export class ConnectionLimiter {
   }
 
   recordFailure(key: string, credential: string | Uint8Array): void {
-    if (this.#failedCredentials.isNew(key, credential)) this.#lockout.recordFailure(key);
+    const hash = this.#failedCredentials.hashOf(key, credential);
+    if (!this.#failedCredentials.isNew(hash)) return;
+    this.#lockout.recordFailure(key);
+    this.#tellFailure?.(key, hash);
   }
 
   released(key: string | undefined): void {
-    this.#open--;
+    this.#all.remove(ALL);
     this.uncount(key);
   }
 

@@ -1,21 +1,47 @@
 // Counters, rates and lockouts by keys that peers control. Every table is bounded, every lookup takes constant time, and no key has a timer.
 
+/** What other processes of the service count by the same keys. */
+export interface OtherCounts {
+  get(key: string): number;
+  /**
+   * This process counts `count` now.
+   * @param max the limit, `Infinity` for none. Default: that of the last call for the key
+   */
+  changed(key: string, count: number, max?: number): void;
+}
+
 /** Counts per key. A key is removed when its count reaches zero. */
 export class InflightCounts {
   readonly #counts = new Map<string, number>();
+  readonly #others?: OtherCounts;
 
+  /** @param others Default: there is one process */
+  constructor(others?: OtherCounts) {
+    this.#others = others;
+  }
+
+  /** How many all processes count. */
   get(key: string): number {
+    return this.#others === undefined ? this.own(key) : this.own(key) + this.#others.get(key);
+  }
+
+  /** How many this process counts. */
+  own(key: string): number {
     return this.#counts.get(key) ?? 0;
   }
 
-  add(key: string): void {
-    this.#counts.set(key, this.get(key) + 1);
+  /** @param max the limit, which matters to other processes. Default: none */
+  add(key: string, max = Infinity): void {
+    const count = this.own(key) + 1;
+    this.#counts.set(key, count);
+    this.#others?.changed(key, count, max);
   }
 
   remove(key: string): void {
-    const count = this.get(key) - 1;
+    const count = this.own(key) - 1;
     if (count > 0) this.#counts.set(key, count);
     else this.#counts.delete(key);
+    this.#others?.changed(key, Math.max(0, count));
   }
 }
 
@@ -58,14 +84,22 @@ export class TokenBuckets {
   #rate!: number;
   #burst!: number;
   readonly #now: () => number;
+  readonly #onTaken?: (key: string, rate: number) => void;
 
   /**
    * @param rate tokens per second; `Infinity`: no limit
    * @param burst capacity of a bucket; at least 1
    * @param now monotonic clock in milliseconds
+   * @param onTaken called for each token taken, with the rate
    */
-  constructor(rate: number, burst: number, now: () => number = () => performance.now()) {
+  constructor(
+    rate: number,
+    burst: number,
+    now: () => number = () => performance.now(),
+    onTaken?: (key: string, rate: number) => void,
+  ) {
     this.#now = now;
+    this.#onTaken = onTaken;
     this.update(rate, burst);
   }
 
@@ -83,10 +117,24 @@ export class TokenBuckets {
   take(key: string): number {
     if (this.#rate === Infinity) return 0;
     const now = this.#now();
-    const { tokens, at } = this.#buckets.get(key) ?? { tokens: this.#burst, at: now };
-    const filled = Math.min(this.#burst, tokens + (now - at) * this.#rate / 1_000);
+    const filled = this.#filled(key, now);
     this.#buckets.set(key, { tokens: filled >= 1 ? filled - 1 : filled, at: now });
-    return filled >= 1 ? 0 : (1 - filled) * 1_000 / this.#rate;
+    if (filled < 1) return (1 - filled) * 1_000 / this.#rate;
+    this.#onTaken?.(key, this.#rate);
+    return 0;
+  }
+
+  /** Other processes have taken tokens. A bucket then lacks as many as it may have, or those of a second, at most. */
+  takenByOthers(key: string, tokens: number): void {
+    if (this.#rate === Infinity) return;
+    const now = this.#now();
+    const least = -Math.max(this.#burst, this.#rate);
+    this.#buckets.set(key, { tokens: Math.max(least, this.#filled(key, now) - tokens), at: now });
+  }
+
+  #filled(key: string, now: number): number {
+    const { tokens, at } = this.#buckets.get(key) ?? { tokens: this.#burst, at: now };
+    return Math.min(this.#burst, tokens + (now - at) * this.#rate / 1_000);
   }
 }
 

@@ -7,22 +7,30 @@ const COUNTED_ONCE_MS = 60_000;
 
 /** Remembers the latest wrong credentials of each address. */
 export class FailedCredentials {
-  readonly #key = randomBytes(32);
+  readonly #key: Uint8Array;
   readonly #countedAt = new RecentKeys<number>();
   readonly #now: () => number;
 
-  /** @param now monotonic clock in milliseconds */
-  constructor(now: () => number = () => performance.now()) {
+  /**
+   * @param now monotonic clock in milliseconds
+   * @param key of the hashes
+   */
+  constructor(now: () => number = () => performance.now(), key: Uint8Array = randomBytes(32)) {
     this.#now = now;
+    this.#key = key;
   }
 
   get size(): number {
     return this.#countedAt.size;
   }
 
-  /** Whether this failure of `address` counts: not if the same credential has counted recently. */
-  isNew(address: string, credential: string | Uint8Array): boolean {
-    const hash = createHmac("sha256", this.#key).update(`${address}\n`).update(credential).digest("base64url");
+  /** Names a credential of `address` in {@link isNew}. */
+  hashOf(address: string, credential: string | Uint8Array): string {
+    return createHmac("sha256", this.#key).update(`${address}\n`).update(credential).digest("base64url");
+  }
+
+  /** Whether a failure counts: not if the same credential has counted recently. */
+  isNew(hash: string): boolean {
     const [now, countedAt] = [this.#now(), this.#countedAt.get(hash)];
     if (countedAt !== undefined && now - countedAt < COUNTED_ONCE_MS) return false;
     this.#countedAt.set(hash, now);

@@ -10,6 +10,7 @@ import { type LimitName, LimitReached, type LimitReporter, TunnelIdle, unlimited
 import type { TunnelLimitValues } from "./options.ts";
 import { BufferBudget, type Buffers, MemoryWatermark } from "./resources.ts";
 import { InflightCounts } from "./counters.ts";
+import type { SharedLimits } from "./shared_limits.ts";
 
 export interface TunnelLimitsOptions extends TunnelLimitValues {
   /** Limits on concurrent tunnels: in total, per agent, per client. 0 or missing: no limit. */
@@ -26,6 +27,8 @@ export interface TunnelLimitsOptions extends TunnelLimitValues {
   /** The network's buffer accounting. Default: buffers are not limited. */
   buffers?: Buffers;
   reports: LimitReporter;
+  /** The other processes of the service, for which the numbers of tunnels hold, too. Default: there are none. */
+  shared?: SharedLimits;
   /** Monotonic clock in milliseconds. Default `performance.now`. */
   now?: () => number;
 }
@@ -141,6 +144,8 @@ class TrackedTunnel implements OpenTunnel {
   }
 }
 
+/** The key of all tunnels. */
+const ALL = "";
 /** Interval of the checks, in milliseconds. */
 const TICK_MS = 1_000;
 /** The list of a tunnel without rates, or without limits of the policy. Shared, because nearly all tunnels have none. */
@@ -152,19 +157,25 @@ export class TunnelLimits {
   readonly #now: () => number;
   #memory: MemoryWatermark;
   #buffers?: BufferBudget;
-  readonly #perAgent = new InflightCounts();
-  readonly #perClient = new InflightCounts();
-  readonly #flowsPerClient = new InflightCounts();
-  readonly #perQuota = new InflightCounts();
+  readonly #all: InflightCounts;
+  readonly #perAgent: InflightCounts;
+  readonly #perClient: InflightCounts;
+  readonly #flowsPerClient: InflightCounts;
+  readonly #perQuota: InflightCounts;
   readonly #bandwidth: { readonly [of in "tunnel" | "all" | "agent" | "client" | "quota"]: Bandwidth };
   /** Tunnels that may have to end, the oldest first. */
   readonly #tracked = new Set<TrackedTunnel>();
   readonly #timer: ReturnType<typeof setInterval>;
-  #open = 0;
 
   constructor(options: TunnelLimitsOptions) {
     this.#options = options;
     this.#now = options.now ?? (() => performance.now());
+    const countsOf = (limit: LimitName) => new InflightCounts(options.shared?.counts(limit));
+    this.#all = countsOf("tunnels");
+    this.#perAgent = countsOf("tunnels-per-agent");
+    this.#perClient = countsOf("tunnels-per-client");
+    this.#flowsPerClient = countsOf("udp-flows-per-client");
+    this.#perQuota = countsOf("policy");
     this.#memory = new MemoryWatermark(options.memoryWatermark);
     if (options.buffers) this.#buffers = new BufferBudget(options.bufferMemory, options.buffers);
     const bandwidth = (text = "0") => new Bandwidth(text, options.createRate);
@@ -179,7 +190,7 @@ export class TunnelLimits {
   }
 
   /** Changes the limits. Open tunnels keep the times and rates that they have. */
-  update(limits: Omit<TunnelLimitsOptions, "createRate" | "buffers" | "reports" | "now">): void {
+  update(limits: Omit<TunnelLimitsOptions, "createRate" | "buffers" | "reports" | "shared" | "now">): void {
     const before = this.#options;
     const options = this.#options = { ...before, ...limits };
     if (options.memoryWatermark !== before.memoryWatermark) this.#memory = new MemoryWatermark(options.memoryWatermark);
@@ -202,7 +213,13 @@ export class TunnelLimits {
   open(owner: TunnelOwner): OpenTunnel {
     const { agentId = "", client = "", network = "tcp", quotas = NONE } = owner;
     const { tunnels, tunnelsPerAgent = 0, tunnelsPerClient = 0, udpFlowsPerClient = 0, tunnelMaxDuration } = this.#options;
-    if (this.#memory.refuses(this.#open)) {
+    const max = {
+      all: unlimitedIfZero(tunnels),
+      agent: unlimitedIfZero(tunnelsPerAgent),
+      client: unlimitedIfZero(tunnelsPerClient),
+      flows: unlimitedIfZero(udpFlowsPerClient),
+    };
+    if (this.#memory.refuses(this.#all.own(ALL))) {
       throw this.#reject("memory", "There is no memory for more tunnels", { maxBytes: this.#memory.limit });
     }
     if (this.#buffers?.refuses()) {
@@ -210,14 +227,14 @@ export class TunnelLimits {
       const message = "The buffers of open tunnels are nearly full: clients or destinations do not read";
       throw this.#reject("buffer-memory", message, { usedBytes, maxBytes: limit });
     }
-    if (this.#open >= unlimitedIfZero(tunnels)) throw this.#reject("tunnels", "There are too many tunnels", { max: tunnels });
-    if (this.#perAgent.get(agentId) >= unlimitedIfZero(tunnelsPerAgent)) {
+    if (this.#all.get(ALL) >= max.all) throw this.#reject("tunnels", "There are too many tunnels", { max: tunnels });
+    if (this.#perAgent.get(agentId) >= max.agent) {
       throw this.#reject("tunnels-per-agent", "There are too many tunnels through this agent", { agent: agentId, max: tunnelsPerAgent });
     }
-    if (this.#perClient.get(client) >= unlimitedIfZero(tunnelsPerClient)) {
+    if (this.#perClient.get(client) >= max.client) {
       throw this.#reject("tunnels-per-client", "There are too many tunnels of this client", { agent: agentId, max: tunnelsPerClient });
     }
-    if (network === "udp" && this.#flowsPerClient.get(client) >= unlimitedIfZero(udpFlowsPerClient)) {
+    if (network === "udp" && this.#flowsPerClient.get(client) >= max.flows) {
       throw this.#reject("udp-flows-per-client", "There are too many UDP flows of this client", { agent: agentId, max: udpFlowsPerClient });
     }
     const full = quotas.find(({ key, tunnels }) => tunnels > 0 && this.#perQuota.get(key) >= tunnels);
@@ -225,11 +242,11 @@ export class TunnelLimits {
       const message = `The policy's limit ${JSON.stringify(full.name)} permits no more tunnels`;
       throw this.#reject("policy", message, { agent: agentId, rule: full.name, max: full.tunnels });
     }
-    this.#open++;
-    this.#perAgent.add(agentId);
-    this.#perClient.add(client);
-    if (network === "udp") this.#flowsPerClient.add(client);
-    for (const { key } of quotas) this.#perQuota.add(key);
+    this.#all.add(ALL, max.all);
+    this.#perAgent.add(agentId, max.agent);
+    this.#perClient.add(client, max.client);
+    if (network === "udp") this.#flowsPerClient.add(client, max.flows);
+    for (const { key, tunnels } of quotas) this.#perQuota.add(key, unlimitedIfZero(tunnels));
     const { tunnel: each, client: ofClient, agent, all, quota } = this.#bandwidth;
     const ownRate = each.create();
     const shared: SharedRate[] = [];
@@ -242,6 +259,11 @@ export class TunnelLimits {
     tunnel.maxAgeMs = tunnelMaxDuration;
     if (tunnelMaxDuration > 0) this.#track(tunnel);
     return tunnel;
+  }
+
+  /** The rate that all tunnels through an agent share, for a relay that is not counted here; `undefined` if there is none. */
+  rateOfAgent(agentId: string): SharedRate | undefined {
+    return this.#bandwidth.agent.join(agentId);
   }
 
   #track(tunnel: TrackedTunnel): void {
@@ -274,7 +296,7 @@ export class TunnelLimits {
   /** Stops counting a tunnel that has ended. */
   release(tunnel: TrackedTunnel): void {
     const { agentId, client, network, quotas, ownRate, shared } = tunnel;
-    this.#open--;
+    this.#all.remove(ALL);
     this.#perAgent.remove(agentId);
     this.#perClient.remove(client);
     if (network === "udp") this.#flowsPerClient.remove(client);

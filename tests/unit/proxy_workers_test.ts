@@ -225,16 +225,41 @@ describe("the options of workers", () => {
     if (process.platform === "linux") check({})();
   });
 
-  it("share memory, and the ports that the system has chosen", () => {
+  it("share memory, what the engine counts, and the ports that the system has chosen", () => {
     const options = withDefaults(proxyOptions, {
       workers: 4,
       agentServer: { listenAddress: "[::1]:0" },
       httpProxy: { listenAddress: ":3128" },
-      limits: { memoryWatermark: "85%", bufferMemory: "2GiB" },
+      limits: { memoryWatermark: "85%", bufferMemory: "2GiB", pendingRequests: 10, handshakes: 0 },
     });
     const addresses = { agents: "[::1]:4000", clients: "[::]:3128", forwards: [] };
     const own = optionsOfWorker(options, { count: 4, addresses } as unknown as Worker);
     assert.deepEqual([own.agentServer.listenAddress, own.httpProxy.listenAddress], ["[::1]:4000", ":3128"]);
-    assert.deepEqual([own.limits.memoryWatermark, own.limits.bufferMemory], ["21%", "512MiB"]);
+    const { memoryWatermark, bufferMemory, pendingRequests, handshakes, tunnels } = own.limits;
+    assert.deepEqual([memoryWatermark, bufferMemory, pendingRequests, handshakes], ["21%", "512MiB", 3, 0]);
+    assert.equal(tunnels, options.limits.tunnels);
   });
+});
+
+describe("limits of workers", () => {
+  it("hold for all together, and count nothing of a worker that has ended", () =>
+    withWorkers(async ({ net, proxies: [one, two], logs, connect, end }) => {
+      await connect(0);
+      const origin = await listenTcp(net);
+      const probe = connectRequest({ port: 1 } as typeof origin); // no tunnel in any case
+      const here = await openTunnel(net, one!, origin);
+      await openTunnel(net, two!, origin);
+      for (const proxy of [one!, two!]) await untilStatus(net, proxy, probe, 503);
+      await logs[0]!.waitFor("limit reached", { limit: "tunnels", max: 2 });
+      here.client.closeWrite();
+      await readText(here.server);
+      here.server.close();
+      await readText(here.client);
+      await untilStatus(net, two!, probe, 502);
+      const again = await openTunnel(net, one!, origin);
+      await untilStatus(net, one!, probe, 503);
+      await end(1);
+      await checkTunnel(again);
+      await untilStatus(net, one!, probe, 502);
+    }, { limits: { tunnels: 2 } }));
 });
