@@ -92,6 +92,7 @@ export class ProxyWorkers implements AgentAnnouncer {
         this.limits.forget(link);
       },
     });
+    this.#shareAddresses(false); // others may open listeners of a reload, or of an agent, before this one
     this.#hasStarted = true;
     this.#started.resolve();
   }

@@ -1,13 +1,15 @@
 // A proxy of several processes at the same addresses, with the compiled executables. Linux only.
 import assert from "node:assert/strict";
 import type { RemoteInfo } from "node:dgram";
-import { existsSync, readdirSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync } from "node:fs";
 import process from "node:process";
 import { describe, it } from "node:test";
 import { check } from "../../testing/load.ts";
 import { UdpServer } from "../../testing/masque.ts";
+import { freeAddress } from "../../testing/nginx.ts";
 import {
   type Addresses,
+  AGENT,
   AGENT_ID,
   eventually,
   type LogEntry,
@@ -19,6 +21,8 @@ import {
 } from "../../testing/programs.ts";
 import { ask, credentials, dial, openTunnel, Origin, type Wire } from "../../testing/sockets.ts";
 import { credentials as login, methods, request } from "../../testing/socks.ts";
+import { ServiceManager } from "../../testing/supervisor.ts";
+import { makeTokenKey } from "../../testing/tokens.ts";
 import { UdpRelay } from "../../testing/udp_relay.ts";
 
 const onLinux = { skip: process.platform === "linux" ? false : "other systems do not distribute connections over processes" };
@@ -32,8 +36,12 @@ async function echo(wire: Wire): Promise<void> {
 }
 
 /** Starts a proxy of two workers, and waits until both serve. */
-async function startWorkers(site: Site, args: readonly string[] = []): Promise<{ proxy: Program; addresses: Addresses; pids: number[] }> {
-  const env = { PATH: "/usr/bin:/bin", HOME: "/nonexistent", TMPDIR: site.folder.path };
+async function startWorkers(
+  site: Site,
+  args: readonly string[] = [],
+  more: Record<string, string> = {},
+): Promise<{ proxy: Program; addresses: Addresses; pids: number[] }> {
+  const env = { PATH: "/usr/bin:/bin", HOME: "/nonexistent", TMPDIR: site.folder.path, ...more };
   const proxy = site.start(PROXY, [...site.proxyArgs(), "--workers=2", ...args], { env });
   const { pids } = await proxy.waitFor("workers serve");
   // each process writes its own lines
@@ -159,10 +167,55 @@ describe("a proxy of two workers", onLinux, () => {
     });
   });
 
+  it("publishes ports of agents at each worker, and has them listen at another address together", async () => {
+    await using site = await Site.create();
+    await using origin = await Origin.start(echo);
+    const key = makeTokenKey();
+    const config = site.folder.write("config.yaml", "log.level: info\n");
+    const { proxy, addresses } = await startWorkers(site, [
+      `--config=${config}`,
+      "--auth.type=jwt",
+      `--auth.jwt.public-key=${site.folder.write("public.pem", key.publicPem)}`,
+    ]);
+    const holders = new Set<number>();
+    for (let count = 0; holders.size < 2; count++) {
+      assert.ok(count < MAX_ATTEMPTS, "one worker holds all agents");
+      const [id, listen] = [`site${count}`, (await freeAddress()).replace(/.*:/, ":")];
+      const token = site.folder.write(`${id}.jwt`, await key.sign({ agentId: id, role: "agent", publish: [listen] }));
+      site.start(AGENT, [
+        ...site.agentArgs(addresses, id).filter((arg) => !arg.startsWith("--auth.")),
+        "--auth.type=jwt",
+        `--auth.jwt.token=file:${token}`,
+        `--agent-client.publish=listen=${listen},to=${origin.authority},allow=all`,
+      ]);
+      holders.add(await holderOf(proxy, id));
+      for (const worker of [0, 1]) await proxy.waitFor("forwarding", { agent: id, worker });
+      await throughEach(proxy, { agent: id, method: "FORWARD", status: 200 }, async () => {
+        using wire = await dial(`127.0.0.1${listen}`);
+        await finishFirst(wire);
+      });
+    }
+    site.folder.write("config.yaml", `http-proxy.http2-listen-address: "${await freeAddress()}"\n`);
+    proxy.signal("SIGHUP");
+    for (const worker of [0, 1]) await proxy.waitFor("configuration reloaded", { worker });
+    assert.deepEqual(proxy.entries.filter(({ level }) => level === "ERROR" || level === "WARN"), []);
+  });
+
+  it("replaces a worker that does not run", async () => {
+    await using site = await Site.create();
+    await using manager = await ServiceManager.start();
+    const { proxy, pids } = await startWorkers(site, [], { NOTIFY_SOCKET: manager.socket, WATCHDOG_USEC: "3000000" });
+    process.kill(pids[1]!, "SIGSTOP");
+    await proxy.waitFor("worker does not respond", { worker: 1 });
+    await proxy.waitFor("worker restarted", { worker: 1 });
+    proxy.expectCutOff();
+  });
+
   it("restarts a worker that was killed, whose agents come back, while the tunnels of the other one go on", async () => {
     await using site = await Site.create();
     await using origin = await Origin.start(echo);
-    const { proxy, addresses, pids } = await startWorkers(site);
+    const audit = `${site.folder.path}/audit.jsonl`;
+    const { proxy, addresses, pids } = await startWorkers(site, [`--audit.file=${audit}`]);
     const [lost, kept] = await startAgents(site, proxy, addresses);
     // the kernel gives some of the clients to worker 1, too: they do not depend on worker 0
     const tunnels = await Promise.all(Array.from({ length: 24 }, () => openTunnel(addresses.clients, origin.authority, { id: kept })));
@@ -172,6 +225,12 @@ describe("a proxy of two workers", onLinux, () => {
     for (const tunnel of tunnels) await check(tunnel).then(() => left.push(tunnel), () => {});
     assert.ok(left.length > 0, "no tunnel is left");
     await proxy.waitFor("worker restarted", { worker: 0 });
+    const records = readFileSync(audit, "utf8").trimEnd().split("\n").map((line) => JSON.parse(line) as Record<string, unknown>);
+    const workersOf = (wanted: object) => records.filter((record) => Object.entries(wanted).every(([key, value]) => record[key] === value));
+    const started = workersOf({ event: "start", worker: 0 }).map(({ tunnel }) => tunnel);
+    assert.ok(started.length > 0, "the worker has no tunnels");
+    assert.deepEqual(workersOf({ event: "end", outcome: "lost", worker: 0 }).map(({ tunnel }) => tunnel), started);
+    assert.deepEqual(workersOf({ event: "end", worker: 1, outcome: "lost" }), []);
     await proxy.waitFor("agent connected", { agent: lost }, 2);
     await throughEach(proxy, { agent: lost, status: 200 }, async () => {
       using tunnel = await openTunnel(addresses.clients, origin.authority, { id: lost });
@@ -209,6 +268,10 @@ describe("a proxy of two workers", onLinux, () => {
     proxy.signal("SIGHUP");
     for (const worker of [0, 1]) await proxy.waitFor("configuration reloaded", { worker });
     using tunnel = await openTunnel(addresses.clients, origin.authority, { id: agents[0] });
+    await check(tunnel);
+    site.folder.write("config.yaml", "limits.tunnels: many\n");
+    proxy.signal("SIGHUP");
+    for (const worker of [0, 1]) await proxy.waitFor("reload failed; the configuration in force stays", { worker });
     await check(tunnel);
     proxy.signal("SIGTERM");
     for (const worker of [0, 1]) await proxy.waitFor("draining", { worker });

@@ -2,7 +2,7 @@
 use std::future::Future;
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -110,7 +110,7 @@ pub struct Sockets {
     accepting: watch::Sender<bool>,
     offered: Mutex<Vec<Offered>>,
     inherited: Mutex<Vec<Inherited>>,
-    sharing: OnceLock<Sharing>,
+    sharing: Mutex<Option<Sharing>>,
 }
 
 impl Sockets {
@@ -120,17 +120,17 @@ impl Sockets {
             accepting: watch::Sender::new(true),
             offered: Mutex::default(),
             inherited: Mutex::default(),
-            sharing: OnceLock::new(),
+            sharing: Mutex::default(),
         }
     }
 
-    /// Listeners that are opened from now on share their addresses with other processes. Only the first call counts.
+    /// Listeners that are opened from now on share their addresses with other processes.
     pub fn share(&self, sharing: Sharing) {
-        let _ = self.sharing.set(sharing);
+        *lock(&self.sharing) = Some(sharing);
     }
 
-    pub fn sharing(&self) -> Option<&Sharing> {
-        self.sharing.get()
+    pub fn sharing(&self) -> Option<Sharing> {
+        lock(&self.sharing).clone()
     }
 
     pub fn gate(&self) -> Gate {

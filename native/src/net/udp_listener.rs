@@ -98,7 +98,7 @@ impl Listener {
         let (socket, relays) = match client {
             None => match sockets.take(Kind::Udp, address) {
                 Some(passed) => (passed.socket.into(), passed.relays),
-                None => (udp::bind(address, sockets.sharing(), warn)?, Vec::new()),
+                None => (udp::bind(address, sockets.sharing().as_ref(), warn)?, Vec::new()),
             },
             Some(_) => (bind_first(address, udp::open_small)?, Vec::new()),
         };

@@ -71,11 +71,11 @@ impl Listener {
         let failed = |e: std::io::Error| NetError::bind(&e, address);
         let (socket, relays) = match sockets.take(Kind::Udp, address) {
             Some(passed) => (passed.socket.into(), passed.relays),
-            None => (udp::bind(address, sockets.sharing(), warn)?, Vec::new()),
+            None => (udp::bind(address, sockets.sharing().as_ref(), warn)?, Vec::new()),
         };
         let _guard = sockets.runtime.enter();
         let key = key_of_ids(tls)?;
-        let siblings = sockets.sharing().map(|sharing| Siblings::open(sharing, socket.local_addr()?));
+        let siblings = sockets.sharing().map(|sharing| Siblings::open(&sharing, socket.local_addr()?));
         let succession = match siblings.transpose().map_err(failed)? {
             Some(siblings) => Succession::of_siblings(key, siblings),
             None => Succession::new(key, relays, sockets.gate().is_open()),

@@ -152,7 +152,7 @@ impl Listener {
 pub fn listen(sockets: &Sockets, address: &str) -> Result<(TcpListener, SocketAddr), NetError> {
     let socket = match sockets.take(Kind::Tcp, address) {
         Some(passed) => passed.socket.into(),
-        None => bind(address, sockets.sharing())?.into(),
+        None => bind(address, sockets.sharing().as_ref())?.into(),
     };
     let socket = TcpListener::from_std(socket).map_err(|e| NetError::bind(&e, address))?;
     let bound = socket.local_addr().map_err(|e| NetError::bind(&e, address))?;
