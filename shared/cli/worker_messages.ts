@@ -11,8 +11,8 @@ export type ToWorker =
   | {
     readonly do: "start";
     readonly worker: Omit<Worker, "join" | "hasLeft" | "ask">;
-    /** As {@link Supervisor.watchdogMs}; missing for none. */
-    readonly watchdogMs?: number;
+    /** As {@link Supervisor.watchdogMs}. */
+    readonly watchdogMs: number;
   }
   /** The response to `join`. */
   | { readonly do: "link"; readonly peers: readonly WorkerPeer[] }

@@ -30,7 +30,7 @@ export class WorkerProcess {
   #reload?: () => void;
   #isReloadAsked = false;
 
-  private constructor({ worker, watchdogMs = Infinity }: ToWorker & { do: "start" }, write: (text: string) => void) {
+  private constructor({ worker, watchdogMs }: ToWorker & { do: "start" }, write: (text: string) => void) {
     this.#write = write;
     [this.stopped, this.stoppedAgain] = [this.#stops[0].promise, this.#stops[1].promise];
     this.worker = {

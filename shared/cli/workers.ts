@@ -18,6 +18,8 @@ import { encodeLine, type FromWorker, type ToWorker, WORKER_VARIABLE } from "./w
 
 /** Time in milliseconds for a worker to start. */
 const START_TIMEOUT_MS = 120_000;
+/** Time in milliseconds without a sign of life after which a worker is killed, if the service manager demands none sooner. */
+const WATCHDOG_MS = 30_000;
 /** A worker that has run for this time in milliseconds is restarted at once when it ends. */
 const STABLE_MS = 60_000;
 const GENERATIONS = 256;
@@ -46,6 +48,8 @@ export interface WorkersOptions {
   readonly log: Logger;
   /** The service manager that has started the service. */
   readonly supervisor?: Supervisor;
+  /** Time in milliseconds without a sign of life after which a worker is killed; what the service manager demands if that is less. Default: 30 s. */
+  readonly watchdogMs?: number;
   /** Of restarts. Default: 100 ms at first, 30 s at most. */
   readonly backoff?: () => Pick<Backoff, "next" | "reset">;
 }
@@ -75,6 +79,8 @@ export class Workers {
   readonly #instance = randomUUID();
   readonly #end = Promise.withResolvers<number>();
   readonly #watch: ReturnType<typeof setInterval>;
+  readonly #watchdogMs: number;
+  #checkedAt = performance.now();
   #addresses?: BoundAddresses;
   #generation = -1;
   #isFirst = true;
@@ -86,8 +92,9 @@ export class Workers {
   #closesWithinMs = 0;
 
   constructor(options: WorkersOptions) {
-    const { count, supervisor, backoff = () => new Backoff({ initialMs: 100 }) } = options;
+    const { count, supervisor, watchdogMs = WATCHDOG_MS, backoff = () => new Backoff({ initialMs: 100 }) } = options;
     this.#options = options;
+    this.#watchdogMs = Math.min(supervisor?.watchdogMs ?? Infinity, watchdogMs);
     this.ended = this.#end.promise;
     this.#slots = Array.from({ length: count }, (_, index) => ({
       index,
@@ -98,8 +105,8 @@ export class Workers {
       aliveAt: 0,
       status: "",
     }));
-    const { watchdogMs = Infinity } = supervisor ?? {};
-    this.#watch = setInterval(() => this.#checkAlive(watchdogMs), Math.min(watchdogMs / 4, 10_000));
+    const intervalMs = this.#watchdogMs / 4;
+    this.#watch = setInterval(() => this.#checkAlive(intervalMs), intervalMs);
     // the others need its addresses, and what it writes into the state directory
     this.#start(this.#slots[0]!);
   }
@@ -126,20 +133,19 @@ export class Workers {
   }
 
   #start(slot: Slot): void {
-    const { count, directory, log, supervisor } = this.#options;
+    const { count, directory, log } = this.#options;
     const isUsed = (generation: number) => this.#slots.some(({ child, generation: used }) => child !== undefined && used === generation);
     do this.#generation = (this.#generation + 1) % GENERATIONS; while (isUsed(this.#generation));
     const now = performance.now();
     Object.assign(slot, { generation: this.#generation, isReady: false, peer: undefined, startedAt: now, aliveAt: now });
     const { index, generation } = slot;
     const child: WorkerChild = slot.child = this.#options.spawn({
-      line: (text) => this.#take(slot, generation, JSON.parse(text) as FromWorker),
+      line: (text) => this.#take(slot, generation, text),
       ended: (end) => {
         if (slot.generation === generation && slot.child !== undefined) this.#ended(slot, end);
       },
     });
     log.debug("worker started", { worker: index, pid: child.pid });
-    const { watchdogMs } = supervisor ?? {};
     this.#send(slot, {
       do: "start",
       worker: {
@@ -152,7 +158,7 @@ export class Workers {
         instance: this.#instance,
         addresses: this.#addresses,
       },
-      watchdogMs: watchdogMs === Infinity ? undefined : watchdogMs,
+      watchdogMs: this.#watchdogMs,
     });
     clearTimeout(slot.timer);
     slot.timer = setTimeout(() => {
@@ -161,8 +167,14 @@ export class Workers {
     }, START_TIMEOUT_MS);
   }
 
-  #take(slot: Slot, generation: number, message: FromWorker): void {
+  #take(slot: Slot, generation: number, text: string): void {
     if (slot.generation !== generation) return; // of the process before
+    let message;
+    try {
+      message = JSON.parse(text) as FromWorker;
+    } catch {
+      return this.#options.log.debug("a line of a worker is incomplete", { worker: slot.index }); // it was killed
+    }
     switch (message.is) {
       case "joining": {
         const { address, pin } = message;
@@ -238,12 +250,16 @@ export class Workers {
   }
 
   /** Ends workers that do not run any more, as the service manager would. */
-  #checkAlive(watchdogMs: number): void {
+  #checkAlive(intervalMs: number): void {
     const { log, supervisor } = this.#options;
     supervisor?.alive();
     const now = performance.now();
-    for (const { index, child, isReady, aliveAt } of this.#slots) {
-      if (child === undefined || !isReady || now - aliveAt < watchdogMs) continue;
+    const lateMs = Math.max(0, now - this.#checkedAt - intervalMs);
+    this.#checkedAt = now;
+    for (const slot of this.#slots) {
+      slot.aliveAt += lateMs; // this process has not run either, and has not read what it was told
+      const { index, child, isReady, aliveAt } = slot;
+      if (child === undefined || !isReady || now - aliveAt < this.#watchdogMs) continue;
       log.error("worker does not respond", { worker: index, pid: child.pid, ms: Math.round(now - aliveAt) });
       child.kill();
     }

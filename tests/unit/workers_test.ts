@@ -203,4 +203,30 @@ describe("the supervising process", () => {
     assert.deepEqual(children.slice(0, 2).map(({ isKilled }) => isKilled), [false, true]);
     await end();
   });
+
+  it("kills a worker that does not respond without a service manager, too, but none because it has not run itself", async () => {
+    const { children, log, end } = setUp(2, { watchdogMs: 400 });
+    for (const at of [0, 1]) children[at]!.ready();
+    const blockedUntil = performance.now() + 800;
+    while (performance.now() < blockedUntil) { /* the process is stopped */ }
+    for (let checks = 0; checks < 2; checks++) {
+      await pause(110);
+      children[0]!.say({ is: "alive" });
+    }
+    assert.deepEqual(children.slice(0, 2).map(({ isKilled }) => isKilled), [false, false]);
+    const alive = setInterval(() => children[0]!.say({ is: "alive" }), 20);
+    await log.waitFor("worker does not respond", { worker: 1 });
+    clearInterval(alive);
+    assert.equal(children[0]!.isKilled, false);
+    await end();
+  });
+
+  it("goes on when a worker was killed in the middle of a line", async () => {
+    const { children, end } = setUp(2);
+    for (const at of [0, 1]) children[at]!.ready();
+    children[1]!.events.line('{"is":"sta');
+    children[1]!.kill();
+    await started(children, 3);
+    await end();
+  });
 });
