@@ -88,6 +88,13 @@ export interface AuditOptions {
   readonly log: Logger;
   /** Whether an earlier process may still have tunnels open in the file, whose ends it writes itself. Default `false`. */
   readonly hasPredecessor?: boolean;
+  /**
+   * This process among several that append to the file; its index is in each record. The first one that starts writes the ends that all have
+   * left out, and one that replaces another those of that one. Default: there is one process.
+   */
+  readonly worker?: { readonly index: number; readonly isFirst: boolean };
+  /** The log of this process that this one replaces. Default: none. */
+  readonly previous?: AuditLog;
   /** Called with the number of records written or lost. */
   readonly count?: (outcome: "written" | "lost", records: number) => void;
 }
@@ -124,7 +131,7 @@ export class AuditLog {
     this.#file = file;
     this.#size = size;
     this.#isTorn = isTorn;
-    this.#isShared = options.hasPredecessor ?? false;
+    this.#isShared = options.hasPredecessor ?? options.worker !== undefined;
     this.#timer = setInterval(() => void this.reopen(), ROTATION_INTERVAL_MS);
     this.#timer.unref();
   }
@@ -138,7 +145,8 @@ export class AuditLog {
     try {
       const { size } = await file.stat();
       const isTorn = size > 0 && (await file.read(new Uint8Array(1), 0, 1, size - 1)).buffer[0] !== NEWLINE;
-      const unfinished = size > 0 && !options.hasPredecessor ? await readUnfinished(options.file) : []; // a device has no size
+      const isInUse = options.hasPredecessor || (options.previous !== undefined && options.previous.#options.file === options.file);
+      const unfinished = size > 0 && !isInUse ? await readUnfinished(options.file, (worker) => isOurs(worker, options)) : []; // a device has no size
       const audit = new AuditLog(options, file, size, isTorn);
       for (const tunnel of unfinished) audit.#put("end", { ...tunnel, outcome: "lost", reason: "the process ended without a record" });
       return audit;
@@ -227,7 +235,8 @@ export class AuditLog {
   }
 
   #format(event: string, fields: object): string {
-    return `${JSON.stringify({ time: new Date().toISOString(), event, service: this.#options.service, ...fields })}\n`;
+    const { service, worker } = this.#options;
+    return `${JSON.stringify({ time: new Date().toISOString(), event, service, worker: worker?.index, ...fields })}\n`;
   }
 
   async #drain(): Promise<void> {
@@ -314,25 +323,42 @@ export class AuditLog {
 /** Names a tunnel. Records of versions before this one have the id only. */
 type TunnelName = Pick<AuditStart, "id"> & Partial<Pick<AuditStart, "tunnel">>;
 
-/** The tunnels that have a start but no end in the file, in their order. */
-async function readUnfinished(file: string): Promise<Iterable<TunnelName>> {
+interface TunnelRecord extends TunnelName {
+  readonly event: "start" | "open" | "end";
+  /** The index of the worker that has written it. */
+  readonly worker?: number;
+}
+
+/** Whether this process writes the ends that the worker with an index has left out. */
+function isOurs(index: number | undefined, { worker, previous }: AuditOptions): boolean {
+  return worker === undefined || index === worker.index || (worker.isFirst && previous === undefined);
+}
+
+/** The tunnels that have a start but no end in the file, in their order, of workers that are `wanted`. */
+async function readUnfinished(file: string, wanted: (worker: number | undefined) => boolean): Promise<Iterable<TunnelName>> {
   const unfinished = new Map<string, TunnelName>();
   for await (const line of createInterface({ input: createReadStream(file, "utf8"), crlfDelay: Infinity })) {
-    const { event, id, tunnel } = parseRecord(line) ?? {};
-    if (id === undefined) continue;
+    const record = parseRecord(line);
+    if (record === undefined) continue;
+    const { event, id, tunnel, worker } = record;
     const key = tunnel ?? id;
     if (event === "end") unfinished.delete(key);
-    else if (unfinished.size < MAX_UNFINISHED) unfinished.set(key, { id, tunnel });
+    else if (unfinished.size < MAX_UNFINISHED && wanted(worker)) unfinished.set(key, { id, tunnel });
   }
   return unfinished.values();
 }
 
 /** The start, end or open tunnel of a line; `undefined` for other records and lines that are incomplete. */
-function parseRecord(line: string): TunnelName & { readonly event: "start" | "open" | "end" } | undefined {
+function parseRecord(line: string): TunnelRecord | undefined {
   try {
-    const { event, id, tunnel } = JSON.parse(line) as Readonly<Record<string, unknown>>;
+    const { event, id, tunnel, worker } = JSON.parse(line) as Readonly<Record<string, unknown>>;
     if ((event === "start" || event === "open" || event === "end") && typeof id === "string") {
-      return { event, id, tunnel: typeof tunnel === "string" ? tunnel : undefined };
+      return {
+        event,
+        id,
+        tunnel: typeof tunnel === "string" ? tunnel : undefined,
+        worker: typeof worker === "number" ? worker : undefined,
+      };
     }
   } catch {
     // a line that was written incompletely

@@ -49,7 +49,7 @@ export class ServiceAudit {
    * @throws {ConfigError} as {@link open}
    */
   async prepare(change: Change, options: AuditOptions, use: (audit: AuditLog | undefined) => void): Promise<void> {
-    const next = await this.#open(options, this.#count!);
+    const next = await this.#open(options, this.#count!, this.#log);
     change.onRevert(() => next?.close());
     change.onCommit(() => {
       const previous = this.#log;
@@ -60,17 +60,15 @@ export class ServiceAudit {
     });
   }
 
-  async #open({ file, strict }: AuditOptions, count: CountAudit): Promise<AuditLog | undefined> {
+  async #open({ file, strict }: AuditOptions, count: CountAudit, previous?: AuditLog): Promise<AuditLog | undefined> {
     if (file === undefined) {
       if (strict) throw new ConfigError("Cannot use --audit.strict without --audit.file: there is nothing to write to");
       return undefined;
     }
     const { name: service, log, worker } = this.#service;
-    const hasPredecessor = this.#handover.predecessor !== undefined || worker?.isFirst === false;
+    const hasPredecessor = this.#handover.predecessor !== undefined ? true : undefined;
     try {
-      const opened = await AuditLog.open({ file, strict, service, log, count, hasPredecessor });
-      if (worker) opened.share();
-      return opened;
+      return await AuditLog.open({ file, strict, service, log, count, hasPredecessor, worker, previous });
     } catch (error) {
       throw new ConfigError(`Cannot use --audit.file ${file}: ${describeWriteError(error)}`, { cause: error });
     }

@@ -88,6 +88,45 @@ describe("the audit log", () => {
     assert.deepEqual(events(file).toSorted(), ["end a completed", "end b completed", "start a", "start b"]);
   });
 
+  it("of a worker gets the ends that the one before has left out, and those of all when the first one starts", async () => {
+    using folder = new Folder();
+    const open = async (index: number, isFirst = false) => (await openIn(folder, { worker: { index, isFirst } })).audit;
+    const file = join(folder.path, "audit.jsonl");
+    appendFileSync(file, '{"event":"start","id":"before"}\n');
+    const workers = [await open(0, true), await open(1)];
+    for (const [index, audit] of workers.entries()) await audit.start({ ...nameOf(`a${index}`), ...START });
+    while (read(file).length < 4) await new Promise(setImmediate);
+    const [again] = [await open(1)]; // the one before was killed
+    await again.close();
+    workers[0]!.end({ ...nameOf("a0"), outcome: "completed" });
+    await workers[0]!.close();
+    const ends = () => events(file).filter((event) => event.startsWith("end"));
+    assert.deepEqual(ends(), ["end before lost", "end a1 lost", "end a0 completed"]);
+    assert.equal(read(file).find(({ id }) => id === "a1").worker, 1);
+    const next = await open(0, true);
+    await next.close();
+    assert.equal(ends().length, 3);
+    appendFileSync(file, '{"event":"start","id":"b1","worker":1}\n');
+    await (await open(0)).close();
+    assert.equal(ends().length, 3, "another worker may have it open");
+    await (await open(0, true)).close();
+    assert.equal(ends().at(-1), "end b1 lost");
+    await workers[1]!.close();
+  });
+
+  it("leaves tunnels open when the same process opens the file again", async () => {
+    using folder = new Folder();
+    const { audit, file } = await openIn(folder);
+    await audit.start({ ...nameOf("a"), ...START });
+    while (!readFileSync(file, "utf8").endsWith("\n")) await new Promise(setImmediate);
+    const { audit: next } = await openIn(folder, { strict: true, previous: audit });
+    audit.continueIn(next);
+    await audit.close();
+    next.end({ ...nameOf("a"), outcome: "completed" });
+    await next.close();
+    assert.deepEqual(events(file), ["start a", "open a", "end a completed"]);
+  });
+
   it("ends tunnels that are open when it is closed", async () => {
     using folder = new Folder();
     const { audit, file } = await openIn(folder);
