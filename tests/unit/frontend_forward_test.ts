@@ -194,6 +194,39 @@ describe("an HTTP/1.0 client", () => {
 });
 
 describe("a client of HTTP/2", () => {
+  it("is waited for without a limit after its request, whose end is not that of the origin's connection", () =>
+    withSilences(async ({ running }) => {
+      for (
+        const [fields, body] of [["", ""], ["Content-Length: 4\r\n", "body"], ["Transfer-Encoding: chunked\r\n", "0\r\n\r\n"]] as const
+      ) {
+        const { client, origin, done } = passage(undefined, `POST ${TARGET} HTTP/1.1\r\nHost: origin\r\n${fields}\r\n`, true);
+        await client.write(bytes(body));
+        client.closeWrite();
+        await readUntil(origin, `\r\n\r\n${body}`);
+        const end = origin.read();
+        await origin.write(bytes("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nlo"));
+        await readUntil(client, "lo");
+        assert.equal(await Promise.race([end, Promise.resolve("open")]), "open", fields);
+        assert.equal(running.size, 0);
+        await origin.write(bytes("ng"));
+        assert.match(await readText(client), /ng$/);
+        await within(done);
+        assert.equal(await within(end), null);
+      }
+    }));
+
+  it("ends the other protocol that its request has asked for", async () => {
+    const upgrade = `GET ${TARGET} HTTP/1.1\r\nHost: origin\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n`;
+    const { client, origin, done } = passage(undefined, upgrade, true);
+    client.closeWrite();
+    await readUntil(origin, "\r\n\r\n");
+    const end = origin.read();
+    await origin.write(bytes("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"));
+    assert.equal(await within(end), null);
+    origin.closeWrite();
+    await within(done);
+  });
+
   it("gets a response in chunks as it is, for the engine to put into frames, and one without a length to its end", async () => {
     for (const [fields, body] of [["Transfer-Encoding: chunked\r\n", "4\r\nbody\r\n0\r\nX: y\r\n\r\n"], ["", "body"]] as const) {
       const { client, origin, done } = passage(undefined, undefined, true);

@@ -149,11 +149,21 @@ class ForwardedRequest {
       if (trailing > MAX_TRAILING_BYTES) return this.#startIdleTimeout("It has sent too many bytes after its request");
       // an incomplete body must not look complete; a client that has its response already need not send the rest
       if (!this.#body.done && record.status === undefined) throw new HeadError(400, "The request ended before its body was complete");
+      if (await this.#isEndOfMessage()) return;
       origin.closeWrite();
       if (!this.isUpgraded) this.#startIdleTimeout("It has finished sending");
     } catch (error) {
       this.abortForClient(error);
     }
+  }
+
+  /**
+   * Whether the end of the client's direction is that of a message alone, as after each request of HTTP/2. Many origins close a connection whose
+   * other end has finished, without a response; and whether the client is there still is known: its stream or its connection is open.
+   */
+  async #isEndOfMessage(): Promise<boolean> {
+    if (this.request.version !== "2" || !this.#body.done) return false;
+    return upgradeOf(this.request) === undefined || !await this.#upgraded;
   }
 
   /** A client that asks for another protocol may send it at once, which must not become a request. */
