@@ -12,8 +12,10 @@ import type { HostTls, ServerTls } from "../net/tls.ts";
 import { openServerTls, type Reloadable, type TlsCheck, type TlsGroup } from "./reloadable_tls.ts";
 
 const OPTION = "http-proxy.tls.cert-dir";
-/** How messages name the option. */
-const GROUP: TlsGroup = { name: OPTION, optionOf: () => OPTION, isRegular: true };
+/** How messages name the option, and the log a certificate. */
+function groupOf(cert: string): TlsGroup {
+  return { name: `${OPTION} ${cert}`, optionOf: () => OPTION, isRegular: true };
+}
 
 /** Limit on the certificates of a directory. */
 const MAX_CERTIFICATES = 1_000;
@@ -167,7 +169,7 @@ export class CertificateDirectory implements Reloadable<readonly HostTls[]> {
   async #add({ cert, key }: Pair): Promise<boolean> {
     const { log } = this.#deps;
     try {
-      const tls = await openServerTls(GROUP, { file: { cert, key } }, this.#deps);
+      const tls = await openServerTls(groupOf(cert), { file: { cert, key } }, this.#deps);
       const contents = contentsOf(cert, tls.current);
       this.#open.set(cert, { tls, contents });
       this.#refused.delete(cert);

@@ -179,6 +179,9 @@ describe("a directory of certificates", () => {
     await directory.poll();
     assert.deepEqual(directory.current.map(({ tls }) => tls.cert), [versions[1]!.cert]);
     assert.deepEqual(reasonsIn(log), []);
+    assert.deepEqual(log.logged("certificates reloaded").map(({ options }) => options), [
+      `--http-proxy.tls.cert-dir ${join(site, "tls.crt")}`,
+    ]);
   });
 
   it("does not wait for a pipe", async () => {
