@@ -128,7 +128,7 @@ export class SessionOpener {
       session,
       policy,
       connect,
-      keepAliveMs: keepAlive(keepAliveMs, "tcp").keepAliveMs,
+      keepAliveMs: keepAlive(keepAliveMs, "tcp", "agent").keepAliveMs,
       authenticate: async (connection, reason) => {
         const next = await this.#authenticate(connection, target, await this.#options.access());
         this.#linked(target, next, reason);
@@ -204,7 +204,7 @@ export class SessionOpener {
     signal: AbortSignal,
   ): Promise<AgentSession> {
     const { net, pins, keepAliveMs, congestion } = this.#options;
-    const transport = { ...this.#options.transport, ...keepAlive(keepAliveMs, kind === "quic" ? "quic" : "tcp") };
+    const transport = { ...this.#options.transport, ...keepAlive(keepAliveMs, kind === "quic" ? "quic" : "tcp", "agent") };
     const { host, port, serverName } = target;
     const common = { host, port, serverName, tls: pins.extend(target.address, tls), alpn, timeoutMs, signal };
     if (kind === "quic") return await net.connectQuic({ ...common, transport: { ...transport, congestion } });

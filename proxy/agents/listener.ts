@@ -98,7 +98,7 @@ export class AgentListeners {
 
   #settings(isQuic: boolean): SessionSettings {
     const { agentServer: { keepAlive: keepAliveMs, congestionControl: congestion }, limits } = this.#options;
-    const transport = { ...PROXY_TRANSPORT, ...keepAlive(keepAliveMs, isQuic ? "quic" : "tcp") };
+    const transport = { ...PROXY_TRANSPORT, ...keepAlive(keepAliveMs, isQuic ? "quic" : "tcp", "proxy") };
     return {
       transport: isQuic ? { ...transport, congestion } : transport,
       maxPendingHandshakes: Math.min(unlimitedIfZero(limits.handshakes), MAX_HANDSHAKES),

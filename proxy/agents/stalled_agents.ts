@@ -8,7 +8,7 @@ const CHECK_INTERVAL_MS = 250;
 /** Silence, in round trips, after which an agent with pending requests is probed, if that is longer than the interval of checks. */
 const SILENT_ROUND_TRIPS = 3;
 /** An agent that has not answered a ping for this many milliseconds is lost, however rarely it is pinged while no request waits. */
-const LOST_AFTER_MS = keepAlive(KEEP_ALIVE_MS, "quic").idleTimeoutMs;
+const LOST_AFTER_MS = keepAlive(KEEP_ALIVE_MS, "quic", "proxy").idleTimeoutMs;
 
 /** Requests that one connection of an agent has not responded to. */
 export interface PendingRequests {

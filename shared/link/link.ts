@@ -51,15 +51,26 @@ export const KEEP_ALIVE_MS = 3_000;
 export const MAX_KEEP_ALIVE_MS = 25_000;
 
 /**
+ * By how many milliseconds a proxy pings later than an agent with the same interval. The end that receives a PING pings an interval later, so the
+ * agent alone pings, and a proxy with thousands of agents only answers.
+ */
+const PROXY_DELAY_MS = 250;
+
+/**
  * Pings every `intervalMs` milliseconds, three of which may be lost. The effective idle timeout is the smaller one of both ends (RFC 9000
  * §10.1). With 0 for `auto` the agent alone pings over QUIC, when it chooses to, and both ends at the longest interval over TCP.
  */
 export function keepAlive(
   intervalMs: number,
   transport: "quic" | "tcp",
+  end: "agent" | "proxy",
 ): Required<Pick<SessionTransport, "keepAliveMs" | "idleTimeoutMs">> {
   const longest = intervalMs === 0 ? MAX_KEEP_ALIVE_MS : intervalMs;
-  return { keepAliveMs: transport === "quic" ? intervalMs : longest, idleTimeoutMs: 3 * longest + 1_000 };
+  const keepAliveMs = transport === "quic" ? intervalMs : longest;
+  return {
+    keepAliveMs: keepAliveMs > 0 && end === "proxy" ? keepAliveMs + PROXY_DELAY_MS : keepAliveMs,
+    idleTimeoutMs: 3 * longest + 1_000,
+  };
 }
 
 /**

@@ -9,6 +9,8 @@ pub mod dial;
 mod generations;
 pub mod handshake_limits;
 mod icmp;
+#[cfg(test)]
+mod keep_alive_tests;
 pub mod listener;
 mod losses;
 pub mod probe;
