@@ -22,7 +22,6 @@ use crate::net::resolver::Resolver;
 use crate::net::tcp;
 use crate::net::tls::LastConnector;
 use crate::net::udp_listener;
-use crate::quic::datagrams;
 use crate::relay::rate::{Rate, RateLimiter};
 use crate::runtime::release_memory_periodically;
 use crate::runtime::watchdog::RuntimeWatchdog;
@@ -247,9 +246,6 @@ impl EngineState {
 
     pub fn add_connection(&self, session: Session, listener: u64, max_streams: u32) -> Value {
         let (remote, alpn, certificate, kind) = (session.remote(), session.alpn(), session.peer_certificate(), session.kind());
-        if let Session::Quic(connection) = &session {
-            self.runtime.spawn(datagrams::receive(connection.clone()));
-        }
         let connection = Connection {
             session,
             listener,

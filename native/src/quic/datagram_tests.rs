@@ -70,7 +70,8 @@ async fn a_flow_sends_what_fits_in_frames_and_the_rest_on_its_stream() {
     let (_, mut stream) = far.accept_bi().await.unwrap();
     stream.read_exact(&mut [0]).await.unwrap();
     let (mut receiver, _) = open(&far, stream.id()).unwrap();
-    tokio::spawn(receive(far.clone()));
+    let receiving = far.clone();
+    tokio::spawn(async move { receive(&receiving).await });
     near.send_datagram(Bytes::from_static(&[63, 0, b'x'])).unwrap(); // belongs to no flow
 
     let lengths = [0, 1, 1_000, 60_000];
@@ -103,7 +104,8 @@ async fn a_flow_that_is_not_read_keeps_the_newest_datagrams_and_counts_those_dro
     let (_, mut stream) = far.accept_bi().await.unwrap();
     stream.read_exact(&mut [0]).await.unwrap();
     let (mut receiver, _) = open(&far, stream.id()).unwrap();
-    tokio::spawn(receive(far.clone()));
+    let receiving = far.clone();
+    tokio::spawn(async move { receive(&receiving).await });
     const SENT: u64 = 1_000;
     for n in 0..SENT {
         let payload = [&n.to_be_bytes()[..], &[0; 992]].concat();

@@ -58,8 +58,8 @@ impl Flows {
 }
 
 /// Receives the datagrams of a connection until it ends. Without flows it discards them: one that waited would keep the packets that came with it.
-pub async fn receive(connection: Connection) {
-    let Some(signals) = ConnectionSignals::of(&connection) else {
+pub async fn receive(connection: &Connection) {
+    let Some(signals) = ConnectionSignals::of(connection) else {
         return;
     };
     let mut received = 0;

@@ -117,3 +117,16 @@ fn a_ping_is_acknowledged_at_once_and_needs_no_timer() {
         assert_eq!(pass(&mut peers, from, now), 0);
     }
 }
+
+#[test]
+fn a_server_drops_the_state_of_the_handshake_and_knows_what_was_negotiated() {
+    let (mut peers, _) = connected();
+    let session = peers[1].connection().crypto_session();
+    assert!(
+        session.export_keying_material(&mut [0; 32], b"label", b"").is_err(),
+        "the state of rustls is gone"
+    );
+    assert!(session.handshake_data().is_some());
+    let client = peers[0].connection().crypto_session();
+    assert!(client.export_keying_material(&mut [0; 32], b"label", b"").is_ok());
+}

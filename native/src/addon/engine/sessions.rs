@@ -15,6 +15,7 @@ use crate::net::address::parse_literal;
 use crate::net::tls::ServerTls;
 use crate::net::udp_probe;
 use crate::quic;
+use crate::quic::datagrams;
 use crate::quic::transport::Transport;
 use crate::session::{ConnectSession, HandshakeResult, Session, SessionListener};
 use crate::sync::lock;
@@ -320,7 +321,8 @@ impl Engine {
             .map_or_else(Vec::new, |connection| connection.session.peer_credit())
     }
 
-    /// Returns code, reason, whether the peer closed it, and the cause. Frees the handle.
+    /// Returns code, reason, whether the peer closed it, and the cause. Frees the handle. Until then its task receives the datagrams of the
+    /// connection.
     #[napi]
     pub fn connection_closed(&self, op: f64, connection: f64) {
         let state = self.state.clone();
@@ -331,6 +333,9 @@ impl Engine {
         self.state.runtime.spawn(async move {
             let (code, reason, remote, cause) = match connection {
                 Some(connection) => {
+                    if let Session::Quic(quic) = &connection.session {
+                        datagrams::receive(quic).await;
+                    }
                     let closed = connection.session.closed().await;
                     lock(&state.connections).remove(&id);
                     closed
