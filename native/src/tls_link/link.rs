@@ -10,6 +10,7 @@ use bytes::BytesMut;
 use tokio::time::{sleep_until, timeout, Instant};
 
 use super::frame::Parser;
+use super::keep_alive::KeepAlive;
 use super::records::{Opened, Opener, Sealed, Sealer};
 use super::session::{Batch, Config, Ended, Peer, Piece, Session};
 use super::socket::Socket;
@@ -232,16 +233,19 @@ impl Link {
     async fn receive(&self, mut opener: Opener, mut parser: Parser, mut incoming: BytesMut) -> Result<(), Ended> {
         let config = &self.session.config;
         let mut heard = Instant::now();
-        let mut pinged = heard;
+        let mut pings = config.keep_alive.map(|interval| KeepAlive::new(interval, heard));
         let mut size = MIN_READ;
         loop {
             self.open(&mut opener, &mut parser, &mut incoming)?;
-            if config.keep_alive.is_some_and(|interval| pinged.elapsed() >= interval) {
-                pinged = Instant::now();
-                self.session.ping();
+            let now = Instant::now();
+            if let Some(pings) = pings.as_mut().filter(|pings| now >= pings.ends_at()) {
+                let peer = self.session.pinged_by_peer().map(Instant::from);
+                if pings.next(now, peer, self.session.counters.total()) {
+                    self.session.ping();
+                }
                 self.free_unused();
             }
-            let ping_at = config.keep_alive.map(|interval| pinged + interval);
+            let ping_at = pings.as_ref().map(KeepAlive::ends_at);
             let late_at = config.idle_timeout.map(|limit| heard + limit);
             let timer = async {
                 match ping_at.into_iter().chain(late_at).min() {

@@ -3,6 +3,7 @@
 pub mod dial;
 pub mod frame;
 mod handshake;
+mod keep_alive;
 mod link;
 pub mod listener;
 pub mod records;

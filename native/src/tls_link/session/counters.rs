@@ -28,6 +28,11 @@ impl Counters {
         self.min_round_trip.store(least, Ordering::Relaxed);
     }
 
+    /// Bytes on the wire, both directions together.
+    pub fn total(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed) + self.received.load(Ordering::Relaxed)
+    }
+
     pub fn min_round_trip(&self) -> Duration {
         Duration::from_micros(self.min_round_trip.load(Ordering::Relaxed))
     }

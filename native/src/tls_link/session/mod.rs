@@ -120,6 +120,8 @@ struct State {
     out: Outgoing,
     /// Number of the last PING, and when it was sent if it is not answered.
     ping: (u64, Option<Instant>),
+    /// When the peer's last PING arrived.
+    pinged_by_peer: Option<Instant>,
     pings: FrameRate,
     late: FrameRate,
 }
@@ -150,6 +152,7 @@ impl Session {
                 starved: HashSet::new(),
                 out,
                 ping: (0, None),
+                pinged_by_peer: None,
                 pings: FrameRate::default(),
                 late: FrameRate::default(),
             }),
@@ -333,6 +336,11 @@ impl Session {
         state.out.put(0, &Control::Ping(number.to_be_bytes()));
         drop(state);
         self.to_send.notify_one();
+    }
+
+    /// When the peer's last PING arrived.
+    pub fn pinged_by_peer(&self) -> Option<Instant> {
+        lock(&self.state).pinged_by_peer
     }
 
     pub fn ended(&self) -> Option<&Ended> {

@@ -148,6 +148,7 @@ impl Session {
             return ProtocolError::new("too many pings");
         }
         state.out.put_pong(token);
+        state.pinged_by_peer = Some(Instant::now());
         drop(state);
         self.to_send.notify_one();
         Ok(())
