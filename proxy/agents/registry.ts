@@ -74,6 +74,11 @@ export class AgentRegistry {
     for (const connections of this.#agents.values()) yield* this.#remote === 0 ? connections : connections.filter(isHeld);
   }
 
+  /** The connections held here whose id has another one, here or at another worker. */
+  *shared(): Iterable<ConnectedAgent> {
+    for (const connections of this.#agents.values()) if (connections.length > 1) yield* connections.filter(isHeld);
+  }
+
   /** Whether lb should route clients of the agent here: a connection of it stays. */
   isAvailable(agentId: string): boolean {
     return (this.#agents.get(agentId) ?? []).some((agent) => isHeld(agent) && isStaying(agent));

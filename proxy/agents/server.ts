@@ -72,7 +72,7 @@ export interface AgentServerOptions extends AgentEvents {
   log: Logger;
 }
 
-/** Interval between pings of an agent, in milliseconds. */
+/** Interval between pings of agents that share an id, in milliseconds. */
 const PING_INTERVAL_MS = 60_000;
 /** If the same process has a newer connection, one that is unresponsive for this time in milliseconds is considered dead. */
 const UNRESPONSIVE_TIMEOUT_MS = 5_000;
@@ -98,6 +98,7 @@ export class AgentServer {
   readonly #conflicts: Conflicts;
   readonly #migration: Migration;
   readonly #renewal: IdentityRenewal;
+  readonly #pings: ReturnType<typeof setInterval>;
   #unmovable: ReturnType<typeof setInterval> | undefined;
 
   constructor(options: AgentServerOptions) {
@@ -115,6 +116,7 @@ export class AgentServer {
     this.#conflicts = new Conflicts(options.onConflict, log);
     this.#migration = new Migration(this.agents);
     this.#renewal = new IdentityRenewal(authenticator, log);
+    this.#pings = setInterval(() => this.#pingShared(), PING_INTERVAL_MS);
     for (const listener of options.listeners) this.add(listener);
   }
 
@@ -267,14 +269,17 @@ export class AgentServer {
     const hello = this.#options.hello?.();
     if (hello) void control.hello(hello); // never rejects
     void control.ping(); // never rejects
-    const timer = setInterval(() => void control.ping(), PING_INTERVAL_MS);
     await control.run(frames, {
       onGoaway: () => this.#onGoaway(agent),
       onMoved: (found) => this.#onMoved(agent, found),
       onCredentials: (credentials) => void this.#renewal.renew(agent, credentials), // never rejects
       onViolation: (reason) => this.#onViolation(agent, reason),
     });
-    clearInterval(timer);
+  }
+
+  /** Of agents with one id, those that answer get the tunnels. An agent without others gets them in any case. */
+  #pingShared(): void {
+    for (const { control } of this.agents.shared()) void control?.ping(); // never rejects
   }
 
   #onGoaway(agent: ConnectedAgent): void {
@@ -361,6 +366,7 @@ export class AgentServer {
 
   /** Closes the listeners and every connection. */
   async close(): Promise<void> {
+    clearInterval(this.#pings);
     clearInterval(this.#unmovable);
     await Promise.all([...this.#listeners.keys()].map((listener) => listener.close(CloseCode.shutdown, "shutting down")));
     await Promise.all(this.#listeners.values());

@@ -21,11 +21,14 @@ export function encodeFrame(payload: Uint8Array): Uint8Array {
   return frame;
 }
 
+/** Nothing is received: a reader that waits keeps no buffer. */
+const NOTHING = new Uint8Array(0);
+
 /** Reads the frames of a stream. */
 export class FrameReader {
   readonly #stream: Pick<Duplex, "read">;
   readonly #limit: number;
-  #received = new Uint8Array(0);
+  #received: Uint8Array = NOTHING;
 
   /** @param limit longest payload in bytes. Default {@link MAX_FRAME}. */
   constructor(stream: Pick<Duplex, "read">, limit = MAX_FRAME) {
@@ -45,7 +48,7 @@ export class FrameReader {
         const length = new DataView(received.buffer, received.byteOffset).getUint32(0);
         if (length > this.#limit) throw new FrameError(`A frame of ${length} bytes was announced: the limit is ${this.#limit}`);
         if (received.length >= 4 + length) {
-          this.#received = received.subarray(4 + length);
+          this.#received = received.length > 4 + length ? received.subarray(4 + length) : NOTHING;
           return received.subarray(4, 4 + length);
         }
       }
@@ -53,11 +56,16 @@ export class FrameReader {
       if (data === null && received.length === 0) return null;
       if (data === null) throw new FrameError("The stream ended within a frame");
       // bounded: a read returns at most 256 KiB, and long frames are rejected above
-      this.#received = new Uint8Array(received.length + data.length);
-      this.#received.set(received);
-      this.#received.set(data, received.length);
+      this.#received = received.length > 0 ? concat(received, data) : data;
     }
   }
+}
+
+function concat(a: Uint8Array, b: Uint8Array): Uint8Array {
+  const all = new Uint8Array(a.length + b.length);
+  all.set(a);
+  all.set(b, a.length);
+  return all;
 }
 
 /**

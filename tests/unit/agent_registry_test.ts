@@ -54,6 +54,19 @@ describe("the registry", () => {
     }
   });
 
+  it("tells which connections share an id, also with one at another worker", () => {
+    const registry = new AgentRegistry(true);
+    const [first, second, alone] = [held("1"), held("2"), held("3", { identity: { agentId: "b" } })];
+    const remote = held("4", { identity: { agentId: "b" }, isRemote: true });
+    registry.add(first);
+    registry.add(alone);
+    assert.deepEqual([...registry.shared()], []);
+    registry.add(second);
+    assert.deepEqual([...registry.shared()], [first, second]);
+    registry.add(remote);
+    assert.deepEqual([...registry.shared()], [first, second, alone]);
+  });
+
   it("treats two agents of version 1 as two processes", () => {
     const registry = new AgentRegistry(false);
     const first = held();
