@@ -68,29 +68,15 @@ class LineLogger implements Logger, LogControl {
   readonly #color: boolean;
   #lowest: number;
   #format: LogFormat;
-  #formatRecord: (record: LogRecord) => string;
+  #formatLine: LineFormat;
 
-  constructor({ format, level, write, color = false, fields: common = {} }: LoggerOptions) {
+  constructor({ format, level, write, color = false, fields: common }: LoggerOptions) {
     this.#color = color;
     this.#lowest = LOG_LEVELS.indexOf(level);
     this.#format = format;
-    this.#formatRecord = formatterOf(format, color);
-    const method = (name: LogLevel) => {
-      const recordLevel: RecordLevel = name === "warn" ? "warning" : name;
-      return (message: string, fields: LogFields = {}) => {
-        const properties: Record<string, unknown> = { ...common };
-        for (const key in fields) if (fields[key] !== undefined) properties[key] = fields[key];
-        const record: LogRecord = {
-          category: [],
-          level: recordLevel,
-          message: [message],
-          rawMessage: message,
-          timestamp: Date.now(),
-          properties,
-        };
-        write(this.#formatRecord(record));
-      };
-    };
+    this.#formatLine = formatOf(format, color);
+    const method = (name: LogLevel) => (message: string, fields: LogFields = {}) =>
+      write(this.#formatLine(Date.now(), name, message, common === undefined ? fields : { ...common, ...definedOf(fields) }));
     this.#methods = {
       trace: method("trace"),
       debug: method("debug"),
@@ -106,7 +92,7 @@ class LineLogger implements Logger, LogControl {
 
   set format(format: LogFormat) {
     this.#format = format;
-    this.#formatRecord = formatterOf(format, this.#color);
+    this.#formatLine = formatOf(format, this.#color);
   }
 
   get level(): LogLevel {
@@ -138,29 +124,55 @@ class LineLogger implements Logger, LogControl {
   }
 }
 
-function formatterOf(format: LogFormat, color: boolean): (record: LogRecord) => string {
-  if (format === "json") return getJsonLinesFormatter({ properties: "flatten" });
-  return color ? colorFormatter() : formatText;
+/** Formats a line. Fields that are `undefined` are left out. */
+type LineFormat = (timestamp: number, level: LogLevel, message: string, fields: LogFields) => string;
+
+function formatOf(format: LogFormat, color: boolean): LineFormat {
+  if (format === "json") return byLibrary(getJsonLinesFormatter({ properties: "flatten" }));
+  return color ? byLibrary(colorFormatter()) : textFormat();
+}
+
+function byLibrary(formatRecord: (record: LogRecord) => string): LineFormat {
+  return (timestamp, level, message, fields) =>
+    formatRecord({
+      category: [],
+      level: level === "warn" ? "warning" : level,
+      message: [message],
+      rawMessage: message,
+      timestamp,
+      properties: definedOf(fields),
+    });
+}
+
+function definedOf(fields: LogFields): LogFields {
+  const defined: Record<string, LogFields[string]> = {};
+  for (const key in fields) if (fields[key] !== undefined) defined[key] = fields[key];
+  return defined;
 }
 
 /** Logs nothing. */
 export const silentLogger: Logger & LogControl = createLogger({ format: "text", level: "error", write: () => {} });
 
-const LEVEL_NAMES: Readonly<Record<RecordLevel, string>> = {
+const LEVEL_NAMES: Readonly<Record<RecordLevel | LogLevel, string>> = {
   trace: "TRACE",
   debug: "DEBUG",
   info: "INFO ",
+  warn: "WARN ",
   warning: "WARN ",
   error: "ERROR",
   fatal: "FATAL",
 };
 
 /** `2026-01-31T12:00:00.000Z INFO  message key=value key="two words"`, always on one line. Not by the library: each tunnel has a line. */
-function formatText({ timestamp, level, rawMessage, properties }: LogRecord): string {
-  return `${new Date(timestamp).toISOString()} ${LEVEL_NAMES[level]} ${rawMessage}${formatFields(properties)}\n`;
+function textFormat(): LineFormat {
+  let [last, time] = [NaN, ""]; // under load many lines have the same
+  return (timestamp, level, message, fields) => {
+    if (timestamp !== last) [last, time] = [timestamp, new Date(timestamp).toISOString()];
+    return `${time} ${LEVEL_NAMES[level]} ${message}${formatFields(fields)}\n`;
+  };
 }
 
-/** As {@link formatText}, with colours for a terminal. */
+/** As {@link textFormat}, with colours for a terminal. */
 function colorFormatter(): (record: LogRecord) => string {
   return getAnsiColorFormatter({
     timestamp: "rfc3339",
@@ -169,9 +181,9 @@ function colorFormatter(): (record: LogRecord) => string {
   });
 }
 
-function formatFields(fields: Record<string, unknown>): string {
+function formatFields(fields: Readonly<Record<string, unknown>>): string {
   let text = "";
-  for (const key in fields) text += ` ${key}=${quoteIfNeeded(fields[key])}`;
+  for (const key in fields) if (fields[key] !== undefined) text += ` ${key}=${quoteIfNeeded(fields[key])}`;
   return text;
 }
 
