@@ -43,11 +43,15 @@ export class MemoryWatermark {
 
 /** Fraction of the buffer budget above which new tunnels are refused. */
 const REFUSAL_FRACTION = 2 / 3;
+/** Time in milliseconds for which a measurement counts: the network measures no more often. */
+const MEASURED_MS = 20;
 
 /** The memory budget for the buffers of all tunnels. The network enforces it; this decides whether new tunnels are refused. */
 export class BufferBudget {
   readonly #limit: number;
   readonly #net: Buffers;
+  #usedBytes = 0;
+  #measuredAt = -Infinity;
 
   /** @param budget value of the option `limits.buffer-memory` */
   constructor(budget: string, net: Buffers) {
@@ -61,12 +65,18 @@ export class BufferBudget {
     return this.#limit;
   }
 
+  /** As last measured. */
   get usedBytes(): number {
-    return this.#net.bufferedBytes();
+    return this.#usedBytes;
   }
 
-  refuses(): boolean {
-    return this.usedBytes > this.#limit * REFUSAL_FRACTION;
+  /** @param now milliseconds of a monotonic clock */
+  refuses(now: number): boolean {
+    if (now - this.#measuredAt >= MEASURED_MS) {
+      this.#usedBytes = this.#net.bufferedBytes();
+      this.#measuredAt = now;
+    }
+    return this.#usedBytes > this.#limit * REFUSAL_FRACTION;
   }
 }
 

@@ -222,7 +222,7 @@ export class TunnelLimits {
     if (this.#memory.refuses(this.#all.own(ALL))) {
       throw this.#reject("memory", "There is no memory for more tunnels", { maxBytes: this.#memory.limit });
     }
-    if (this.#buffers?.refuses()) {
+    if (this.#buffers?.refuses(this.#now())) {
       const { limit, usedBytes } = this.#buffers;
       const message = "The buffers of open tunnels are nearly full: clients or destinations do not read";
       throw this.#reject("buffer-memory", message, { usedBytes, maxBytes: limit });

@@ -319,16 +319,30 @@ describe("limits of tunnels", () => {
 
   it("refuse tunnels while two thirds of the budget for buffers are used", () => {
     const told: number[] = [];
-    let used = 0;
-    const buffers = { limitBuffers: (bytes: number) => void told.push(bytes), bufferedBytes: () => used };
-    withLimits({ bufferMemory: "90MiB", buffers }, (limits) => {
+    let [used, asked] = [0, 0];
+    const buffers = {
+      limitBuffers: (bytes: number) => void told.push(bytes),
+      bufferedBytes() {
+        asked++;
+        return used;
+      },
+    };
+    const { now, pass } = createClock();
+    withLimits({ bufferMemory: "90MiB", buffers, now }, (limits) => {
       assert.deepEqual(told, [90 << 20]);
-      used = 60 << 20;
+      const use = (bytes: number) => {
+        used = bytes;
+        pass(20);
+      };
+      use(60 << 20);
       limits.open({});
-      used += 1;
-      assert.equal(limitOf(() => limits.open({})), "buffer-memory");
-      used = 0;
+      use((60 << 20) + 1);
+      for (let i = 0; i < 3; i++) assert.equal(limitOf(() => limits.open({})), "buffer-memory");
+      use(0);
       limits.open({});
+      pass(19);
+      limits.open({});
+      assert.equal(asked, 3, "the network is asked once in 20 ms");
     });
     withLimits({ buffers }, (limits) => {
       assert.deepEqual(told, [90 << 20, 0], "0 is no limit");
