@@ -10,7 +10,10 @@ export interface CallsOptions {
   readonly ownsProcess: boolean;
 }
 
-type Pending = PromiseWithResolvers<unknown>;
+interface Pending {
+  readonly resolve: (value: unknown) => void;
+  readonly reject: (error: NetError) => void;
+}
 
 /** Longest error message, in characters: it may quote a peer. */
 const MAX_MESSAGE = 1_000;
@@ -54,13 +57,6 @@ export function isolated<T>(callback: (value: T) => void): (value: T) => void {
   };
 }
 
-/** As `Promise.withResolvers`, which Node.js 20 lacks. */
-function createPending(): Pending {
-  let [resolve, reject]: [Pending["resolve"], Pending["reject"]] = [() => {}, () => {}];
-  const promise = new Promise<unknown>((...functions) => [resolve, reject] = functions);
-  return { promise, resolve, reject };
-}
-
 /** Pending operations of the engine, by number. */
 export class Calls {
   readonly engine: Engine;
@@ -75,7 +71,7 @@ export class Calls {
 
   /** Starts an operation and returns its result. */
   call<T>(start: (op: number, engine: Engine) => void): Promise<T> {
-    return this.#call(start).promise as Promise<T>;
+    return this.#start(++this.#last, start);
   }
 
   /**
@@ -83,7 +79,9 @@ export class Calls {
    * @throws {NetError} `cancelled`
    */
   cancellable<T>(signal: AbortSignal | undefined, start: (op: number, engine: Engine) => void): Promise<T> {
-    return signal === undefined ? this.call(start) : this.#callUntil(signal, start);
+    const op = ++this.#last;
+    const result = this.#start<T>(op, start);
+    return signal === undefined ? result : this.#until(signal, op, result);
   }
 
   /** Starts an operation in two phases, each with a result. The second number cancels it. */
@@ -91,45 +89,46 @@ export class Calls {
     signal: AbortSignal | undefined,
     start: (first: number, second: number, engine: Engine) => void,
   ): [Promise<T>, Promise<U>] {
-    const second = this.#call(() => {});
-    const first = this.#call((op, engine) => {
+    const [first, second] = [++this.#last, ++this.#last];
+    const ended = this.#expect<U>(second);
+    const started = this.#start<T>(first, (op, engine) => {
       try {
-        start(op, second.op, engine);
+        start(op, second, engine);
       } catch (cause) {
-        this.#settle([second.op, undefined, undefined], () => {});
+        this.#take(second)?.resolve(undefined);
         throw cause;
       }
     });
-    return [first.promise as Promise<T>, (signal === undefined ? second.promise : this.#until<U>(signal, second)) as Promise<U>];
+    return [started, signal === undefined ? ended : this.#until(signal, second, ended)];
   }
 
-  #callUntil<T>(signal: AbortSignal, start: (op: number, engine: Engine) => void): Promise<T> {
-    return this.#until(signal, this.#call(start));
+  #start<T>(op: number, start: (op: number, engine: Engine) => void): Promise<T> {
+    const result = this.#expect<T>(op);
+    try {
+      start(op, this.engine);
+    } catch (cause) {
+      // the addon throws for a value of the wrong type
+      const message = `Cannot make the call: ${cause instanceof Error ? cause.message : cause}`;
+      this.#take(op)?.reject(new NetError("invalid", message, { cause }));
+    }
+    return result;
   }
 
-  async #until<T>(signal: AbortSignal, { op, promise }: { op: number; promise: Promise<unknown> }): Promise<T> {
+  async #until<T>(signal: AbortSignal, op: number, result: Promise<T>): Promise<T> {
     const cancel = () => this.engine.cancel(op);
     if (signal.aborted) cancel();
     signal.addEventListener("abort", cancel, { once: true });
     try {
-      return await promise as T;
+      return await result;
     } finally {
       signal.removeEventListener("abort", cancel);
     }
   }
 
-  #call(start: (op: number, engine: Engine) => void): { op: number; promise: Promise<unknown> } {
-    const op = ++this.#last;
-    const pending = createPending();
-    try {
-      start(op, this.engine);
-      this.#pending.set(op, pending);
-      if (this.#pending.size === 1) this.engine.setRef(true);
-    } catch (cause) {
-      // the addon throws for a value of the wrong type
-      pending.reject(new NetError("invalid", `Cannot make the call: ${cause instanceof Error ? cause.message : cause}`, { cause }));
-    }
-    return { op, promise: pending.promise };
+  #expect<T>(op: number): Promise<T> {
+    const result = new Promise<unknown>((resolve, reject) => this.#pending.set(op, { resolve, reject }));
+    if (this.#pending.size === 1) this.engine.setRef(true);
+    return result as Promise<T>;
   }
 
   #settle(batch: unknown[], warn: (message: string) => void): void {
@@ -140,12 +139,17 @@ export class Calls {
         warn(batch[i + 2] as string);
         continue;
       }
-      const pending = this.#pending.get(op);
-      this.#pending.delete(op);
+      const pending = this.#take(op);
       if (error) pending?.reject(toError(error));
       else pending?.resolve(batch[i + 2]);
     }
+  }
+
+  #take(op: number): Pending | undefined {
+    const pending = this.#pending.get(op);
+    this.#pending.delete(op);
     if (this.#pending.size === 0) this.engine.setRef(false);
+    return pending;
   }
 }
 
