@@ -254,7 +254,7 @@ class NativeNet implements Net {
       (first, second, id, rates, engine) =>
         engine.connectAndSplice(first, second, id, host, port, addresses, timeoutMs, wanted, initialDataToA, idleTimeoutMs ?? 0, rates),
     );
-    return { remote, ended: ended.then((result) => toSpliceResult(result!)) };
+    return { remote, ended: ended.then(toSpliceResult) };
   }
 
   async connectUdp(
@@ -285,7 +285,7 @@ class NativeNet implements Net {
           rates,
         ),
     );
-    return { remote, ended: ended.then((result) => toFlowResult(result!)) };
+    return { remote, ended: ended.then(toFlowResult) };
   }
 
   relayed(streams: readonly Duplex[]): (Relayed | undefined)[] {

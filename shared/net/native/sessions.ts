@@ -97,7 +97,7 @@ export class NativeSession implements AgentSession {
           signal !== undefined,
         ),
     );
-    if (response === null) return { ended: ended.then((result) => toSpliceResult(result!)) };
+    if (response === null) return { ended: ended.then(toSpliceResult) };
     given.takeBack();
     return this.#toResponse(response);
   }

@@ -129,8 +129,8 @@ export function toIncoming(calls: Calls, batch: IncomingBatch | null, preamble: 
 }
 
 /**
- * Starts a relay of `a` that follows another operation. Returns that operation's result, the end of the relay, and `a`, whose ownership is
- * restored if the operation fails.
+ * Starts a relay of `a` that follows another operation. Returns that operation's result, the end of the relay, if the operation has started
+ * one, and `a`, whose ownership is restored if the operation fails.
  * @throws {NetError} `invalid`, `closed`, and as the operation
  */
 export async function beginSplice<T, R = RawSpliceResult>(
@@ -138,11 +138,11 @@ export async function beginSplice<T, R = RawSpliceResult>(
   a: Duplex,
   { rates, signal }: SpliceOptions,
   start: (first: number, second: number, id: number, rates: number[] | undefined, engine: Engine) => void,
-): Promise<[first: T, ended: Promise<R | undefined>, a: NativeDuplex]> {
+): Promise<[first: T, ended: Promise<R>, a: NativeDuplex]> {
   if (!(a instanceof NativeDuplex)) throw new NetError("invalid", "Cannot copy between streams of another network");
   const limits = numbersOf(rates);
   const id = a.give();
-  const [first, ended] = calls.callTwice<T, R | undefined>(
+  const [first, ended] = calls.callTwice<T, R>(
     signal,
     (op, second, engine) => start(op, second, id, limits, engine),
   );
