@@ -99,7 +99,8 @@ export class ClientConnections {
   /** Serves the requests on a connection to its end. Never rejects. */
   async serve(first: Incoming, protocol: ClientProtocol): Promise<void> {
     const { stream } = first;
-    const session = new ClientSession(this.#context, stream, this.#newRecord(stream), first);
+    const { serverName, peerCertificate } = first; // not the head, which is no longer needed once it is parsed
+    const session = new ClientSession(this.#context, stream, this.#newRecord(stream), { serverName, peerCertificate });
     this.#sessions.add(session);
     const handler = protocol.open(session, this.#serveStreams);
     let end: RequestEnd = "served";

@@ -6,7 +6,7 @@ import type { ClientLimits, ClientPermit } from "../limits/client_limits.ts";
 import type { OpenTunnel } from "../limits/tunnels.ts";
 import type { LogLimit } from "../log/limit.ts";
 import type { Net } from "../net/net.ts";
-import type { SpliceOptions } from "../net/relay.ts";
+import type { SpliceResult } from "../net/relay.ts";
 import type { Duplex } from "../net/stream.ts";
 import type { Grant } from "../policy/policy.ts";
 import type { AuditLog } from "../service/audit.ts";
@@ -149,13 +149,13 @@ export class ClientSession {
 
   /**
    * Starts the span of the request.
-   * @param parent returns the context that the client has sent. Default: its protocol has none
+   * @param parent the context that the client has sent. Default: none
    */
-  startTrace(parent?: () => TraceContext | undefined): void {
+  startTrace(parent?: TraceContext): void {
     const { tracer } = this.context;
     if (tracer === undefined) return;
     const { record } = this;
-    record.trace = tracer.start(parent?.(), record.startedAt);
+    record.trace = tracer.start(parent, record.startedAt);
     record.traceId = record.trace.context.traceId;
   }
 
@@ -225,7 +225,7 @@ export class ClientSession {
    * @throws {TunnelError | NetError}
    */
   async connect(request: ClientRequest): Promise<void> {
-    const { limits, log, now, activity } = this.context;
+    const { net, dial, limits, log, now, activity } = this.context;
     const { stream, record } = this;
     const { network = "tcp", via = [], established, establishedStatus = 200, exchange, isHttp2 = false } = request;
     const chosen = chooseAgent(request, this.context, record);
@@ -233,15 +233,17 @@ export class ClientSession {
     record.network = network === "udp" ? network : undefined;
     const expected = this.context.whenExpected?.(chosen.identity.agentId);
     if (expected !== undefined) await expected;
-    const grant = request.isOperators ? undefined : authorize(this.context, chosen, network);
-    using _granted = this.#hold({ request, grant });
-    const identity = grant ? { ...chosen.identity, signal: anyOf(chosen.identity.signal, grant.signal) } : chosen.identity;
-    if (identity.authorize !== undefined) await askProvider(identity.authorize, chosen, network);
-    const tunnel = this.#permit?.open(identity, network, grant?.quotas);
+    const granted: Granted = { request, grant: request.isOperators ? undefined : authorize(this.context, chosen, network) };
+    this.#granted = granted;
+    const watch = new ResetWatch(stream);
+    let tunnel: OpenTunnel | undefined;
     try {
+      const { grant } = granted;
+      const identity = grant ? { ...chosen.identity, signal: anyOf(chosen.identity.signal, grant.signal) } : chosen.identity;
+      if (identity.authorize !== undefined) await askProvider(identity.authorize, chosen, network);
+      tunnel = this.#permit?.open(identity, network, grant?.quotas);
       const signal = tunnel ? tunnel.signal : identity.signal;
       const splice = { initialDataToA: established, idleTimeoutMs: limits?.idleMs, rates: tunnel?.rates, signal };
-      using watch = new ResetWatch(stream);
       const tunnelRequest: TunnelRequest = {
         network,
         id: record.id,
@@ -255,10 +257,20 @@ export class ClientSession {
         relay: exchange ? undefined : { stream, splice },
         clientSignal: () => watch.signal,
       };
-      const dialled = await dial(this.context, tunnelRequest, record, signal, watch);
-      const upstream = isHttp2 && "stream" in dialled
-        ? { ...dialled, stream: await this.context.net.openHttp2Over(dialled.stream) }
-        : dialled;
+      checkAllowLists(this.context, tunnelRequest, network);
+      const { audit } = this.context;
+      if (audit) {
+        record.isAudited = true;
+        await audit.start(auditedStart(record));
+      }
+      let dialled: Upstream;
+      try {
+        dialled = await dial(tunnelRequest);
+      } catch (cause) {
+        if (signal?.aborted) throw endOf(signal);
+        throw watch.reset === undefined ? cause : clientDisconnected(watch.reset);
+      }
+      const upstream = isHttp2 && "stream" in dialled ? { ...dialled, stream: await net.openHttp2Over(dialled.stream) } : dialled;
       record.connectedAt = now();
       record.via = upstream.via;
       activity?.opened(record);
@@ -268,13 +280,11 @@ export class ClientSession {
         const { id, client, agent } = record;
         log.debug("tunnel opened", { id, client, agent, network: record.network, destination: record.destination });
         if (exchange && "stream" in upstream) {
-          const pace = async (bytes: number) => await tunnel?.pace(bytes);
-          tunnel?.watchProgress(() => record.sent + record.received); // from here on the tunnel has a signal
-          const ending = tunnel ? tunnel.signal : signal;
-          await this.#untilAborted(ending, upstream.stream, () => exchange(upstream, { clientSignal: watch.signal, pace }));
+          await this.#exchange(exchange, upstream, watch.signal, tunnel, signal);
         } else {
           record.status = establishedStatus;
-          await this.#relay(upstream, splice, tunnel);
+          const result = "ended" in upstream ? await upstream.ended : await net.splice(stream, upstream.stream, splice);
+          this.#relayed(result, signal, tunnel);
         }
       } catch (error) {
         if ("stream" in upstream) abort(upstream.stream);
@@ -283,23 +293,22 @@ export class ClientSession {
         upstream.release?.();
       }
     } finally {
+      watch[Symbol.dispose]();
       tunnel?.close(); // a client that lingers after a refusal holds only its connection
+      this.#letGo(granted);
     }
   }
 
-  #hold(granted: Granted): Disposable {
-    this.#granted = granted;
-    return {
-      [Symbol.dispose]: () => {
-        granted.grant?.[Symbol.dispose]();
-        if (this.#granted === granted) this.#granted = undefined;
-      },
-    };
+  #letGo(granted: Granted): void {
+    granted.grant?.[Symbol.dispose]();
+    if (this.#granted === granted) this.#granted = undefined;
   }
 
   /** Registers an association for {@link recheck}, until the result is disposed. */
   holdAssociation(request: Pick<ClientRequest, "identity" | "credentials">): Disposable {
-    return this.#hold({ request });
+    const granted: Granted = { request };
+    this.#granted = granted;
+    return { [Symbol.dispose]: () => this.#letGo(granted) };
   }
 
   /** Who the client is; `undefined` if another session has verified that. */
@@ -379,13 +388,13 @@ export class ClientSession {
     this.stream.reset(1);
   }
 
-  /** Relays both directions to their ends, where the dialer has not started that. */
-  async #relay(upstream: Upstream, splice: SpliceOptions, tunnel: OpenTunnel | undefined): Promise<void> {
-    const { net, upstreamRole } = this.context;
-    const { stream, record } = this;
-    const { aToB, bToA, error: broken, errorSide, datagramsDropped } = "ended" in upstream
-      ? await upstream.ended
-      : await net.splice(stream, upstream.stream, splice);
+  /** Records how a relay has ended. */
+  #relayed(
+    { aToB, bToA, error: broken, errorSide, datagramsDropped }: SpliceResult,
+    signal: AbortSignal | undefined,
+    tunnel: OpenTunnel | undefined,
+  ): void {
+    const { record } = this;
     record.sent = aToB;
     record.received = bToA;
     record.datagramsDropped = datagramsDropped;
@@ -393,8 +402,8 @@ export class ClientSession {
     record.proxyError = "connection_terminated";
     if (broken.code === "timed-out" && errorSide === undefined) tunnel?.recordIdle();
     if (broken.code === "limit" && errorSide === undefined) tunnel?.recordCut();
-    const side = errorSide === undefined ? "" : errorSide === "a" ? "client: " : `${upstreamRole}: `;
-    record.reason = broken.code === "cancelled" && splice.signal?.aborted ? endReason(splice.signal) : `${side}${broken.message}`;
+    const side = errorSide === undefined ? "" : errorSide === "a" ? "client: " : `${this.context.upstreamRole}: `;
+    record.reason = broken.code === "cancelled" && signal?.aborted ? endReason(signal) : `${side}${broken.message}`;
   }
 
   /**
@@ -428,14 +437,23 @@ export class ClientSession {
   }
 
   /** Runs an exchange, and aborts it when the client's credentials end or its time is up. */
-  async #untilAborted(signal: AbortSignal | undefined, upstream: Duplex, exchange: () => Promise<void>): Promise<void> {
+  async #exchange(
+    exchange: NonNullable<ClientRequest["exchange"]>,
+    upstream: UpstreamStream,
+    clientSignal: AbortSignal,
+    tunnel: OpenTunnel | undefined,
+    identitySignal: AbortSignal | undefined,
+  ): Promise<void> {
+    const { record } = this;
+    tunnel?.watchProgress(() => record.sent + record.received); // from here on the tunnel has a signal
+    const signal = tunnel ? tunnel.signal : identitySignal;
     const cut = () => {
-      abort(upstream);
-      if (this.record.status !== undefined) this.stream.reset(1); // before the response has begun, the client still gets one
+      abort(upstream.stream);
+      if (record.status !== undefined) this.stream.reset(1); // before the response has begun, the client still gets one
     };
     signal?.addEventListener("abort", cut, { once: true });
     try {
-      await exchange();
+      await exchange(upstream, { clientSignal, pace: async (bytes) => await tunnel?.pace(bytes) });
     } catch (error) {
       throw signal?.aborted ? endOf(signal) : error;
     } finally {
@@ -459,28 +477,6 @@ export class ClientSession {
 
 function anyOf(first: AbortSignal | undefined, second: AbortSignal): AbortSignal {
   return first === undefined ? second : AbortSignal.any([first, second]);
-}
-
-/** @throws {TunnelError | NetError} when the destination is not allowed or cannot be reached */
-async function dial(
-  context: PipelineContext,
-  request: TunnelRequest,
-  record: RequestRecord,
-  signal: AbortSignal | undefined,
-  watch: ResetWatch,
-): Promise<Upstream> {
-  const { audit, dial } = context;
-  checkAllowLists(context, request, request.network);
-  if (audit) {
-    record.isAudited = true;
-    await audit.start(auditedStart(record));
-  }
-  try {
-    return await dial(request);
-  } catch (cause) {
-    if (signal?.aborted) throw endOf(signal);
-    throw watch.reset === undefined ? cause : clientDisconnected(watch.reset);
-  }
 }
 
 function abort(stream: Duplex): void {

@@ -57,7 +57,7 @@ async function serve(
   const request = isHttp2 ? asHttp2(parsed) : parsed;
   record.method = request.method;
   record.id = requestIdOf(request.fields) ?? record.id;
-  session.startTrace(() => parseTraceContext(request.fields));
+  session.startTrace(parseTraceContext(request.fields));
   if (trusted?.trusts(stream.remote)) {
     session.setClient(trusted.clientOf(stream.remote, request.fields), trusted.certificateOf(request.fields));
   }

@@ -90,7 +90,7 @@ async function serve(
   const request = isHttp2 ? asHttp2(parsed) : parsed;
   record.method = request.method;
   record.id = requestIdOf(request.fields) ?? record.id;
-  session.startTrace(() => parseTraceContext(request.fields));
+  session.startTrace(parseTraceContext(request.fields));
   const isTrusted = trusted?.trusts(stream.remote) ?? false;
   if (trusted && isTrusted) session.setClient(trusted.clientOf(stream.remote, request.fields), trusted.certificateOf(request.fields));
   if (isHttp2) checkProtocol(request, "websocket is served");
