@@ -144,7 +144,7 @@ export class Session {
       for (const incoming of batch) {
         // without a control stream the agent cannot ask the proxy to prefer other agents
         const serve = this.#draining && !this.#control ? refuseTunnel : serveTunnel;
-        const served: Promise<void> = serve(this.#options.tunnels, incoming, this.#tunnelVia).finally(() => this.#open.delete(served)); // never rejects
+        const served: Promise<void> = serve(this.#options.tunnels, incoming, this.#tunnelVia).then(() => void this.#open.delete(served)); // never rejects
         this.#open.add(served);
       }
     }

@@ -52,8 +52,8 @@ export interface TunnelOptions {
  * Serves a request. Never rejects: errors are sent to the proxy and logged.
  * @param via the connection to the proxy
  */
-export async function serveTunnel(options: TunnelOptions, incoming: Incoming, via?: TunnelVia): Promise<void> {
-  await new ServedTunnel(options, incoming.stream, via).serve(incoming);
+export function serveTunnel(options: TunnelOptions, incoming: Incoming, via?: TunnelVia): Promise<void> {
+  return new ServedTunnel(options, incoming.stream, via).serve(incoming);
 }
 
 /** The network and destination of a request. */
@@ -128,21 +128,22 @@ class ServedTunnel {
    */
   async #open(asked: Asked): Promise<ConnectedTunnel | ConnectedFlow> {
     const { limits } = this.#options;
-    const destination = formatAuthority(asked.authority);
+    const destination = this.#record.destination!;
     this.#limited = limits?.open({});
     const span = this.#trace?.child("client", "connect", () => ({
       ...addressAttributes("server", destination),
       "network.transport": asked.network,
     }));
-    const connected = inSpan(
-      span,
-      () => connect(this.#options, this.#stream, asked, this.#limited),
-      ({ remote }) => ({ attributes: addressAttributes("network.peer", remote) }),
-    );
-    return await connected.catch((cause) => {
+    try {
+      return await inSpan(
+        span,
+        () => connect(this.#options, this.#stream, asked, this.#limited),
+        ({ remote }) => ({ attributes: addressAttributes("network.peer", remote) }),
+      );
+    } catch (cause) {
       if (cause instanceof NetError && cause.code === "address-not-available") limits?.recordNoPort(destination);
       throw destinationError(cause, destination);
-    });
+    }
   }
 
   /** Returns the time since the request, in milliseconds. */
@@ -164,19 +165,26 @@ class ServedTunnel {
     const isIdle = error?.code === "timed-out" && errorSide === undefined;
     if (isIdle && !network) this.#limited?.recordIdle();
     if (error?.code === "limit" && errorSide === undefined) this.#limited?.recordCut();
-    const status = network ? 101 : 200;
+    const status = record.status = network ? 101 : 200;
     // a flow that is idle has just ended
-    const proxyError = error && !(isIdle && network) ? "connection_terminated" : undefined;
-    Object.assign(record, { status, proxyError, reason: this.#endReason(result), sent, received } satisfies Partial<LiveTunnel>);
+    const proxyError = record.proxyError = error && !(isIdle && network) ? "connection_terminated" : undefined;
+    const reason = record.reason = this.#endReason(result);
+    record.sent = sent;
+    record.received = received;
     const totalMs = round(performance.now() - this.#startedAt);
     const datagrams = "datagrams" in result ? result.datagrams : undefined;
-    const counts = datagrams && {
-      datagramsSent: datagrams.aToB,
-      datagramsReceived: datagrams.bToA,
-      datagramsDropped: datagrams.dropped,
-    };
-    const { reason } = record;
-    this.#options.log.info("tunnel", { ...this.#logFields(), status, reason, sent, received, ...counts, setupMs, totalMs });
+    this.#options.log.info("tunnel", {
+      ...this.#logFields(),
+      status,
+      reason,
+      sent,
+      received,
+      datagramsSent: datagrams?.aToB,
+      datagramsReceived: datagrams?.bToA,
+      datagramsDropped: datagrams?.dropped,
+      setupMs,
+      totalMs,
+    });
     const traceId = this.#trace?.isRecorded ? this.#trace.context.traceId : undefined;
     this.#options.onEnd?.({ status, error: proxyError, setupMs, totalMs, id: record.id, traceId, sent, received, datagrams });
   }
