@@ -74,7 +74,7 @@ export function encodeAgentRequest({ connection, timeoutMs, datagrams, head }: A
 
 /** `undefined` for another request. */
 export function parseAgentRequest(text: string): AgentRequest | undefined {
-  const [field, connection, timeoutMs, datagrams] = /(?<=\r\n)Worker-Agent: (\S+) ([0-9]{1,9}) ([01])\r\n/.exec(text) ?? [];
+  const [field, connection, timeoutMs, datagrams] = /(?<=\r\n)Worker-Agent: (\S+) ([0-9]+) ([01])\r\n/.exec(text) ?? [];
   if (field === undefined || connection === undefined) return undefined;
   const head = Buffer.from(text.replace(field, ""), "latin1");
   return { connection, timeoutMs: Number(timeoutMs), datagrams: datagrams === "1", head };

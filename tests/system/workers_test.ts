@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import type { RemoteInfo } from "node:dgram";
 import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { connect } from "node:http2";
 import process from "node:process";
 import { describe, it } from "node:test";
 import { check } from "../../testing/load.ts";
@@ -21,6 +22,7 @@ import {
 } from "../../testing/programs.ts";
 import { ask, credentials, dial, openTunnel, Origin, type Wire } from "../../testing/sockets.ts";
 import { credentials as login, methods, request } from "../../testing/socks.ts";
+import { speakAsClient, SpeakingOrigin } from "../../testing/streams.ts";
 import { ServiceManager } from "../../testing/supervisor.ts";
 import { makeTokenKey } from "../../testing/tokens.ts";
 import { UdpRelay } from "../../testing/udp_relay.ts";
@@ -57,12 +59,12 @@ async function holderOf(proxy: Program, agent: string): Promise<number> {
 }
 
 /** Starts agents until each worker holds one; returns their ids by worker. */
-async function startAgents(site: Site, proxy: Program, addresses: Addresses): Promise<[string, string]> {
+async function startAgents(site: Site, proxy: Program, addresses: Addresses, args: readonly string[] = []): Promise<[string, string]> {
   const held: string[] = [];
   for (let count = 0; held[0] === undefined || held[1] === undefined; count++) {
     assert.ok(count < MAX_ATTEMPTS, "one worker holds all agents");
     const id = `site${count}`;
-    await site.startAgent(addresses, ["--agent-client.host-whitelist=127.0.0.1,udp:127.0.0.1"], id);
+    await site.startAgent(addresses, ["--agent-client.host-whitelist=127.0.0.1,udp:127.0.0.1", ...args], id);
     held[await holderOf(proxy, id)] ??= id;
   }
   return [held[0]!, held[1]!];
@@ -94,16 +96,30 @@ describe("a proxy of two workers", onLinux, () => {
     await using udp = await UdpServer.start((payload) => payload);
     const { proxy, addresses } = await startWorkers(site, [
       "--socks.listen-address=127.0.0.1:0",
+      "--http-proxy.http2-listen-address=127.0.0.1:0",
       "--http-proxy.host-whitelist=127.0.0.1,udp:127.0.0.1",
       `--forward=listen=127.0.0.1:0,agent=site0,to=${origin.authority}`,
       `--forward=listen=127.0.0.1:0,network=udp,agent=site0,to=${udp.authority}`,
     ]);
     const agents = await startAgents(site, proxy, addresses);
-    const { socks } = await proxy.waitFor("listening");
+    const { socks, http2 } = await proxy.waitFor("listening");
     for (const agent of agents) {
       await throughEach(proxy, { agent, protocol: undefined, method: "CONNECT", status: 200 }, async () => {
         using tunnel = await openTunnel(addresses.clients, origin.authority, { id: agent });
         await finishFirst(tunnel);
+      });
+      await throughEach(proxy, { agent, method: "CONNECT", status: 200 }, async () => {
+        const session = connect(`http://${http2}`);
+        const stream = session.request({
+          ":method": "CONNECT",
+          ":authority": origin.authority,
+          "proxy-authorization": credentials(agent).replace(/^.*?: |\r\n$/g, ""),
+        });
+        stream.end("question");
+        let answer = "";
+        for await (const data of stream) answer += String(data);
+        assert.equal(answer, "question");
+        session.close();
       });
       await throughEach(proxy, { agent, protocol: "socks5", status: 200 }, async () => {
         using wire = await dial(String(socks));
@@ -141,11 +157,19 @@ describe("a proxy of two workers", onLinux, () => {
     assert.deepEqual(proxy.entries.filter(({ level }) => level === "ERROR"), []);
   });
 
-  it("keeps resets, refusals and plain requests as they are", async () => {
+  it("keeps bytes, resets, refusals and plain requests as they are, also those of agents over TLS", async () => {
     await using site = await Site.create();
     await using origin = await Origin.start();
+    await using speaking = await SpeakingOrigin.start();
     const { proxy, addresses } = await startWorkers(site);
-    const [agent] = await startAgents(site, proxy, addresses);
+    const [agent] = await startAgents(site, proxy, addresses, ["--agent-client.transport=tls"]);
+    let seed = 0;
+    for (const reset of [undefined, "client", "origin"] as const) {
+      await throughEach(proxy, { agent, method: "CONNECT", status: 200 }, async () => {
+        using tunnel = await openTunnel(addresses.clients, speaking.authority, { id: agent });
+        await speakAsClient(tunnel, { seed: seed += 2, up: 3_000_001, down: 2_000_003, reset });
+      });
+    }
     await throughEach(proxy, { agent, method: "CONNECT", status: 200 }, async () => {
       using tunnel = await openTunnel(addresses.clients, origin.authority, { id: agent });
       (await origin.accept()).reset();

@@ -11,7 +11,9 @@ import { checkWorkers, optionsOfWorker } from "../../proxy/workers/options.ts";
 import { encodeAgentRequest, parseAgentRequest } from "../../proxy/workers/remote_agent.ts";
 import { withDefaults } from "../../shared/config/defaults.ts";
 import type { Net } from "../../shared/net/net.ts";
+import type { RateOptions } from "../../shared/net/relay.ts";
 import type { Worker, WorkerPeer } from "../../shared/service/worker.ts";
+import type { MemoryRate } from "../../testing/net/rate.ts";
 import { ask, connectTo, LogBook, readUntil, withNet } from "../../testing/network.ts";
 import { Folder } from "../../testing/programs.ts";
 import { bytes, listenTcp, pause, readText, within } from "../conformance/support.ts";
@@ -203,10 +205,10 @@ describe("the first worker", () => {
 describe("a request for an agent at another worker", () => {
   it("names the connection, and is the agent's otherwise", () => {
     const head = bytes("CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n");
-    const encoded = encodeAgentRequest({ connection: "c-1", timeoutMs: 12.3, datagrams: true, head });
+    const encoded = encodeAgentRequest({ connection: "c-1", timeoutMs: 4e9 + 0.3, datagrams: true, head });
     const text = new TextDecoder("latin1").decode(encoded);
     const parsed = parseAgentRequest(text)!;
-    assert.deepEqual([parsed.connection, parsed.timeoutMs, parsed.datagrams], ["c-1", 13, true]);
+    assert.deepEqual([parsed.connection, parsed.timeoutMs, parsed.datagrams], ["c-1", 4e9 + 1, true]);
     assert.deepEqual(new Uint8Array(parsed.head), head);
     assert.equal(parseAgentRequest(new TextDecoder().decode(head)), undefined);
   });
@@ -242,6 +244,32 @@ describe("the options of workers", () => {
 });
 
 describe("limits of workers", () => {
+  it("have the bandwidth of an agent hold where the agent is", () =>
+    withWorkers(async ({ net, proxies: [one], connect }) => {
+      await connect(1);
+      const origin = await listenTcp(net);
+      const granted: number[] = [];
+      const createRate = net.createRate.bind(net);
+      Object.assign(net, {
+        createRate: (options: RateOptions) => {
+          const rate = createRate(options) as MemoryRate;
+          const [at, grant] = [granted.push(0) - 1, rate.grant.bind(rate)];
+          return Object.assign(rate, {
+            grant: (bytes: number) => {
+              granted[at]! += bytes;
+              return grant(bytes);
+            },
+          });
+        },
+      });
+      const tunnels = [await openTunnel(net, one!, origin), await openTunnel(net, one!, origin)];
+      for (const tunnel of tunnels) await checkTunnel(tunnel);
+      // each worker has one for all tunnels of the agent
+      assert.equal(granted.length, 2);
+      assert.ok(granted[0]! > 0);
+      assert.equal(granted[0], granted[1]);
+    }, { limits: { bandwidthPerAgent: "1MiB" } }));
+
   it("hold for all together, and count nothing of a worker that has ended", () =>
     withWorkers(async ({ net, proxies: [one, two], logs, connect, end }) => {
       await connect(0);
