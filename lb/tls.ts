@@ -69,14 +69,14 @@ export async function openLoadBalancerTls(options: LoadBalancerOptions, tlsDeps:
   if (acme && challenge === "tls-alpn-01" && !enable && forward.every(({ network }) => network !== "https")) {
     throw new ConfigError("Cannot use --acme.challenge tls-alpn-01: there is no TLS port to answer at; set --http-proxy.tls.enable");
   }
-  const hasDirectory = httpProxy.tls.certDir !== undefined && !enable;
+  const hasDirectory = httpProxy.tls.certDir !== undefined && !(enable && (key || cert));
   const selfSigned = acme === undefined && !hasDirectory
     ? undefined
     : await (isCheck ? checkSelfSigned(CLIENT_CERTIFICATE, directory) : openSelfSigned(CLIENT_CERTIFICATE, directory, log));
   const deps = { log, net };
   if (!httpProxy.tls.enable) refuseWithoutTls("http-proxy.tls", httpProxy.tls);
   if (!httpConnector.tls.enable) refuseWithoutTls("http-connector.tls", httpConnector.tls);
-  const own = managedFile === undefined ? {} : { managedFile, selfSigned };
+  const own = managedFile === undefined && !hasDirectory ? {} : { managedFile, selfSigned };
   const clients = enable ? await openServerTls("http-proxy.tls", httpProxy.tls, { ...deps, ...own }) : undefined;
   return {
     clients,

@@ -118,8 +118,9 @@ export function logPin({ pin, file }: SelfSigned, { addresses, doubt }: PublicAd
 
 /** Whether a listener may need it: for good, or until the authority has issued a certificate. */
 function needsSelfSigned({ agentServer, httpProxy, acme, forward }: ProxyOptions): boolean {
-  return hasNoFiles(agentServer.tls) || (acme.domain.length > 0 && httpProxy.tls.enable && hasNoFiles(httpProxy.tls)) ||
-    forward.some(({ acme, network }) => acme || (network === "https" && httpProxy.tls.certDir !== undefined));
+  const hasDirectory = httpProxy.tls.certDir !== undefined;
+  return hasNoFiles(agentServer.tls) || ((acme.domain.length > 0 || hasDirectory) && httpProxy.tls.enable && hasNoFiles(httpProxy.tls)) ||
+    forward.some(({ acme, network }) => acme || (network === "https" && hasDirectory));
 }
 
 function hasNoFiles({ file: { key, cert } }: ServerTlsOptions): boolean {
@@ -142,8 +143,10 @@ async function openAll(
       "Cannot use --acme.challenge tls-alpn-01: there is no TLS port to answer at; set --http-proxy.tls.enable, or a --forward with network=https",
     );
   }
-  const clients = await openClientTls(options, { ...deps, managedFile, selfSigned: managedFile === undefined ? undefined : selfSigned });
-  const forwards = await openForwardTls(forward, clients, { ...deps, selfSigned, hasDirectory: httpProxy.tls.certDir !== undefined });
+  const hasDirectory = httpProxy.tls.certDir !== undefined;
+  const own = managedFile === undefined && !hasDirectory ? {} : { managedFile, selfSigned };
+  const clients = await openClientTls(options, { ...deps, ...own });
+  const forwards = await openForwardTls(forward, clients, { ...deps, selfSigned, hasDirectory });
   const nextPin = await openNextPin("agent-server.tls", agentServer.tls.file.nextCert, deps.log);
   return { agents: await openAgentTls(options, { ...deps, managedFile, selfSigned }), nextPin, clients, forwards };
 }

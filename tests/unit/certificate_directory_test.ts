@@ -4,6 +4,11 @@ import { execFileSync } from "node:child_process";
 import { mkdirSync, renameSync, rmSync, symlinkSync } from "node:fs";
 import { join } from "node:path";
 import { describe, it } from "node:test";
+import { lbOptions } from "../../lb/options.ts";
+import { openLoadBalancerTls } from "../../lb/tls.ts";
+import { proxyOptions } from "../../proxy/options.ts";
+import { checkProxyTls, openProxyTls } from "../../proxy/tls.ts";
+import { withDefaults } from "../../shared/config/defaults.ts";
 import { ConfigError } from "../../shared/config/option.ts";
 import { silentLogger } from "../../shared/log/logger.ts";
 import type { HostTls } from "../../shared/net/tls.ts";
@@ -197,6 +202,30 @@ describe("a directory of certificates", () => {
     using folder = new Folder();
     for (let i = 0; i <= 1_000; i++) folder.write(`${i}.pem`, "");
     await assert.rejects(open(folder), /Cannot use --http-proxy\.tls\.cert-dir .*: it has more than 1000 certificates, the limit$/);
+  });
+
+  it("needs no other certificate for the clients' port: other names get a self-signed one", async () => {
+    for (const hasDirectory of [true, false]) {
+      using folder = new Folder();
+      const { cert, key } = await issue(["a.example"]);
+      const file = { cert: folder.write("cert", cert), key: folder.write("key", key) };
+      const given = {
+        httpProxy: { tls: { enable: true, ...hasDirectory ? { certDir: folder.path } : {} } },
+        stateDir: folder.path,
+      };
+      const deps = { log: silentLogger, net: NET };
+      const open: Record<string, () => Promise<{ readonly clients?: { readonly current: { readonly cert: string } } }>> = {
+        proxy: () => openProxyTls(withDefaults(proxyOptions, { ...given, agentServer: { tls: { file } } }), deps),
+        lb: () => openLoadBalancerTls(withDefaults(lbOptions, given, { "store.type": "memcached" }), deps),
+      };
+      for (const [name, opening] of Object.entries(open)) {
+        if (!hasDirectory) await assert.rejects(opening(), /--http-proxy\.tls\.file\.cert are required/, name);
+        else assert.match((await opening()).clients!.current.cert, /BEGIN CERTIFICATE/, name);
+      }
+      const checking = checkProxyTls(withDefaults(proxyOptions, { ...given, agentServer: { tls: { file } } }), deps);
+      if (hasDirectory) await checking;
+      else await assert.rejects(checking, ConfigError);
+    }
   });
 
   it("must exist, and needs a port with TLS", async () => {
