@@ -18,8 +18,8 @@ export interface ConnectedAgent {
   identity: Identity;
   /** The credentials by which its identity was last verified. */
   credentials: Uint8Array;
-  /** When it authenticated. */
-  readonly since: Date;
+  /** When it authenticated; later than connections with its id at other workers that were known then. */
+  since: Date;
   /** What the agent reported about itself, and its control stream; missing with version 1 of the link. */
   readonly hello?: Hello;
   readonly control?: Control;
@@ -114,6 +114,9 @@ export class AgentRegistry {
   add(agent: ConnectedAgent): ConnectedAgent[] {
     const { agentId } = agent.identity;
     const before = this.#agents.get(agentId) ?? [];
+    // the clock may have been set back: other workers could take an older connection for the newest
+    const newest = Math.max(...before.flatMap(({ isRemote, since }) => isRemote ? since.getTime() : []));
+    if (newest > -Infinity && !agent.isRemote && agent.since.getTime() <= newest) agent.since = new Date(newest + 1);
     const replaced = before.filter((old) => this.replaces(agent, old));
     const kept = before.filter((old) => !replaced.includes(old));
     const newer = kept.findIndex((other) => isToldLate(agent, other));

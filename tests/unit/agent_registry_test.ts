@@ -146,6 +146,30 @@ describe("the registry", () => {
     assert.equal(multiple.replaces(young, other), false);
   });
 
+  describe("of two workers", () => {
+    /** The agent as the other worker knows it. */
+    const told = (agent: ConnectedAgent): ConnectedAgent => ({ ...agent, connection: {} as AgentSession, isRemote: true });
+
+    it("replaces the same one of two agents that connect at the same moment", () => {
+      for (const [at, id, winner] of [[11, "2", 1], [10, "2", 1], [10, "0", 0], [9, "2", 0]] as const) {
+        const registries = [new AgentRegistry(false), new AgentRegistry(false)] as const;
+        const agents = [held("1", { since: new Date(10) }), held("2", { id, since: new Date(at) })] as const;
+        for (const [i, registry] of registries.entries()) registry.add(agents[i]!);
+        const replaced = registries.map((registry, i) => registry.add(told(agents[1 - i]!)).length);
+        assert.deepEqual(replaced, winner === 1 ? [1, 0] : [0, 1], `${at} ${id}`);
+      }
+    });
+
+    it("replaces the agent that was there when the clock is set back", () => {
+      const [one, two] = [new AgentRegistry(false), new AgentRegistry(false)];
+      const [before, after] = [held("1", { since: new Date(1_000) }), held("2", { since: new Date(10) })];
+      one.add(before);
+      two.add(told(before));
+      assert.equal(two.add(after).length, 1);
+      assert.deepEqual(one.add(told(after)), [before]);
+    });
+  });
+
   it("returns nothing for an unknown agent", () => {
     const registry = new AgentRegistry(false);
     const agent = held();
