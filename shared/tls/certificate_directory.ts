@@ -23,6 +23,13 @@ const MAX_CERTIFICATES = 1_000;
 /** Files in a subdirectory, as certbot and Kubernetes name them. */
 const NAMES_BELOW = [["fullchain.pem", "privkey.pem"], ["tls.crt", "tls.key"]] as const;
 
+/** Describes why a directory could not be read, without its name. */
+function describeDirectoryError(error: unknown): string {
+  const { code } = error as NodeJS.ErrnoException;
+  if (code === "ENOENT") return "the directory does not exist";
+  return code === "ENOTDIR" ? "it is not a directory" : describeFileError(error);
+}
+
 /** Errors of a file that does not exist. */
 const ABSENT: ReadonlySet<string> = new Set(["ENOENT", "ENOTDIR"]);
 
@@ -83,7 +90,7 @@ export class CertificateDirectory implements Reloadable<readonly HostTls[]> {
     try {
       await opened.#update(await pairsIn(path), { isPoll: false });
     } catch (cause) {
-      throw new ConfigError(`Cannot use ${flagOf(OPTION)} ${path}: ${describeFileError(cause)}`, { cause });
+      throw new ConfigError(`Cannot use ${flagOf(OPTION)} ${path}: ${describeDirectoryError(cause)}`, { cause });
     }
     return opened;
   }
@@ -109,7 +116,7 @@ export class CertificateDirectory implements Reloadable<readonly HostTls[]> {
       try {
         if (await this.#update(await pairsIn(this.#path), how)) use?.(this.#current);
       } catch (error) {
-        problem = describeFileError(error);
+        problem = describeDirectoryError(error);
       }
       if (problem !== undefined && problem !== this.#problem) {
         this.#deps.log.warn("directory of certificates cannot be used; keeping the previous certificates", {

@@ -120,7 +120,7 @@ describe("a directory of certificates", () => {
     rmSync(folder.path, { recursive: true });
     for (let i = 0; i < 3; i++) await directory.poll();
     assert.deepEqual(served(directory.current), ["a.example", "b.example"]);
-    assert.deepEqual(reasons().slice(3), ["the file does not exist"]);
+    assert.deepEqual(reasons().slice(3), ["the directory does not exist"]);
   });
 
   it("serves a certificate that is valid already rather than one that will be valid for longer, until that is", async () => {
@@ -240,7 +240,7 @@ describe("a directory of certificates", () => {
     assert.ok(await check(folder.path, false, "tcp", "https"));
     const refused = (message: RegExp) => (error: unknown) => error instanceof ConfigError && message.test(error.message);
     await assert.rejects(check(folder.path, false, "tcp", "http"), refused(/no port has TLS; set --http-proxy\.tls\.enable/));
-    await assert.rejects(check(join(folder.path, "none"), true), refused(/cert-dir .*none: the file does not exist$/));
-    await assert.rejects(check(folder.write("file", ""), true), refused(/not a directory/));
+    await assert.rejects(check(join(folder.path, "none"), true), refused(/cert-dir .*none: the directory does not exist$/));
+    await assert.rejects(check(folder.write("file", ""), true), refused(/file: it is not a directory$/));
   });
 });
