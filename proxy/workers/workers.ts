@@ -73,7 +73,7 @@ export class ProxyWorkers implements AgentAnnouncer {
     await this.links.start({
       snapshot: () => [
         ...Array.from(this.#held.values(), (agent) => ({ added: describeAgent(agent) })),
-        { limits: this.limits.snapshot },
+        ...this.limits.snapshot.map((limits) => ({ limits })),
       ],
       told: (link, message) => {
         if ("limits" in message) this.limits.told(link, message.limits);

@@ -7,6 +7,8 @@ import type { OtherCounts } from "./counters.ts";
 const TELL_MS = 50;
 /** The part of its share of a limit from which on a process tells what it counts: the others together may count as much without telling. */
 const UNTOLD_PART = 1 / 8;
+/** Entries that are told at once: the other process bounds what it reads. */
+const MAX_ENTRIES = 500;
 
 type Entries<T> = Readonly<Record<string, readonly (readonly [key: string, value: T])[]>>;
 
@@ -139,8 +141,7 @@ export class SharedLimits {
     if (this.#isClosed) return;
     this.#timer ??= setTimeout(() => {
       this.#timer = undefined;
-      const news = this.#takeNews();
-      if (Object.keys(news).length > 0) this.#tell(news);
+      for (const news of inParts(this.#takeNews())) this.#tell(news);
     }, TELL_MS);
   }
 
@@ -152,13 +153,12 @@ export class SharedLimits {
       return near.map(([key, { count }]): [string, number] => [key, count]);
     });
     const failed = entriesOf(this.#failed, (list) => list.splice(0));
-    return { ...counts && { counts }, ...taken && { taken }, ...failed && { failed } };
+    return { counts, taken, failed };
   }
 
   /** What a process is told first. */
-  get snapshot(): LimitNews {
-    const counts = entriesOf(this.#counts, (table) => table.all);
-    return counts ? { counts } : {};
+  get snapshot(): LimitNews[] {
+    return [...inParts({ counts: entriesOf(this.#counts, (table) => table.all) })];
   }
 
   /** Another process has told. */
@@ -185,8 +185,15 @@ export class SharedLimits {
   }
 }
 
-/** The entries of each table that has some; `undefined` for none. */
-function entriesOf<Table, T>(tables: ReadonlyMap<string, Table>, read: (table: Table) => [string, T][]): Entries<T> | undefined {
-  const entries = Array.from(tables, ([limit, table]) => [limit, read(table)] as const).filter(([, list]) => list.length > 0);
-  return entries.length > 0 ? Object.fromEntries(entries) : undefined;
+function entriesOf<Table, T>(tables: ReadonlyMap<string, Table>, read: (table: Table) => [string, T][]): Entries<T> {
+  return Object.fromEntries(Array.from(tables, ([limit, table]) => [limit, read(table)]));
+}
+
+/** The entries in parts of limited size. */
+function* inParts(news: LimitNews): Iterable<LimitNews> {
+  for (const kind of ["counts", "taken", "failed"] as const) {
+    for (const [limit, entries] of Object.entries(news[kind] ?? {})) {
+      for (let at = 0; at < entries.length; at += MAX_ENTRIES) yield { [kind]: { [limit]: entries.slice(at, at + MAX_ENTRIES) } };
+    }
+  }
 }

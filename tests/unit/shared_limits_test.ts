@@ -4,7 +4,7 @@ import { describe, it } from "node:test";
 import { ConnectionLimiter } from "../../shared/limits/connection_limiter.ts";
 import { InflightCounts, TokenBuckets } from "../../shared/limits/counters.ts";
 import { LimitReached, LimitReporter } from "../../shared/limits/limit.ts";
-import { SharedLimits } from "../../shared/limits/shared_limits.ts";
+import { type LimitNews, SharedLimits } from "../../shared/limits/shared_limits.ts";
 import { LogBook } from "../../testing/network.ts";
 import { pause } from "../conformance/support.ts";
 
@@ -83,7 +83,7 @@ describe("counts of two processes", () => {
       await until(() => there.get("a") === 1, "one is left");
       one.forget("two");
       assert.equal(here.get("a"), 0);
-      one.told("two", two.snapshot);
+      for (const news of two.snapshot) one.told("two", news);
       assert.equal(here.get("a"), 1);
     }),
   );
@@ -99,6 +99,19 @@ describe("counts of two processes", () => {
     counts.remove("many");
     await until(() => told.length > 1, "nothing is told");
     assert.deepEqual(told, [{ counts: { tunnels: [["many", 7]] } }, { counts: { tunnels: [["many", 0]] } }]);
+    limits.close();
+  });
+});
+
+describe("what a process tells", () => {
+  it("comes in parts of limited size", async () => {
+    const told: LimitNews[] = [];
+    const limits = new SharedLimits(2, "secret", (news) => told.push(news));
+    const counts = new InflightCounts(limits.counts("tunnels-per-client"));
+    for (let client = 0; client < 1_200; client++) counts.add(String(client), 1);
+    const sizes = (all: readonly LimitNews[]) => all.map(({ counts }) => counts?.["tunnels-per-client"]?.length);
+    await until(() => told.length >= 3, "it tells too little");
+    assert.deepEqual([sizes(told), sizes(limits.snapshot)], [[500, 500, 200], [500, 500, 200]]);
     limits.close();
   });
 });
