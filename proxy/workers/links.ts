@@ -28,7 +28,7 @@ const MAX_QUEUED = 64 << 20;
 const MAX_LINE = 1 << 20;
 
 /** What a link is used for. */
-export interface LinkUse<Message> {
+export interface LinkUse<Message extends object> {
   /** What a worker is told first. */
   snapshot(): readonly Message[];
   /** Another worker has told something. */
@@ -40,7 +40,7 @@ export interface LinkUse<Message> {
 }
 
 /** The link to another worker. */
-export class WorkerLink<Message> {
+export class WorkerLink<Message extends object> {
   readonly #synced = Promise.withResolvers<void>();
   #queue: string[] = [];
   #queued = 0;
@@ -62,6 +62,12 @@ export class WorkerLink<Message> {
   /** Sends on this stream from now on. */
   use(stream: Duplex): void {
     this.#stream = stream;
+    void this.#flush(); // never rejects
+  }
+
+  /** Tells the other worker first what this one holds, however much that is. */
+  begin(messages: readonly Message[]): void {
+    this.#queue = [...messages, SYNCED].map(encode);
     void this.#flush(); // never rejects
   }
 
@@ -216,8 +222,7 @@ export class WorkerLinks<Message extends object> {
   #open(session: AgentSession, peer: Pick<WorkerPeer, "index" | "generation">): WorkerLink<Message> {
     const link = new WorkerLink<Message>(peer, session);
     this.#links.add(link);
-    for (const message of this.#use.snapshot()) link.send(encode(message));
-    link.send(encode(SYNCED));
+    link.begin(this.#use.snapshot());
     void this.#tell(link).catch((error) => session.close(1, messageOf(error)));
     return link;
   }

@@ -7,6 +7,7 @@ import { type Agent, startAgent } from "../../agent/agent.ts";
 import { agentOptions } from "../../agent/options.ts";
 import { type Proxy, startProxy } from "../../proxy/proxy.ts";
 import { proxyOptions } from "../../proxy/options.ts";
+import { type LinkUse, WorkerLinks } from "../../proxy/workers/links.ts";
 import { checkWorkers, optionsOfWorker } from "../../proxy/workers/options.ts";
 import { encodeAgentRequest, parseAgentRequest } from "../../proxy/workers/remote_agent.ts";
 import { withDefaults } from "../../shared/config/defaults.ts";
@@ -172,6 +173,37 @@ describe("an agent that connects to another worker", () => {
       const lines = logs[0]!.logged("agent replaced");
       assert.deepEqual(lines, []);
     }, { agentServer: { listenAddress: "127.0.0.1:0", agent: { multiple: true } } }));
+});
+
+describe("a link", () => {
+  it("tells at first more than may wait to be sent later", () =>
+    withNet(async (net) => {
+      const peers: WorkerPeer[] = [];
+      const worker = (index: number): Worker => ({
+        index,
+        count: 2,
+        generation: index,
+        isFirst: index === 0,
+        directory: "",
+        secret: "s",
+        instance: "",
+        join: (own) => Promise.resolve(peers.splice(0, 1, { ...own, index, generation: index })),
+        hasLeft: () => false,
+        ask: () => {},
+      });
+      const sizes: number[] = [];
+      const use = (snapshot: { text: string }[]): LinkUse<{ text: string }> => ({
+        snapshot: () => snapshot,
+        told: (_link, { text }) => void sizes.push(text.length),
+        requested: () => {},
+        closed: () => {},
+      });
+      const all = await Promise.all([0, 1].map((index) => WorkerLinks.open<{ text: string }>(worker(index), net, new LogBook())));
+      await all[0]!.start(use(Array.from({ length: 70 }, () => ({ text: "x".repeat(1_000_000) }))));
+      await all[1]!.start(use([]));
+      assert.deepEqual([sizes.length, sizes[69]], [70, 1_000_000]);
+      for (const links of all) await links.close();
+    }));
 });
 
 describe("the first worker", () => {
