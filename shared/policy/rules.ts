@@ -313,7 +313,7 @@ class RuleIndex {
     return [...found].sort((a, b) => a - b).map((i) => this.#rules[i]!.rule);
   }
 
-  /** Calls `visit` with the rules that may apply: those of the list that selects fewest, if lists that select not many more do so, too. */
+  /** Calls `visit` with the rules that may apply: those of the list that selects fewest, and of the next one if that selects not many more. */
   #forEachCandidate(query: PolicyQuery, visit: (rule: number) => boolean): void {
     if (this.#rules.length === 0) return;
     this.#hasDestinations = false;
@@ -326,17 +326,12 @@ class RuleIndex {
     byAgent.begin();
     this.#agents.patterns.match(agentId, byAgent.visit);
     for (const label of labels) this.#agents.patterns.matchExactly(LABEL + label, byAgent.visit);
-    let best = bySubject.count <= byAgent.count ? bySubject : byAgent;
+    const best = bySubject.count <= byAgent.count ? bySubject : byAgent;
     if (best.count <= FEW) return best.forEachSelected(visit);
-    const byDestination = this.#matchDestinations(query);
-    if (byDestination.count < best.count) best = byDestination;
-    const most = MARKED_FOR_EACH * best.count;
-    const filters = [bySubject, byAgent, byDestination].filter((each) => each !== best && each.matchedCount <= most);
-    for (const filter of filters) filter.mark();
-    best.forEachSelected((rule) => {
-      for (const filter of filters) if (!filter.isMarked(rule)) return true;
-      return visit(rule);
-    });
+    const [first, second] = [bySubject, byAgent, this.#matchDestinations(query)].sort((a, b) => a.count - b.count) as [Postings, Postings];
+    if (second.matchedCount > MARKED_FOR_EACH * first.count) return first.forEachSelected(visit);
+    second.mark();
+    first.forEachSelected((rule) => second.isMarked(rule) ? visit(rule) : true);
   }
 
   /** Finds the patterns of destinations that match, once for a query: often, subject and agent leave no rule that needs them. */
