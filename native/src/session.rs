@@ -255,7 +255,7 @@ impl Session {
 
     /// Accepts requests on streams of the peer until the session ends. The peer may have `max` streams open.
     pub async fn accept_requests(self, accept_queue: Arc<AcceptQueue<Incoming>>, limits: HeadLimits, max: u32) {
-        let pending_heads = PendingHeads::new(limits.pending, 0); // one peer: no limit per address
+        let pending_heads = PendingHeads::new(limits.pending, limits.pending_per_address);
         let remote = self.remote();
         let mut heads = JoinSet::new();
         let mut streams = self.streams(max);

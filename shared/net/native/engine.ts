@@ -117,7 +117,7 @@ export interface Engine {
   probeUdp(op: number, host: string, port: number, timeoutMs: number): void;
   openStream(op: number, connection: number): void;
   acceptStream(op: number, connection: number): void;
-  acceptRequests(op: number, connection: number, heads: Heads): void;
+  acceptRequests(op: number, connection: number, headLimit: number, timeoutMs: number, maxPending: number): void;
   request(op: number, connection: number, head: Uint8Array, timeoutMs: number, headLimit: number, datagrams: boolean): void;
   cancelRequests(connection: number): void;
   openTunnel(

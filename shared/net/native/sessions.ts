@@ -7,7 +7,7 @@ import type { Duplex } from "../stream.ts";
 import { type Calls, checkSignal } from "./calls.ts";
 import type { Engine, RawResponse } from "./engine.ts";
 import { HEAD_LIMIT, heads } from "./options.ts";
-import { beginSplice, NativeDuplex, toIncoming, toSpliceResult } from "./streams.ts";
+import { beginSplice, type IncomingBatch, NativeDuplex, toIncoming, toSpliceResult } from "./streams.ts";
 
 /** Code and reason with which a listener has closed its sessions. */
 export interface ListenerEnd {
@@ -107,7 +107,11 @@ export class NativeSession implements AgentSession {
   }
 
   async acceptRequests(options: HeadOptions = {}): Promise<Incoming[] | null> {
-    return toIncoming(this.#calls, await this.#calls.call((op, engine) => engine.acceptRequests(op, this.#id, heads(options))));
+    const { limit, timeoutMs, maxPending } = heads(options);
+    const accepted = this.#calls.call<IncomingBatch | null>((op, engine) =>
+      engine.acceptRequests(op, this.#id, limit, timeoutMs, maxPending)
+    );
+    return toIncoming(this.#calls, await accepted);
   }
 
   async probe(): Promise<boolean> {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use napi_derive::napi;
 
-use super::options::{HandshakeOptions, HeadOptions};
+use super::options::HandshakeOptions;
 use super::{closed, raw_result, Engine};
 use crate::addon::accept_queue::AcceptQueue;
 use crate::addon::completion_queue::Value;
@@ -238,16 +238,22 @@ impl Engine {
         });
     }
 
-    /// Returns what `EngineState::add_incoming` describes; null once the connection is closed.
+    /// Returns what `EngineState::add_incoming` describes; null once the connection is closed. The first call sets the limits on heads.
     #[napi]
-    pub fn accept_requests(&self, op: f64, connection: f64, heads: HeadOptions) {
+    pub fn accept_requests(&self, op: f64, connection: f64, head_limit: u32, timeout_ms: u32, max_pending: u32) {
         let promise = self.state.promise(op);
         let Some(connection) = self.state.connection(connection) else {
             return promise.settle(Ok(Value::Null));
         };
         let accept_queue = connection.requests.get_or_init(|| {
             let accept_queue = Arc::new(AcceptQueue::new(1024));
-            let (session, limits) = (connection.session.clone(), HeadLimits::from(&heads));
+            let limits = HeadLimits {
+                bytes: head_limit as usize,
+                time: millis(timeout_ms),
+                pending: max_pending as usize,
+                pending_per_address: 0, // one peer
+            };
+            let session = connection.session.clone();
             self.state
                 .runtime
                 .spawn(session.accept_requests(accept_queue.clone(), limits, connection.max_streams));
