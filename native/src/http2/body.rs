@@ -16,7 +16,7 @@ pub enum Body {
     Raw,
     /// After this number of bytes.
     Length(u64),
-    Chunked(Chunks),
+    Chunked(Box<Chunks>),
 }
 
 /// The part of a body in one write.
@@ -163,7 +163,7 @@ mod tests {
 
     /// Content and trailers of a body, written in parts of `step` bytes.
     fn read(body: &str, step: usize) -> Result<(String, Option<Vec<String>>), NetError> {
-        let mut chunks = Body::Chunked(Chunks::default());
+        let mut chunks = Body::Chunked(Box::default());
         let (mut content, mut end) = (Vec::new(), None);
         for part in body.as_bytes().chunks(step) {
             let part = chunks.take(Bytes::copy_from_slice(part))?;
@@ -212,7 +212,7 @@ mod tests {
             ("0\r\na: ", false),
             ("0\r\na: b\r\n", false),
         ] {
-            let mut chunks = Body::Chunked(Chunks::default());
+            let mut chunks = Body::Chunked(Box::default());
             chunks.take(Bytes::from(body)).unwrap();
             assert_eq!(chunks.may_end(), may_end, "{body:?}");
         }

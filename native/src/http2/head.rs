@@ -4,7 +4,7 @@ use h2::ext::Protocol;
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
 
-use super::body::{Body, Chunks};
+use super::body::Body;
 
 /// Fields about a connection of HTTP/1.1, which a message of HTTP/2 must not have (RFC 9113 §8.2.2).
 const CONNECTION_FIELDS: [HeaderName; 5] = [
@@ -132,7 +132,7 @@ pub fn response(head: &[u8]) -> Option<(Response<()>, Body)> {
 /// How a body is framed (RFC 9112 §6.3): `Some(None)` if the head does not say, and `None` if the fields for it are malformed.
 fn body_of(headers: &HeaderMap) -> Option<Option<Body>> {
     if headers.contains_key(header::TRANSFER_ENCODING) {
-        return Some(Some(Body::Chunked(Chunks::default())));
+        return Some(Some(Body::Chunked(Box::default())));
     }
     let Some(length) = headers.get(header::CONTENT_LENGTH) else {
         return Some(None);
@@ -330,7 +330,7 @@ mod tests {
         let head = b"HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic\r\nConnection: close\r\nKeep-Alive: x\r\n\
             Transfer-Encoding: chunked\r\nUpgrade: y\r\nSet-Cookie: a=1\r\nSet-Cookie: b=\xe4\r\n\r\n";
         let (response, body) = response(head).unwrap();
-        assert_eq!((response.status().as_u16(), body), (407, Body::Chunked(Chunks::default())));
+        assert_eq!((response.status().as_u16(), body), (407, Body::Chunked(Box::default())));
         let fields: Vec<_> = response
             .headers()
             .iter()
@@ -359,7 +359,7 @@ mod tests {
             (&Method::POST, "http://a.test:1/a?b".to_owned())
         );
         assert_eq!(request.headers().keys().collect::<Vec<_>>(), [&header::TE]);
-        assert_eq!(body, Body::Chunked(Chunks::default()));
+        assert_eq!(body, Body::Chunked(Box::default()));
         assert_eq!(sent("Content-Length: 7\r\n").unwrap().1, Body::Length(7));
         assert!(sent("").unwrap().1.is_empty());
         assert!(sent("Content-Length: x\r\n").is_none());

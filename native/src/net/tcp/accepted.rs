@@ -114,7 +114,7 @@ pub async fn read_proxy_header(
                 permit = shared.pending.acquire(current.peers.keys.of(remote.ip()));
             }
             let time = limits.time.saturating_sub(start.elapsed());
-            prepare(shared, current, tcp, remote, time, permit).await;
+            Box::pin(prepare(shared, current, tcp, remote, time, permit)).await;
         }
         Err(error) => {
             let halves = current.tls.is_none().then(|| plain(tcp));
@@ -130,7 +130,7 @@ struct Opening {
     halves: Option<Halves>,
     peer: TlsPeer,
     /// Has taken the stream, if it speaks HTTP/2.
-    http2: Option<Http2>,
+    http2: Option<Box<Http2>>,
     /// The messages of a SOCKS client so far.
     socks: BytesMut,
 }
@@ -176,7 +176,7 @@ pub async fn prepare(
 }
 
 impl Opening {
-    /// Returns `None` if nothing is to be delivered, or if it speaks HTTP/2.
+    /// Returns `None` if nothing is to be delivered, or if it speaks HTTP/2. TLS and HTTP/2 are boxed: plain connections stay small.
     async fn read(
         &mut self,
         preamble: Preamble,
@@ -185,17 +185,16 @@ impl Opening {
         remote: SocketAddr,
     ) -> Result<Option<Option<Bytes>>, NetError> {
         let stream = match &current.tls {
-            Some(configs) => match self.accept_tls(configs, current, tcp, remote).await? {
-                Some(SecuredClient { stream, is_http2, .. }) if is_http2 || preamble == Preamble::Http2 => {
-                    self.open_http2(stream, current, tcp, secure).await?;
+            Some(configs) => match Box::pin(self.accept_tls(configs, current, tcp, remote)).await? {
+                Some(client) if client.is_http2 || preamble == Preamble::Http2 => {
+                    Box::pin(self.open_http2(client.stream, current, tcp, secure)).await?;
                     return Ok(None);
                 }
                 Some(client) => secure(client.stream, tcp.clone()),
                 None => return Ok(None),
             },
             None if preamble == Preamble::Http2 => {
-                self.open_http2(TlsTransport(tcp.clone()), current, tcp, |_, tcp| plain(tcp))
-                    .await?;
+                Box::pin(self.open_http2(TlsTransport(tcp.clone()), current, tcp, |_, tcp| plain(tcp))).await?;
                 return Ok(None);
             }
             None => plain(tcp.clone()),
@@ -212,7 +211,7 @@ impl Opening {
         current: &Current,
         tcp: &Arc<Tcp>,
         remote: SocketAddr,
-    ) -> Result<Option<SecuredClient>, NetError> {
+    ) -> Result<Option<Box<SecuredClient>>, NetError> {
         let mut first = [0];
         if matches!(tcp.stream.peek(&mut first).await, Ok(0) | Err(_)) {
             return Ok(None); // a health check
@@ -233,7 +232,7 @@ impl Opening {
         match configs.clone().accept(tcp.clone(), current.links.as_ref()).await {
             Ok(Secured::Client(mut client)) => {
                 self.peer = std::mem::take(&mut client.peer);
-                Ok(Some(*client))
+                Ok(Some(client))
             }
             Ok(Secured::Challenge) => Ok(None),
             Ok(Secured::Link { handoff, incoming }) => {
@@ -258,10 +257,11 @@ impl Opening {
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        self.http2 = http2::open(stream, tcp, &current.limits).await.map_err(|(stream, error)| {
+        let opened = http2::open(stream, tcp, &current.limits).await.map_err(|(stream, error)| {
             self.halves = Some(halves(stream, tcp.clone()));
             error
         })?;
+        self.http2 = opened.map(Box::new);
         Ok(())
     }
 }

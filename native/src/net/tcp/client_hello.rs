@@ -56,8 +56,8 @@ impl HelloReader {
 pub async fn read_hello(tcp: &Tcp, limit: usize) -> std::io::Result<(Accepted, BytesMut)> {
     let (mut hello, mut left) = (HelloReader::default(), limit);
     while left > 0 {
-        let mut new = [0; READ];
         tcp.stream.readable().await?;
+        let mut new = [0; READ];
         let count = match tcp.stream.try_read(&mut new[..READ.min(left)]) {
             Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
             Ok(count) => count,

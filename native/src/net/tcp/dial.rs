@@ -20,7 +20,7 @@ use crate::stream::Halves;
 /// A connection to a server.
 pub struct Connection {
     pub tcp: Arc<Tcp>,
-    pub tls: Option<TlsStream<TlsTransport>>,
+    pub tls: Option<Box<TlsStream<TlsTransport>>>,
     pub remote: String,
 }
 
@@ -28,7 +28,7 @@ impl Connection {
     pub fn halves(self) -> Halves {
         match self.tls {
             None => plain(self.tcp),
-            Some(tls) => secure(tls, self.tcp),
+            Some(tls) => secure(*tls, self.tcp),
         }
     }
 }
@@ -53,9 +53,10 @@ pub async fn dial(
             let tls = match tls {
                 None => None,
                 Some((connector, name)) => {
-                    let stream = connector.connect(name, TlsTransport(tcp.clone())).await;
+                    // boxed: dials without TLS stay small
+                    let stream = Box::pin(connector.connect(name, TlsTransport(tcp.clone()))).await;
                     let stream = stream.map_err(|e| NetError::tls(&format!("Cannot connect to {address} over TLS"), e))?;
-                    Some(TlsStream::Client(stream))
+                    Some(Box::new(TlsStream::Client(stream)))
                 }
             };
             let remote = address.to_string();

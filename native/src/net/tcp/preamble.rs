@@ -75,7 +75,7 @@ impl Preamble {
     ) -> Result<Option<Option<Bytes>>, NetError> {
         let speaks_socks = match self {
             Self::Http2 | Self::None => return Ok(Some(None)),
-            Self::ClientHello => return read_client_hello(stream, tcp, limits.bytes).await,
+            Self::ClientHello => return Box::pin(read_client_hello(stream, tcp, limits.bytes)).await,
             Self::Http | Self::HttpOrHttp2 => false,
             Self::Socks5 => true,
             Self::HttpOrSocks5 => {
@@ -90,7 +90,7 @@ impl Preamble {
         if !speaks_socks {
             return Ok(read_head(stream, limits.bytes).await?.map(Some));
         }
-        let sent_something = socks_handshake::read(stream, socks).await?;
+        let sent_something = Box::pin(socks_handshake::read(stream, socks)).await?;
         Ok(sent_something.then(|| Some(socks.split().freeze())))
     }
 }
