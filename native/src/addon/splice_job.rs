@@ -47,13 +47,13 @@ impl SpliceJob {
         idle_timeout_ms: u32,
         rates: Option<Vec<f64>>,
         cancellable: bool,
-    ) -> Self {
+    ) -> Box<Self> {
         let cancel = Arc::new(CancelSignal::default());
         let registration = cancellable.then(|| {
             lock(&state.cancels).insert(op as u64, Cancel::Splice(cancel.clone()));
             CancelRegistration(state.clone(), op as u64)
         });
-        Self {
+        Box::new(Self {
             state: state.clone(),
             promise: state.promise(op),
             initial_data_to_a: initial_data_to_a.map(Bytes::copy_from_slice).unwrap_or_default(),
@@ -62,17 +62,17 @@ impl SpliceJob {
             cancel,
             registration,
             _counted: state.splices.clone(),
-        }
+        })
     }
 
     /// Waits for `dial` as long as `a` is connected, settles `connected` with the remote address, and returns the stream of `a` and the
     /// connection. `None` if it has failed: both promises are settled then, and `a` is unchanged.
     pub async fn connect<T>(
-        self,
+        self: Box<Self>,
         a: Arc<Stream>,
         connected: Promise,
         dial: impl Future<Output = Result<(T, String), NetError>>,
-    ) -> Option<(Self, Handover, T)> {
+    ) -> Option<(Box<Self>, Handover, T)> {
         let dialled = tokio::select! {
             dialled = a.while_connected(&self.cancel, dial) => dialled,
             () = self.cancel.cancelled() => Err(NetError::cancelled()),
@@ -93,14 +93,14 @@ impl SpliceJob {
     }
 
     /// Relays until both directions have ended, and frees the handles of the streams that have one.
-    pub async fn run(mut self, halves: Box<(Handover, Handover)>, numbers: [Option<f64>; 2]) {
+    pub async fn run(mut self: Box<Self>, halves: Box<(Handover, Handover)>, numbers: [Option<f64>; 2]) {
         let initial_data = std::mem::take(&mut self.initial_data_to_a);
         let done = splice::run(halves, initial_data, self.idle, &self.limiter, &self.cancel).await;
         self.end(numbers, [done.a_to_b, done.b_to_a], done.error, [done.dropped]);
     }
 
     /// Relays between a stream of capsules and a socket until the flow has ended, and frees the handle of the stream.
-    pub async fn run_flow(mut self, stream: Box<Handover>, socket: UdpSocket, number: f64, use_datagrams: bool) {
+    pub async fn run_flow(mut self: Box<Self>, stream: Box<Handover>, socket: UdpSocket, number: f64, use_datagrams: bool) {
         let initial_data = std::mem::take(&mut self.initial_data_to_a);
         let done = datagrams::run(stream, socket, initial_data, self.idle, &self.limiter, &self.cancel, use_datagrams).await;
         let counts = [done.dropped, done.datagrams_to_b, done.datagrams_to_a];

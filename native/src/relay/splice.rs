@@ -1,12 +1,13 @@
 //! Relays data between two streams, both directions concurrently, and counts it. Each direction ends on its own, memory is bounded by the
 //! windows, and a truncated stream never looks complete. Once a tunnel is set up, only this code touches its data.
-use std::future::Future;
+use std::future::{pending, poll_fn, Future};
 use std::pin::{pin, Pin};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::{sleep, timeout, timeout_at, Instant};
+use tokio::time::{sleep, sleep_until, timeout, timeout_at, Instant, Sleep};
 
 use super::ends::{CopyError, End, Side, TunnelEnds};
 use crate::error::{NetError, NetErrorCode};
@@ -221,10 +222,15 @@ async fn copy_both(
     let greeted = (!a_sends_stop).then_some(a_to_b);
     let up = copy_direction(&mut a.reader, &mut b.writer, Bytes::new(), a_to_b, None);
     let down = copy_direction(&mut b.reader, &mut a.writer, prologue_to_a, b_to_a, greeted);
-    let idle_watch = watch_idle(idle, a_to_b, b_to_a);
+    let idle_watch = async {
+        match idle {
+            Some(limit) => Box::pin(watch_idle(limit, a_to_b, b_to_a)).await,
+            None => pending().await,
+        }
+    };
     let cut = a_to_b.usage.is_cut();
-    let grace = sleep(Duration::MAX);
-    tokio::pin!(up, down, a_stopped, b_stopped, idle_watch, cut, grace);
+    let mut grace = None;
+    tokio::pin!(up, down, a_stopped, b_stopped, idle_watch, cut);
     let mut ends = TunnelEnds::default();
     loop {
         let (up_done, down_done) = (ends.done[0], ends.done[1]);
@@ -237,7 +243,7 @@ async fn copy_both(
             error = &mut idle_watch => Some(End::Broken(error, None)),
             () = cancel.cancelled() => Some(End::Broken(NetError::cancelled(), None)),
             error = &mut cut => Some(End::Broken(error, None)),
-            () = &mut grace, if until.is_some() => Some(ends.after_grace()),
+            () = expired(&mut grace) => Some(ends.after_grace()),
         };
         if let Some(end) = over {
             return end;
@@ -245,8 +251,16 @@ async fn copy_both(
         if until.is_none() && ends.has_grace() {
             let at = Instant::now() + GRACE_PERIOD;
             *until = Some(at);
-            grace.as_mut().reset(at);
+            grace = Some(Box::pin(sleep_until(at)));
         }
+    }
+}
+
+/// Resolves when the timer has expired. Does not resolve without one.
+async fn expired(timer: &mut Option<Pin<Box<Sleep>>>) {
+    match timer {
+        Some(timer) => timer.await,
+        None => pending().await,
     }
 }
 
@@ -274,19 +288,44 @@ async fn copy_direction(
 async fn copy(
     reader: &mut Reader,
     writer: &mut Writer,
-    mut prologue: Bytes,
+    prologue: Bytes,
     counter: &ByteCounter<'_>,
     greeted: Option<&ByteCounter<'_>>,
 ) -> Result<(), CopyError> {
     let mut reset = None;
+    // boxed, as are the rare cases below: what is idle stays small
+    if Box::pin(begin(reader, writer, prologue, counter, greeted, &mut reset)).await? {
+        match (&reader.half, &writer.half) {
+            (ReadHalf::Quic(_) | ReadHalf::TlsLink(_), WriteHalf::Tcp(_)) => copy_chunks(reader, writer, counter, &mut reset).await?,
+            #[cfg(target_os = "linux")]
+            (ReadHalf::Tcp(_), WriteHalf::Tcp(_)) if counter.limiter.is_free() => {
+                Box::pin(copy_tcp(reader, writer, counter, &mut reset)).await?;
+            }
+            _ => {
+                copy_buffers(reader, writer, counter, &mut reset, usize::MAX).await?;
+            }
+        }
+    }
+    deliver(reader, pin!(writer.finish()), &mut reset).await
+}
+
+/// Writes the prologue and what was read before. Returns whether the direction goes on.
+async fn begin(
+    reader: &mut Reader,
+    writer: &mut Writer,
+    mut prologue: Bytes,
+    counter: &ByteCounter<'_>,
+    greeted: Option<&ByteCounter<'_>>,
+    reset: &mut SourceReset,
+) -> Result<bool, CopyError> {
     if let Some(up) = greeted {
         let greeting = std::mem::take(&mut prologue);
         counter.holds(greeting.len());
-        deliver(reader, pin!(writer.write(greeting)), &mut reset).await?;
+        deliver(reader, pin!(writer.write(greeting)), reset).await?;
         counter.clear_waiting();
-        Box::pin(give_head_start(reader, up)).await?; // boxed: splices stay small
+        give_head_start(reader, up).await?;
         if reader.prefix.is_empty() {
-            return deliver(reader, pin!(writer.finish()), &mut reset).await;
+            return Ok(false);
         }
     }
     let prefix = std::mem::take(&mut reader.prefix);
@@ -295,17 +334,9 @@ async fn copy(
         counter.wait(bytes).await;
         writer.write_chunks(&mut [prologue, prefix]).await
     };
-    deliver(reader, pin!(write), &mut reset).await?;
+    deliver(reader, pin!(write), reset).await?;
     counter.count(bytes);
-    match (&reader.half, &writer.half) {
-        (ReadHalf::Quic(_) | ReadHalf::TlsLink(_), WriteHalf::Tcp(_)) => copy_chunks(reader, writer, counter, &mut reset).await?,
-        #[cfg(target_os = "linux")]
-        (ReadHalf::Tcp(_), WriteHalf::Tcp(_)) if counter.limiter.is_free() => copy_tcp(reader, writer, counter, &mut reset).await?,
-        _ => {
-            copy_buffers(reader, writer, counter, &mut reset, usize::MAX).await?;
-        }
-    }
-    deliver(reader, pin!(writer.finish()), &mut reset).await
+    Ok(true)
 }
 
 /// Reads the first bytes of the source and delays them if the client may not have read its response yet: many clients lose data that they
@@ -330,6 +361,18 @@ pub(super) async fn deliver(
     mut write: Pin<&mut impl Future<Output = Result<(), NetError>>>,
     reset: &mut SourceReset,
 ) -> Result<(), CopyError> {
+    // most writes complete at once
+    if let Poll::Ready(written) = poll_fn(|context| Poll::Ready(write.as_mut().poll(context))).await {
+        return written.map_err(CopyError::Write);
+    }
+    Box::pin(deliver_blocked(reader, write, reset)).await // boxed: splices stay small
+}
+
+async fn deliver_blocked(
+    reader: &mut Reader,
+    mut write: Pin<&mut impl Future<Output = Result<(), NetError>>>,
+    reset: &mut SourceReset,
+) -> Result<(), CopyError> {
     if reset.is_none() {
         tokio::select! {
             biased;
@@ -338,7 +381,7 @@ pub(super) async fn deliver(
         }
     }
     let Some((error, until)) = reset else { return Ok(()) };
-    match Box::pin(timeout_at(*until, write)).await {
+    match timeout_at(*until, write).await {
         Ok(written) => written.map_err(CopyError::Write),
         Err(_) => Err(CopyError::Read(error.clone())),
     }
@@ -452,8 +495,7 @@ pub(super) async fn received(writer: &Writer) {
 }
 
 /// Resolves once no data was relayed for `limit`.
-async fn watch_idle(limit: Option<Duration>, a_to_b: &ByteCounter<'_>, b_to_a: &ByteCounter<'_>) -> NetError {
-    let Some(limit) = limit else { return std::future::pending().await };
+async fn watch_idle(limit: Duration, a_to_b: &ByteCounter<'_>, b_to_a: &ByteCounter<'_>) -> NetError {
     let copied = || a_to_b.copied() + b_to_a.copied();
     let waiting = || a_to_b.waiting.load(Ordering::Relaxed) || b_to_a.waiting.load(Ordering::Relaxed);
     let (mut seen, mut since) = (copied(), Instant::now());
@@ -465,5 +507,22 @@ async fn watch_idle(limit: Option<Duration>, a_to_b: &ByteCounter<'_>, b_to_a: &
         } else if since.elapsed() >= limit {
             return NetError::new(NetErrorCode::TimedOut, format!("No data was relayed for {} ms", limit.as_millis()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Size of the future that `start` returns.
+    fn size<F>(_: impl FnOnce(Box<(Handover, Handover)>) -> F) -> usize {
+        size_of::<F>()
+    }
+
+    #[test]
+    fn a_splice_is_small() {
+        let (limiter, cancel) = (RateLimiter::default(), CancelSignal::default());
+        let bytes = size(|halves| run(halves, Bytes::new(), None, &limiter, &cancel));
+        assert!(bytes <= 2_800, "{bytes} bytes"); // a process has thousands
     }
 }

@@ -41,42 +41,42 @@ pub struct Stream {
     resets_both: bool,
     /// How large the reads of JavaScript have become.
     read_size: AtomicUsize,
-    reading: OpQueue<Reader, ReadOp>,
-    writing: OpQueue<Writer, WriteOp>,
+    reading: OpQueue<Box<Reader>, ReadOp>,
+    writing: OpQueue<Box<Writer>, WriteOp>,
 }
 
 enum ReadOp {
     Next(Promise),
     Unread(Bytes),
-    Take(oneshot::Sender<Reader>, Arc<CancelSignal>),
+    Take(oneshot::Sender<Box<Reader>>, Arc<CancelSignal>),
 }
 
 enum WriteOp {
     Data(Bytes, Promise),
     Finish,
-    Close(Option<Reader>),
-    Take(oneshot::Sender<Writer>, Arc<CancelSignal>),
+    Close(Option<Box<Reader>>),
+    Take(oneshot::Sender<Box<Writer>>, Arc<CancelSignal>),
 }
 
-/// Both halves of one stream.
+/// Both halves of one stream. Boxed: they change hands often, and a stream whose halves a splice has taken is small.
 pub struct Halves {
-    pub reader: Reader,
-    pub writer: Writer,
+    pub reader: Box<Reader>,
+    pub writer: Box<Writer>,
 }
 
 impl Halves {
     pub fn new(read_half: ReadHalf, write_half: WriteHalf) -> Self {
         Self {
-            reader: Reader::new(read_half, Arc::default()),
-            writer: Writer::new(write_half, Arc::default()),
+            reader: Box::new(Reader::new(read_half, Arc::default())),
+            writer: Box::new(Writer::new(write_half, Arc::default())),
         }
     }
 }
 
 /// Halves that are being handed over to a splice.
 pub struct Handover {
-    reader: TakenHalf<Reader>,
-    writer: TakenHalf<Writer>,
+    reader: TakenHalf<Box<Reader>>,
+    writer: TakenHalf<Box<Writer>>,
 }
 
 impl Handover {
@@ -159,7 +159,7 @@ impl Stream {
     ) -> Result<T, NetError> {
         let stopped_by_peer = match self.resets_both {
             true => None, // the reader reports it
-            false => self.writing.peek(Writer::stopped_by_peer),
+            false => self.writing.peek(|writer| writer.stopped_by_peer()),
         };
         let mut borrowed = self.reading.borrow(cancel);
         let gone = async {
@@ -184,7 +184,7 @@ impl Stream {
 
     /// Resolves when the peer resets the stream, even if nothing reads. `None` if the stream is in use or has ended.
     pub fn reset_by_peer(&self) -> Option<impl Future<Output = NetError> + Send + 'static> {
-        self.writing.peek(Writer::stopped_by_peer)
+        self.writing.peek(|writer| writer.stopped_by_peer())
     }
 
     /// The counters of the splice that uses this stream. `None` without one.
@@ -250,7 +250,7 @@ impl Stream {
             .push(op, |half, op| runtime.spawn(self.clone().run_writes(half, op)).abort_handle());
     }
 
-    async fn run_reads(self: Arc<Self>, mut reader: Reader, mut op: ReadOp) {
+    async fn run_reads(self: Arc<Self>, mut reader: Box<Reader>, mut op: ReadOp) {
         let _guard = OnPanic(&self.reading);
         loop {
             match op {
@@ -270,7 +270,7 @@ impl Stream {
         }
     }
 
-    async fn run_writes(self: Arc<Self>, mut writer: Writer, mut op: WriteOp) {
+    async fn run_writes(self: Arc<Self>, mut writer: Box<Writer>, mut op: WriteOp) {
         let _guard = OnPanic(&self.writing);
         loop {
             match op {
@@ -288,9 +288,9 @@ impl Stream {
 }
 
 /// Finishes the stream. A TCP peer gets time to read what was sent.
-async fn close(mut writer: Writer, reader: Option<Reader>) {
+async fn close(mut writer: Box<Writer>, reader: Option<Box<Reader>>) {
     let finished = timeout(FLUSH_TIMEOUT, writer.finish()).await;
-    let read_to_end = reader.as_ref().is_some_and(Reader::has_ended);
+    let read_to_end = reader.as_ref().is_some_and(|reader| reader.has_ended());
     if let (Ok(Ok(())), false, Some(tcp)) = (finished, read_to_end, writer.tcp()) {
         tcp.linger().await;
     }

@@ -136,7 +136,7 @@ impl Reader {
         self.read_past_prefix(buffer).await
     }
 
-    /// As [`Reader::read_with`], after the prefix.
+    /// As [`Reader::read_with`], after the prefix. What most tunnels do not use is boxed, as in [`Writer::write`](super::writer::Writer::write).
     async fn read_past_prefix(&mut self, buffer: &mut ReadBuffer) -> Result<Option<Bytes>, NetError> {
         if self.ended {
             return Ok(None);
@@ -151,12 +151,12 @@ impl Reader {
                     .await
                     .map(|chunk| chunk.map(|c| c.bytes))
                     .map_err(|e| NetError::quic_read(&e)),
-                Some(datagrams) => datagrams.read(stream).await,
+                Some(datagrams) => Box::pin(datagrams.read(stream)).await,
             },
-            ReadHalf::TlsLink(stream) => stream.read(buffer.largest).await,
-            ReadHalf::Udp(peer) => Ok(peer.read(buffer.largest).await),
-            ReadHalf::Http2(stream) => stream.read(buffer.largest).await,
-            ReadHalf::Stdio(stream) => stream.read().await,
+            ReadHalf::TlsLink(stream) => Box::pin(stream.read(buffer.largest)).await,
+            ReadHalf::Udp(peer) => Ok(Box::pin(peer.read(buffer.largest)).await),
+            ReadHalf::Http2(stream) => Box::pin(stream.read(buffer.largest)).await,
+            ReadHalf::Stdio(stream) => Box::pin(stream.read()).await,
             ReadHalf::Tcp(tcp) => buffer.read_tcp(tcp).await,
             ReadHalf::Tls(stream, tcp, truncation) => buffer.read_tls(stream, tcp, *truncation).await,
         };
@@ -223,12 +223,12 @@ impl Reader {
         let n = match &mut self.half {
             ReadHalf::Quic(stream) => match &mut self.datagrams {
                 None => stream.read_chunks(chunks).await.map_err(|e| NetError::quic_read(&e))?,
-                Some(datagrams) => datagrams.read(stream).await?.map(|capsules| {
+                Some(datagrams) => Box::pin(datagrams.read(stream)).await?.map(|capsules| {
                     chunks[0] = capsules;
                     1
                 }),
             },
-            ReadHalf::TlsLink(stream) => stream.read_chunks(chunks, stream.batch()).await?,
+            ReadHalf::TlsLink(stream) => Box::pin(stream.read_chunks(chunks, stream.batch())).await?,
             _ => return Err(NetError::new(NetErrorCode::Internal, "The stream belongs to no session")),
         };
         self.ended = n.is_none();

@@ -1,6 +1,7 @@
 //! The sending half of a stream over TCP, TLS, QUIC, a TLS link, HTTP/2 or UDP, or of standard output.
-use std::future::Future;
+use std::future::{pending, Future};
 use std::io::ErrorKind;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -94,33 +95,26 @@ impl Writer {
     }
 
     /// Resolves when the peer stops reading, even if there is nothing to write: STOP_SENDING, a lost connection, or a reset of both directions.
-    pub fn stopped_by_peer(&self) -> impl Future<Output = NetError> + Send + 'static {
-        let (stopped, tcp, link, http2) = match &self.half {
-            WriteHalf::Quic(stream, _) => (Some(stream.stopped()), None, None, None),
-            WriteHalf::Tcp(tcp) | WriteHalf::Tls(_, tcp) => (None, Some(tcp.clone()), None, None),
-            WriteHalf::TlsLink(stream) => (None, None, Some(stream.stopped()), None),
-            WriteHalf::Http2(stream) => (None, None, None, Some(stream.stopped())),
-            WriteHalf::Udp(_) | WriteHalf::Stdio(_) => (None, None, None, None),
-        };
-        async move {
-            if let Some(tcp) = tcp {
-                return tcp.reset().await;
+    pub fn stopped_by_peer(&self) -> Pin<Box<dyn Future<Output = NetError> + Send>> {
+        match &self.half {
+            WriteHalf::Quic(stream, _) => {
+                let stopped = stream.stopped();
+                Box::pin(async move {
+                    match stopped.await {
+                        Ok(Some(code)) => NetError::stopped(code),
+                        Ok(None) => pending().await, // all data was received
+                        Err(quinn::StoppedError::ConnectionLost(e)) => NetError::quic_lost(&e),
+                        Err(_) => NetError::closed(),
+                    }
+                })
             }
-            if let Some(link) = link {
-                return link.await;
+            WriteHalf::Tcp(tcp) | WriteHalf::Tls(_, tcp) => {
+                let tcp = tcp.clone();
+                Box::pin(async move { tcp.reset().await })
             }
-            if let Some(http2) = http2 {
-                return http2.await;
-            }
-            let Some(stopped) = stopped else {
-                return std::future::pending().await;
-            };
-            match stopped.await {
-                Ok(Some(code)) => NetError::stopped(code),
-                Ok(None) => std::future::pending().await, // all data was received
-                Err(quinn::StoppedError::ConnectionLost(e)) => NetError::quic_lost(&e),
-                Err(_) => NetError::closed(),
-            }
+            WriteHalf::TlsLink(stream) => Box::pin(stream.stopped()),
+            WriteHalf::Http2(stream) => Box::pin(stream.stopped()),
+            WriteHalf::Udp(_) | WriteHalf::Stdio(_) => Box::pin(pending()),
         }
     }
 
@@ -136,7 +130,8 @@ impl Writer {
         }
     }
 
-    /// Resolves when the socket or the send window has taken all of the data.
+    /// Resolves when the socket or the send window has taken all of the data. What most tunnels do not use is boxed here and in other functions:
+    /// they stay small.
     pub async fn write(&mut self, data: Bytes) -> Result<(), NetError> {
         if self.ended {
             return Err(NetError::closed());
@@ -152,16 +147,15 @@ impl Writer {
                 signals.iter().for_each(|signals| signals.record_write(stream.id(), data.len()));
                 write_coalescing::record_write();
                 match &mut self.datagrams {
-                    None => stream.write_chunk(data).await.map_err(|e| NetError::quic_write(&e)),
-                    Some(datagrams) => datagrams.write(stream, &data).await,
+                    None => stream.write_all_chunks(&mut [data]).await.map_err(|e| NetError::quic_write(&e)),
+                    Some(datagrams) => Box::pin(datagrams.write(stream, &data)).await,
                 }
             }
-            WriteHalf::TlsLink(stream) => stream.write(data).await,
-            WriteHalf::Udp(peer) => peer.write(&data).await,
-            WriteHalf::Http2(stream) => stream.write(data).await,
-            WriteHalf::Stdio(stream) => stream.write(data).await,
             WriteHalf::Tcp(tcp) => tcp.write_vectored(&mut [data]).await,
-            // boxed, as few tunnels need it
+            WriteHalf::TlsLink(stream) => Box::pin(stream.write(data)).await,
+            WriteHalf::Udp(peer) => Box::pin(peer.write(&data)).await,
+            WriteHalf::Http2(stream) => Box::pin(stream.write(data)).await,
+            WriteHalf::Stdio(stream) => Box::pin(stream.write(data)).await,
             WriteHalf::Tls(stream, tcp) => {
                 Box::pin(async move {
                     match stream.write_all(&data).await {
@@ -194,7 +188,7 @@ impl Writer {
         }
         let stream = match &mut self.half {
             WriteHalf::Quic(stream, _) => stream,
-            WriteHalf::TlsLink(stream) => return stream.room().await,
+            WriteHalf::TlsLink(stream) => return Box::pin(stream.room()).await,
             WriteHalf::Tcp(_) | WriteHalf::Tls(..) | WriteHalf::Udp(_) | WriteHalf::Stdio(_) => return LARGE_READ,
             WriteHalf::Http2(_) => return HTTP2_READ,
         };
@@ -224,7 +218,7 @@ impl Writer {
             WriteHalf::Tcp(tcp) => tcp.write_vectored(chunks).await,
             _ => {
                 for chunk in chunks {
-                    self.write(std::mem::take(chunk)).await?;
+                    Box::pin(self.write(std::mem::take(chunk))).await?;
                 }
                 Ok(())
             }
@@ -239,16 +233,16 @@ impl Writer {
         match &mut self.half {
             WriteHalf::Quic(stream, _) => {
                 if let Some(datagrams) = &mut self.datagrams {
-                    datagrams.flush(stream).await?;
+                    Box::pin(datagrams.flush(stream)).await?;
                 }
                 if stream.finish().is_err() {
                     return Err(NetError::closed());
                 }
             }
-            WriteHalf::TlsLink(stream) => stream.finish().await?,
+            WriteHalf::TlsLink(stream) => Box::pin(stream.finish()).await?,
             WriteHalf::Udp(peer) => peer.finish(),
             WriteHalf::Http2(stream) => stream.finish()?,
-            WriteHalf::Stdio(stream) => stream.finish().await?,
+            WriteHalf::Stdio(stream) => Box::pin(stream.finish()).await?,
             WriteHalf::Tcp(tcp) => SockRef::from(&tcp.stream)
                 .shutdown(std::net::Shutdown::Write)
                 .map_err(|e| tcp.failed(e))?,

@@ -151,7 +151,7 @@ impl Drop for WebSocket {
 }
 
 impl Shared {
-    async fn receive(self: Arc<Self>, mut reader: Reader, side: Side) {
+    async fn receive(self: Arc<Self>, mut reader: Box<Reader>, side: Side) {
         let mut decoder = Decoder::new(side);
         let mut buffer = ReadBuffer::default();
         let end = loop {
@@ -185,7 +185,7 @@ impl Shared {
         self.received_changed.notify_waiters();
     }
 
-    async fn send(self: Arc<Self>, mut writer: Writer, side: Side) {
+    async fn send(self: Arc<Self>, mut writer: Box<Writer>, side: Side) {
         if let Err(error) = self.send_all(&mut writer, side).await {
             lock(&self.received).end.get_or_insert(Err(describe(&error)));
             self.received_changed.notify_waiters();

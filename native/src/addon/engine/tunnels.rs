@@ -45,29 +45,34 @@ impl Engine {
             drop(state.promise(op));
             return response_promise.settle(Err(closed("connection")));
         };
-        // boxed: the task should not be larger than the splice needs
         let request = Box::pin(connection.request(head, millis(timeout_ms), head_limit as usize, datagrams));
         let established = Bytes::copy_from_slice(established);
         let mut job = SpliceJob::new(state, op, initial_data_to_a, idle_timeout_ms, rates, cancellable);
-        state.runtime.spawn(async move {
+        // boxed: what opens the tunnel is freed before the relay begins
+        let opening = Box::pin(async move {
             let response = tokio::select! {
-                response = Box::pin(a_stream.while_connected(&job.cancel, request)) => response,
+                response = a_stream.while_connected(&job.cancel, request) => response,
                 () = job.cancel.cancelled() => Err(NetError::cancelled()),
             };
             match response {
                 Ok((b, head)) if head == established => {
                     let mut halves = Box::new((a_stream.take(&job.cancel), b.into()));
-                    drop(a_stream);
                     // before JavaScript is woken: the client waits for it
                     halves.0.write_now(&mut job.initial_data_to_a);
                     job.state.settle_low_priority(response_promise, Value::Null);
-                    job.run(halves, [Some(a), None]).await;
+                    Some((job, halves))
                 }
                 response => {
                     let response = response.map(|(b, head)| Value::Array(vec![job.state.add_stream(b), Value::Latin1(head)]));
                     response_promise.settle(response);
                     job.settle(Value::Undefined);
+                    None
                 }
+            }
+        });
+        state.runtime.spawn(async move {
+            if let Some((job, halves)) = opening.await {
+                job.run(halves, [Some(a), None]).await;
             }
         });
     }
@@ -120,17 +125,18 @@ impl Engine {
             return drop(state.promise(op));
         };
         let job = SpliceJob::new(state, op, initial_data_to_a, idle_timeout_ms, rates, true);
-        state.runtime.spawn(async move {
-            // boxed: the task should not be larger than the splice needs
-            let state = job.state.clone();
-            let dial = Box::pin(async {
-                let target = addresses.map_or(Ok(DialTarget::Name), |given| DialTarget::addresses(&given, port))?;
-                let tls = tls.map(|tls| state.connector.get(tls, &[])).transpose()?;
-                let connection = tcp::dial::dial(&state.resolver, host, port, target, millis(timeout_ms), tls).await?;
-                let remote = connection.remote.clone();
-                Ok((connection.halves(), remote))
-            });
-            if let Some((job, stream, b)) = Box::pin(job.connect(a_stream, connected, dial)).await {
+        let state = state.clone();
+        let runtime = state.runtime;
+        let dial = Box::pin(async move {
+            let target = addresses.map_or(Ok(DialTarget::Name), |given| DialTarget::addresses(&given, port))?;
+            let tls = tls.map(|tls| state.connector.get(tls, &[])).transpose()?;
+            let connection = tcp::dial::dial(&state.resolver, host, port, target, millis(timeout_ms), tls).await?;
+            let remote = connection.remote.clone();
+            Ok((connection.halves(), remote))
+        });
+        let connecting = Box::pin(job.connect(a_stream, connected, dial)); // as in `open_tunnel`
+        runtime.spawn(async move {
+            if let Some((job, stream, b)) = connecting.await {
                 job.run(Box::new((stream, b.into())), [Some(a), None]).await;
             }
         });
@@ -160,14 +166,15 @@ impl Engine {
             return drop(state.promise(op));
         };
         let job = SpliceJob::new(state, op, initial_data_to_a, idle_timeout_ms, rates, true);
-        state.runtime.spawn(async move {
-            let state = job.state.clone();
-            // boxed: the task should not be larger than the relay needs
-            let dial = Box::pin(async {
-                let target = addresses.map_or(Ok(DialTarget::Name), |given| DialTarget::addresses(&given, port))?;
-                udp::dial(&state.resolver, &host, port, target, millis(timeout_ms)).await
-            });
-            if let Some((job, stream, socket)) = Box::pin(job.connect(a_stream, connected, dial)).await {
+        let state = state.clone();
+        let runtime = state.runtime;
+        let dial = Box::pin(async move {
+            let target = addresses.map_or(Ok(DialTarget::Name), |given| DialTarget::addresses(&given, port))?;
+            udp::dial(&state.resolver, &host, port, target, millis(timeout_ms)).await
+        });
+        let connecting = Box::pin(job.connect(a_stream, connected, dial)); // as in `open_tunnel`
+        runtime.spawn(async move {
+            if let Some((job, stream, socket)) = connecting.await {
                 job.run_flow(Box::new(stream), socket, a, datagrams).await;
             }
         });
