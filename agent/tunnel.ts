@@ -2,7 +2,7 @@
 import { type Authority, formatAuthority, type Network, parseAuthority } from "../shared/address/authority.ts";
 import { endReason } from "../shared/auth/authenticator.ts";
 import { parseUdpRequest, takesDatagrams, UDP_ESTABLISHED_HEAD } from "../shared/http/connect_udp.ts";
-import { parseRequestHead, requestIdOf } from "../shared/http/head.ts";
+import { parseRequestHead, requestIdOf, takeHead } from "../shared/http/head.ts";
 import { CONNECTION_ESTABLISHED_HEAD, encodeErrorResponse, ProxyError, statusOf } from "../shared/http/status.ts";
 import { LimitReached } from "../shared/limits/limit.ts";
 import type { OpenTunnel, TunnelLimits } from "../shared/limits/tunnels.ts";
@@ -103,10 +103,11 @@ class ServedTunnel {
    * Reads the head.
    * @throws {HeadError | ProxyError}
    */
-  #read({ head, error }: Incoming): Asked {
+  #read(incoming: Incoming): Asked {
+    const { head, error } = incoming;
     if (head === undefined) throw new ProxyError(400, "http_request_error", "The request head is malformed", [], { cause: error });
     const record = this.#record;
-    const request = parseRequestHead(head);
+    const request = parseRequestHead(takeHead(incoming));
     this.#id = requestIdOf(request.fields);
     const parent = parseTraceContext(request.fields);
     this.#trace = this.#options.tracer?.start(parent, this.#startedAt);

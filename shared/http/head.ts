@@ -1,5 +1,5 @@
 // Parses and writes request and response heads (RFC 9112): requests strictly, responses leniently. Knows no sockets and no policy.
-import type { Buffer } from "node:buffer";
+import { Buffer } from "node:buffer";
 import { isIPv6 } from "node:net";
 import { MalformedRequestError } from "../tunnel/errors.ts";
 
@@ -51,7 +51,7 @@ const HOST_VALUE = /^(?:\[[0-9A-Za-z:.%~_-]+\]|[0-9A-Za-z._~!$&'()*+,;=%-]*)(?::
  */
 export function parseRequestHead(head: string): RequestHead {
   const [line, ...rest] = splitLines(head);
-  const parts = line!.split(" ");
+  const parts = copyOf(line!).split(" ");
   const [method, target, version] = parts;
   if (parts.length !== 3 || !method || !target || !version) {
     throw new HeadError(400, PROXY_HEADER.test(line!) ? UNEXPECTED_PROXY_HEADER : "The request line is malformed");
@@ -121,6 +121,18 @@ export function endOfHead(bytes: Buffer, from = 0): number {
     if (bytes[at + 1] === 0x0d && bytes[at + 2] === 0x0a) return at + 3;
   }
   return -1;
+}
+
+/** Removes the head from `incoming` and returns it, so that it is not kept while a tunnel is open. */
+export function takeHead(incoming: { head?: string }): string {
+  const { head = "" } = incoming;
+  incoming.head = undefined;
+  return head;
+}
+
+/** Copies text that outlives its head: a part of a string keeps the whole in memory. */
+function copyOf(text: string): string {
+  return Buffer.from(text, "latin1").toString("latin1");
 }
 
 /** Splits a head into lines, without CRLF and the empty line. */

@@ -9,9 +9,9 @@ export interface Incoming {
   /**
    * What was read, one character per byte (ISO 8859-1): a head including its empty line, or the messages of a SOCKS client, which begin with
    * a byte that no head begins with. With an `error`, only the messages of a SOCKS client so far. In an association it is the header of the first
-   * datagram for a destination. Missing with the {@link Preamble} `none`, and for other UDP peers.
+   * datagram for a destination. Missing with the {@link Preamble} `none`, and for other UDP peers. A server may remove it when it has parsed it.
    */
-  readonly head?: string;
+  head?: string;
   /**
    * The name in a ClientHello (RFC 6066 §3), in lower case, without a final dot; missing if it has none, and without TLS unless
    * {@link Preamble} is `client-hello`.

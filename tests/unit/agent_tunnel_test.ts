@@ -6,6 +6,7 @@ import { serveTunnel } from "../../agent/tunnel.ts";
 import { encodeUdpRequest } from "../../shared/http/connect_udp.ts";
 import { silentLogger } from "../../shared/log/logger.ts";
 import { NetError } from "../../shared/net/errors.ts";
+import type { Incoming } from "../../shared/net/listener.ts";
 import { netWith, streamPair, withNet } from "../../testing/network.ts";
 
 describe("a UDP flow of an agent", () => {
@@ -38,7 +39,10 @@ describe("a UDP flow of an agent", () => {
           udpIdleMs,
           dnsIdleMs,
         };
-        await serveTunnel(options, { stream: streamPair("session").near, head });
+        const incoming: Incoming = { stream: streamPair("session").near, head };
+        const served = serveTunnel(options, incoming);
+        assert.equal(incoming.head, undefined, "the head is not kept while the tunnel is open");
+        await served;
         assert.equal(seen, expected, `${port} ${udpIdleMs} ${dnsIdleMs}`);
       }
     }));

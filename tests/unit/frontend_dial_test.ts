@@ -6,6 +6,7 @@ import { createNoAuth } from "../../shared/auth/authenticator.ts";
 import { createHttpProxy } from "../../shared/frontend/http/proxy.ts";
 import { Frontend } from "../../shared/frontend/server.ts";
 import { NetError } from "../../shared/net/errors.ts";
+import type { Incoming } from "../../shared/net/listener.ts";
 import type { TunnelRequest, Upstream } from "../../shared/tunnel/request.ts";
 import { bytes, within } from "../conformance/support.ts";
 import { connectTo, LogBook, Queue, readUntil, streamPair, withNet } from "../../testing/network.ts";
@@ -43,6 +44,40 @@ describe("a dialer", () => {
 });
 
 describe("a frontend", () => {
+  it("does not keep the head of a request while its tunnel is open", () =>
+    withNet(async (net) => {
+      const [listener, dialled, accepted] = [await net.listenTcp({ address: "127.0.0.1:0" }), new Queue<TunnelRequest>(), [] as Incoming[]];
+      const frontend = new Frontend({
+        net,
+        listeners: [{
+          listener: {
+            address: listener.address,
+            async accept() {
+              const batch = await listener.accept();
+              accepted.push(...batch ?? []);
+              return batch;
+            },
+            startDraining: () => listener.startDraining(),
+            stopAccepting: () => listener.stopAccepting(),
+            close: () => listener.close(),
+          },
+          protocol: createHttpProxy("reverse-http-proxy"),
+        }],
+        log: new LogBook(),
+        authenticator: createNoAuth(),
+        allowList: createAllowList([]),
+        dial: (request) => {
+          dialled.push(request);
+          return new Promise(() => {});
+        },
+      });
+      const client = await connectTo(net, listener.address);
+      await client.write(bytes(`CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n${CREDENTIALS}\r\n`));
+      assert.deepEqual((await dialled.next()).destination, { host: "a", port: 1 });
+      assert.deepEqual(accepted.map(({ head }) => head), [undefined]);
+      frontend.close();
+    }));
+
   it("counts a client from its request on, and its tunnel once the destination is connected", () =>
     withNet(async (net) => {
       const [log, listener] = [new LogBook(), await net.listenTcp({ address: "127.0.0.1:0" })];

@@ -2,7 +2,7 @@
 // connection, or stream of HTTP/2.
 import { formatAuthority, parseAuthority } from "../../address/authority.ts";
 import { parseUdpRequest, UDP_ESTABLISHED_HEAD } from "../../http/connect_udp.ts";
-import { HeadError, parseRequestHead, type RequestHead, requestIdOf, values } from "../../http/head.ts";
+import { HeadError, parseRequestHead, type RequestHead, requestIdOf, takeHead, values } from "../../http/head.ts";
 import type { Intermediary } from "../../http/proxy_status.ts";
 import { CONNECTION_ESTABLISHED_HEAD, encodeErrorResponse, ProxyError, TLS_NEEDED } from "../../http/status.ts";
 import type { NetError } from "../../net/errors.ts";
@@ -46,14 +46,25 @@ export function createHttpProxy(name: Intermediary, endpoints: Endpoints = {}, p
  * Serves one request to its end.
  * @throws {TunnelError}
  */
-async function serve(
+async function serve(session: ClientSession, incoming: Incoming, name: Intermediary, endpoints: Endpoints): Promise<void> {
+  // a function of its own: what it has in memory, such as the head, is not kept while the tunnel is open
+  const request = await readRequest(session, incoming, name, endpoints);
+  if (request !== undefined) await session.connect(request);
+}
+
+/**
+ * Parses a request and identifies its client. `undefined` if the request was not for a destination, and is served.
+ * @throws {TunnelError}
+ */
+async function readRequest(
   session: ClientSession,
-  { stream, head = "", isHttp2 }: Incoming,
+  incoming: Incoming,
   name: Intermediary,
   { webSocket, autoConfig }: Endpoints,
-): Promise<void> {
+): Promise<ClientRequest | undefined> {
   const { context: { trusted, log }, record } = session;
-  const parsed = parseRequestHead(head);
+  const { stream, isHttp2 } = incoming;
+  const parsed = parseRequestHead(takeHead(incoming));
   const request = isHttp2 ? asHttp2(parsed) : parsed;
   record.method = request.method;
   record.id = requestIdOf(request.fields) ?? record.id;
@@ -64,13 +75,15 @@ async function serve(
   if (webSocket && isFor(webSocket, request)) {
     session.checkRate();
     await stream.write(acceptUpgrade(request));
-    return webSocket.accept(stream, record.client);
+    webSocket.accept(stream, record.client);
+    return undefined;
   }
   if (autoConfig && isForAutoConfig(request)) {
     session.checkRate();
     await stream.write(encodeAutoConfig(request, autoConfig));
     log.debug("proxy configuration sent", { id: record.id, client: record.client });
-    return await linger(stream, async () => {});
+    await linger(stream, async () => {});
+    return undefined;
   }
   const udp = parseUdpRequest(request);
   if (isHttp2 && !udp) checkProtocol(request, "websocket and connect-udp are served");
@@ -89,7 +102,7 @@ async function serve(
     : absolute
     ? exchangeOf(session, request, absolute, name)
     : { established: CONNECTION_ESTABLISHED_HEAD };
-  await session.connect({ identity, credentials, destination, via: values(request.fields, "via"), ...respond });
+  return { identity, credentials, destination, via: values(request.fields, "via"), ...respond };
 }
 
 /** Forwards a plain request instead of relaying. */

@@ -1,7 +1,7 @@
 // Clients of virtual hosts: web browsers and other programs that know no proxy. Each request on a connection goes to the destination that the
 // operator has configured for its host and path.
 import { parseAuthority } from "../../address/authority.ts";
-import { hasToken, HeadError, parseRequestHead, type RequestHead, requestIdOf, values } from "../../http/head.ts";
+import { hasToken, HeadError, parseRequestHead, type RequestHead, requestIdOf, takeHead, values } from "../../http/head.ts";
 import type { Intermediary } from "../../http/proxy_status.ts";
 import { encodeErrorResponse, ProxyError } from "../../http/status.ts";
 import { hostOf } from "../../limits/addresses.ts";
@@ -81,12 +81,13 @@ export function createHostProtocol(options: HostProtocolOptions): ClientProtocol
  */
 async function serve(
   session: ClientSession,
-  { head = "", isHttp2 }: Incoming,
+  incoming: Incoming,
   input: ClientInput,
   { find, current, name }: HostProtocolOptions,
 ): Promise<boolean> {
   const { context: { trusted, log, isDraining }, record, stream } = session;
-  const parsed = parseRequestHead(head);
+  const { isHttp2 } = incoming;
+  const parsed = parseRequestHead(takeHead(incoming));
   const request = isHttp2 ? asHttp2(parsed) : parsed;
   record.method = request.method;
   record.id = requestIdOf(request.fields) ?? record.id;
