@@ -58,7 +58,7 @@ export const KEEP_ALIVE = {
   zero: "auto",
   description:
     "Interval of pings between agent and proxy, 1s to 25s; a connection ends after three intervals and 1s of silence. Of both ends' settings the shorter one counts. With auto at both ends, agents ping over QUIC as rarely as the NATs on the way permit.",
-  check: (ms: number) => ms === 0 || (ms >= 1_000 && ms <= 25_000) ? undefined : `${ms} ms is not 1s to 25s, or 0 for auto`,
+  check: (ms: number) => ms === 0 || (ms >= 1_000 && ms <= 25_000) ? undefined : `${ms} ms is not 1s to 25s, or auto`,
 } as const;
 
 /** What clients of proxy and lb may reach. */
