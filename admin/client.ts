@@ -102,7 +102,7 @@ export class AdminClient {
     const value = parseJson(text);
     if (status >= 200 && status < 300 && value !== undefined) return value;
     const { error = `the response has the status ${status}` } = (value ?? {}) as { error?: string };
-    const advice = status === 401 && this.#token === undefined ? "; set --admin-token=file:NAME" : "";
+    const advice = status === 401 && this.#token === undefined ? "; pass the token with --admin-token=file:NAME" : "";
     throw new ApiError(status, `The service at ${this.name} refuses: ${error}${advice}`);
   }
 

@@ -286,6 +286,8 @@ function advise(pattern: string): string | undefined {
   const bits = mask === undefined ? undefined : prefixOf(mask);
   if (bits !== undefined) return `write ${network}/${bits}`;
   if (/^[^:/[\]]+(?::[0-9]+)?\/(?![0-9]+$)/.test(pattern)) return "a pattern has no path";
+  const [, everyPort] = /^(.+):\*$/.exec(pattern) ?? [];
+  if (everyPort !== undefined) return `write ${everyPort} for all ports`;
   if (/.\*|^\*[^.]/.test(pattern)) return "* stands only at the beginning, as in *.example.com";
   const [, host = "", port = ""] = /^([^:/]*)(.*)$/.exec(pattern) ?? [];
   // deno-lint-ignore no-control-regex -- ASCII

@@ -97,7 +97,7 @@ export function checkEnvironment(options: Options, env: Sources["env"], family: 
   for (const variable of Object.keys(env)) {
     if (variable.startsWith(ENV_PREFIX) && !known.includes(variable) && !isOfOrchestrator(variable, env)) {
       const plain = variable.slice(ENV_PREFIX.length);
-      const hint = known.includes(plain) ? `; did you mean ${plain}?` : didYouMean(variable, known);
+      const hint = known.includes(plain) ? `; did you mean ${plain}?` : didYouMean(variable, known, ENV_PREFIX);
       throw new ConfigError(`Unknown environment variable ${variable}${hint}`);
     }
   }
@@ -110,13 +110,16 @@ function isOfOrchestrator(variable: string, env: Sources["env"]): boolean {
   return service !== undefined && env[`${service}_SERVICE_HOST`] !== undefined;
 }
 
-/** Returns `; did you mean …?` with the candidates that end with `name`, or else the nearest one; empty if none is near. */
-export function didYouMean(name: string, known: readonly string[]): string {
+/**
+ * Returns `; did you mean …?` with the candidates that end with `name`, or else the nearest one; empty if none is near.
+ * `prefix`, by default empty, is that of all names: it does not make them alike.
+ */
+export function didYouMean(name: string, known: readonly string[], prefix = ""): string {
   const longer = known.filter((candidate) => candidate.endsWith(`.${name.replace(/^--/, "")}`));
   if (longer.length > 0 && longer.length < 4) return `; did you mean ${longer.join(" or ")}?`;
   const ranked = known.map((candidate) => [distance(name, candidate), candidate] as const).sort(([a], [b]) => a - b);
   const [nearest] = ranked;
-  return nearest && nearest[0] <= Math.max(3, name.length / 3) ? `; did you mean ${nearest[1]}?` : "";
+  return nearest && nearest[0] <= Math.max(3, (name.length - prefix.length) / 3) ? `; did you mean ${nearest[1]}?` : "";
 }
 
 /** Levenshtein distance. */

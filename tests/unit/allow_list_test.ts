@@ -295,6 +295,8 @@ describe("an invalid allow-list", () => {
     ["*:80", "write all for every destination"],
     ["*:80", "or 0.0.0.0/0:80 and [::]/0:80 for every address with this port"],
     [".example.com:80", "write *.example.com:80"],
+    ["127.0.0.1:*", "write 127.0.0.1 for all ports"],
+    ["udp:*.games.example:*", "write udp:*.games.example for all ports"],
     ["*a.example", "* stands only at the beginning"],
     ["web*", "* stands only at the beginning"],
     ["https://u:p@a.example:8080/x", "write a.example:8080 alone"],

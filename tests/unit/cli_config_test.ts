@@ -123,6 +123,11 @@ describe("environment", () => {
     );
   });
 
+  it("suggests no variable that has only the prefix in common", () => {
+    assert.equal(refusal({ env: { REVERSE_HTTP_AGENT_SERVR: "1" } }), "Unknown environment variable REVERSE_HTTP_AGENT_SERVR");
+    assert.equal(didYouMean("REVERSE_HTTP_AGENT_SERVR", ["REVERSE_HTTP_AUDIT_STRICT"], "REVERSE_HTTP_"), "");
+  });
+
   it("ignores the variables that Kubernetes sets for a service with this program's name", () => {
     const env = {
       REVERSE_HTTP_PROXY_SERVICE_HOST: "10.0.0.1",
