@@ -26,11 +26,11 @@ export function explainFailure(error: unknown, address: string, options: AgentOp
   if (!(error instanceof NetError)) return { reason: messageOf(error) };
   const { message: reason } = error;
   if (isOnTheWayOut(error)) {
-    const isForbidden = reason.includes("the proxy answers 403");
-    return {
-      reason,
-      remedy: isForbidden ? `its operator must permit CONNECT to ${address}` : "is --agent-client.proxy right, or HTTPS_PROXY?",
-    };
+    if (reason.includes("the proxy answers 403")) return { reason, remedy: `its operator must permit CONNECT to ${address}` };
+    if (reason.includes("it needs a user name and a password")) {
+      return { reason, remedy: "write them into the URL in --agent-client.proxy, or HTTPS_PROXY: http://USER:PASSWORD@HOST:PORT" };
+    }
+    return { reason, remedy: "is --agent-client.proxy right, or HTTPS_PROXY?" };
   }
   switch (error.code) {
     case "closed":
@@ -41,7 +41,11 @@ export function explainFailure(error: unknown, address: string, options: AgentOp
         return { reason, remedy: "is the proxy, or the server in front of it, running there?" };
       }
       if (options.agentClient.transport === "tls") {
-        return { reason, remedy: "is the proxy running there, and does its --agent-server.tcp-listen-address have this port?" };
+        return {
+          reason,
+          remedy:
+            "is the proxy running there, does its --agent-server.tcp-listen-address have this port, and do firewalls allow TCP to it?",
+        };
       }
       return { reason: `${address} refuses connections: the proxy is shutting down or has too many handshakes`, isTemporary: true };
     case "timed-out":

@@ -19,7 +19,7 @@ describe("an agent's description of a failure", () => {
     );
   });
 
-  it("says who must permit the connection if an outbound proxy answers 403", () => {
+  it("says what to do about the response of an outbound proxy", () => {
     const describe = (status: string) =>
       describeConnectError(
         new NetError("outbound-proxy", `Cannot connect to a:1 via proxy p:3128: the proxy answers ${status}`),
@@ -27,6 +27,7 @@ describe("an agent's description of a failure", () => {
         options("noauth"),
       );
     assert.match(describe("403 Forbidden"), /403 Forbidden; its operator must permit CONNECT to a:1$/);
+    assert.match(describe("407: it needs a user name and a password"), /password; write them into the URL in --agent-client\.proxy/);
     assert.match(describe("503"), /503; is --agent-client\.proxy right, or HTTPS_PROXY\?$/);
   });
 
@@ -48,7 +49,10 @@ describe("an agent's description of a failure", () => {
     const given = options("noauth");
     given.agentClient.transport = "tls";
     const error = new NetError("refused", "Cannot connect to a:1: connection refused", { remote: true });
-    assert.match(describeConnectError(error, "a:1", given), /does its --agent-server\.tcp-listen-address have this port\?$/);
+    assert.match(
+      describeConnectError(error, "a:1", given),
+      /does its --agent-server\.tcp-listen-address have this port, and do firewalls allow TCP to it\?$/,
+    );
   });
 
   for (
