@@ -403,7 +403,9 @@ export class ClientSession {
     if (broken.code === "timed-out" && errorSide === undefined) tunnel?.recordIdle();
     if (broken.code === "limit" && errorSide === undefined) tunnel?.recordCut();
     const side = errorSide === undefined ? "" : errorSide === "a" ? "client: " : `${this.context.upstreamRole}: `;
-    record.reason = broken.code === "cancelled" && signal?.aborted ? endReason(signal) : `${side}${broken.message}`;
+    if (broken.code === "cancelled" && signal?.aborted) record.reason = endReason(signal);
+    else if (broken.code === "cancelled" && this.context.isDraining()) record.reason = "The service has stopped before the tunnel ended";
+    else record.reason = `${side}${broken.message}`;
   }
 
   /**

@@ -187,7 +187,7 @@ function checkVersion(version: string): "1.0" | "1.1" {
   if (version === "HTTP/1.1") return "1.1";
   if (version === "HTTP/1.0") return "1.0";
   throw /^HTTP\/[0-9]\.[0-9]$/.test(version)
-    ? new HeadError(505, `${version} is not supported: HTTP/1.1 is`)
+    ? new HeadError(505, `${version} is not accepted at this port; send HTTP/1.1, or open a port with --http-proxy.http2-listen-address`)
     : new HeadError(400, "The HTTP version is malformed");
 }
 

@@ -194,6 +194,8 @@ describe("a single proxy that is restarted", () => {
     const cut = await ended;
     assert.ok(cut - draining >= 2_900, `the tunnel was cut after ${cut - draining} ms`);
     assert.deepEqual(requests.failures.filter(({ at }) => at < cut - 100), [], "while it drains it serves");
+    const reasons = first.proxy.logged("request", { error: "connection_terminated" }).map(({ reason }) => reason);
+    assert.ok(reasons.includes("The service has stopped before the tunnel ended"), reasons.join("; "));
     // one line about the proxy that goes away, however often the agent has looked for another one
     const between = agent.entries.filter((entry) => timeOf(entry) >= draining && timeOf(entry) < cut && entry.message !== "tunnel");
     assert.deepEqual(between.map(({ message }) => message), ["reconnecting"]);

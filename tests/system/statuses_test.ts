@@ -87,7 +87,7 @@ print(response.status, response.read().decode(), end="")
     const spoken: [first: string, status: number, hint: RegExp][] = [
       ["\x16\x03\x01\x02\x00\x01", 400, /TLS.*http:\/\//],
       ["\x04\x01\x00\x50\x7f\x00\x00\x01\x00", 400, /SOCKS 4/],
-      ["PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, /HTTP\/2\.0 is not supported: HTTP\/1\.1 is/],
+      ["PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, /HTTP\/2\.0 is not accepted at this port; .* --http-proxy\.http2-listen-address/],
     ];
     for (const [first, status, hint] of spoken) {
       const answer = await ask(clients, Buffer.from(first, "latin1"));

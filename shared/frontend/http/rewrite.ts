@@ -38,7 +38,7 @@ export function parseAbsoluteTarget(target: string): AbsoluteTarget | undefined 
   const [, scheme, authority, rest] = match;
   const name = scheme!.toLowerCase();
   if (name !== "http" && name !== "ws") {
-    throw new HeadError(400, `Only http and ws URIs are forwarded: a URI of another scheme, as https or wss, needs a tunnel by CONNECT`);
+    throw new HeadError(400, "Only http and ws URIs are forwarded; send CONNECT for the others, such as https");
   }
   // an empty port is the default one (RFC 3986 §3.2.3)
   const destination = parseAuthority(authority!.replace(USER_INFORMATION, "").replace(/^(\[.*\]|[^:]*):$/, "$1"), 80);
