@@ -229,5 +229,5 @@ function describeHandshake({ message, code, remote }: NetError): string {
   if (!remote) return reason;
   return code === "tls"
     ? `the agent does not accept this proxy, and its log says why: ${reason}`
-    : `the agent gave up during the handshake: ${reason}`;
+    : `the agent gave up during the handshake, which is harmless if another transport was faster: ${reason}`;
 }
