@@ -374,6 +374,6 @@ describe("a proxy", () => {
       await runProxy(netWith(net, { listenTlsLink }), { limits: { handshakes: 7, handshakesPerAddress: 3 } });
       assert.deepEqual(seen!.alpn, [CREDENTIALS_ALPN, PROBE_ALPN, ...TLS_ALPN]);
       assert.deepEqual([seen!.maxPendingHandshakes, seen!.pendingHandshakesPerAddress?.max], [7, 3]);
-      assert.deepEqual(seen!.transport, { ...PROXY_TRANSPORT, keepAliveMs: 3_000, idleTimeoutMs: 10_000 });
+      assert.deepEqual(seen!.transport, { ...PROXY_TRANSPORT, keepAliveMs: 3_250, idleTimeoutMs: 10_000 });
     }));
 });

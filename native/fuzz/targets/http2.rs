@@ -5,7 +5,7 @@ use reverse_http_native::fuzzing::{http2_body, http2_head, HeadScanner};
 
 /// The content of a chunked body, whose parts have up to `step` bytes; `None` if it is malformed or not complete.
 fn content(data: &[u8], step: usize) -> Option<(Vec<u8>, usize)> {
-    let mut body = http2_body::Body::Chunked(http2_body::Chunks::default());
+    let mut body = http2_body::Body::Chunked(Box::default());
     let (mut content, mut end) = (Vec::new(), None);
     for part in data.chunks(step) {
         let part = body.take(Bytes::copy_from_slice(part)).ok()?;
