@@ -131,7 +131,7 @@ export class AuditLog {
     this.#file = file;
     this.#size = size;
     this.#isTorn = isTorn;
-    this.#isShared = options.hasPredecessor ?? options.worker !== undefined;
+    this.#isShared = options.hasPredecessor === true || options.worker !== undefined;
     this.#timer = setInterval(() => void this.reopen(), ROTATION_INTERVAL_MS);
     this.#timer.unref();
   }

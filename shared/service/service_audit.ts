@@ -66,7 +66,7 @@ export class ServiceAudit {
       return undefined;
     }
     const { name: service, log, worker } = this.#service;
-    const hasPredecessor = this.#handover.predecessor !== undefined ? true : undefined;
+    const hasPredecessor = this.#handover.predecessor !== undefined;
     try {
       return await AuditLog.open({ file, strict, service, log, count, hasPredecessor, worker, previous });
     } catch (error) {
